@@ -1,0 +1,59 @@
+"""What a model's forward pass knows besides its inputs: an immutable value, handed down explicitly."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffulex_core.protocols import AttentionBackend
+from diffulex_core.types import AttentionBatch
+
+
+@attrs.frozen(kw_only=True)
+class BuildContext:
+    """Where and how a family builds its network.
+
+    Attributes:
+        dtype: parameter and activation dtype.
+        device: where parameters live.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ForwardContext:
+    """Pages, slots and visibility of one forward.
+
+    Attributes:
+        slots: [rows] int64 physical slot (page * page_size + offset) that each row's K/V go to; -1 stores nothing.
+        key_pages, value_pages: one tensor [pages, page_size, kv_heads, head_dim] for each layer.
+        batches: one `AttentionBatch` for each layer kind of the model.
+        backend: computes attention.
+    """
+
+    slots: Tensor
+    key_pages: tuple[Tensor, ...]
+    value_pages: tuple[Tensor, ...]
+    batches: tuple[AttentionBatch, ...]
+    backend: AttentionBackend
+
+    def attend(self, layer: int, kind: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Store the rows' K/V of one layer, then attend.
+
+        Args:
+            layer: index of the layer among those that store K/V.
+            kind: index of the layer's kind.
+            query: [rows, heads, head_dim]; key, value: [rows, kv_heads, head_dim].
+            scale: factor on the scores.
+        Returns:
+            [rows, heads, head_dim].
+        """
+        keep = self.slots >= 0
+        key_pages, value_pages = self.key_pages[layer], self.value_pages[layer]
+        slots = self.slots[keep]
+        key_pages.view(-1, *key_pages.shape[2:])[slots] = key[keep].to(key_pages.dtype)
+        value_pages.view(-1, *value_pages.shape[2:])[slots] = value[keep].to(value_pages.dtype)
+        return self.backend.attend(query, key_pages, value_pages, self.batches[kind], scale)

@@ -1,0 +1,84 @@
+"""The error tree. Every message names what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class DiffulexError(Exception):
+    """Root of every error that diffulex raises on purpose."""
+
+
+class ConfigError(DiffulexError, ValueError):
+    """The configuration cannot be used.
+
+    `problems` lists everything that is wrong, one sentence each; the message shows them all.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems: tuple[str, ...] = tuple(problems)
+        lead = "The configuration has a problem" if len(self.problems) == 1 else "The configuration has problems"
+        super().__init__(f"{lead}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+class PluginError(DiffulexError):
+    """A plugin broke the rules of registration: a conflict, a bad reference, a wrong type."""
+
+
+class UnknownNameError(DiffulexError, LookupError):
+    """A name that no plugin registers; the message lists what exists and what could not be loaded."""
+
+
+class IncompatibleError(ConfigError):
+    """A family and a strategy (or backend) that do not fit; the message names the missing capabilities."""
+
+
+class CheckpointError(DiffulexError):
+    """A checkpoint directory that cannot be read: a missing or damaged file, or tensors that do not fit.
+
+    `problems` lists everything found, one sentence each.
+    """
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems: tuple[str, ...] = tuple(problems)
+        super().__init__(f"Cannot load {where}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+class RequestError(DiffulexError, ValueError):
+    """A request that cannot be served. It fails alone; nothing else in the engine changes."""
+
+
+class EmptyPrompt(RequestError):
+    """The prompt has no tokens."""
+
+
+class PromptTooLong(RequestError):
+    """The prompt leaves no room for an answer within `max_model_len`, or can never fit a step or the cache."""
+
+
+class InvalidPrompt(RequestError):
+    """The prompt holds token ids outside the vocabulary, or the mask token."""
+
+
+class InvalidSamplingParams(RequestError):
+    """A sampling parameter is out of range or of the wrong kind."""
+
+
+class NonFiniteLogits(DiffulexError):
+    """The model produced NaN or infinite logits for a request; `request_ids` names those at fault."""
+
+    def __init__(self, request_ids: Sequence[int]) -> None:
+        self.request_ids: tuple[int, ...] = tuple(request_ids)
+        names = ", ".join(map(str, self.request_ids))
+        super().__init__(
+            f"Non-finite logits for request(s) {names}. Check the checkpoint for damaged weights, or try dtype='float32'."
+        )
+
+
+class OutOfPages(DiffulexError):
+    """The KV cache has too few free pages for a reservation; nothing was reserved."""
+
+
+class EngineClosed(DiffulexError, RuntimeError):
+    """The engine was closed; create a new one."""

@@ -1,0 +1,204 @@
+"""All that a plugin author imports: `hookimpl`, the descriptors, capabilities and the protocols.
+
+Importing this module imports no torch. Descriptors are frozen values that name code as `"package.module:attribute"`;
+the reference is loaded once, when an engine needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import attrs
+import pluggy
+
+from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
+from diffulex_core.protocols import (
+    AttentionBackend,
+    DiffusionModel,
+    ForceRule,
+    KVCacheManager,
+    ModelRunner,
+    Req,
+    ReqContext,
+    Sampler,
+    Scheduler,
+    WeightResolver,
+)
+
+__all__ = [
+    "AttentionBackend",
+    "AttentionBackendPlugin",
+    "AttentionPattern",
+    "BlockCausal",
+    "Capability",
+    "Component",
+    "ComponentKind",
+    "DecodingStrategy",
+    "DiffusionModel",
+    "FullPrefix",
+    "KVCacheManager",
+    "ModelFamily",
+    "ModelRunner",
+    "Phase",
+    "Req",
+    "ReqContext",
+    "Sampler",
+    "SamplerTraits",
+    "Scheduler",
+    "WeightResolver",
+    "hookimpl",
+]
+
+hookimpl = pluggy.HookimplMarker("diffulex")
+
+
+class Capability:
+    """Names that families provide and strategies require. Plugins may use others of their own."""
+
+    MASK_TOKEN = "mask_token"
+    """The family marks undecided positions with a mask token."""
+    BLOCK_CAUSAL = "block_causal"
+    """The network may be run under a block-causal mask."""
+    FULL_PREFIX = "full_prefix"
+    """The network may be run under the full-prefix mask of d2f."""
+    FULL_ATTENTION = "full_attention"
+    """The network may be run with every position seeing every other (fixed-length canvas generation)."""
+    EDIT = "edit"
+    """The network was trained to revise decided tokens (edit sampling)."""
+    SOFT_INPUTS = "soft_inputs"
+    """The network accepts blended embeddings in place of token ids (token merge)."""
+
+
+ComponentKind = Literal["scheduler", "kv_cache", "runner", "sampler", "executor", "model_source", "kernel"]
+
+
+def _reference(instance: object, attribute: attrs.Attribute[str | None], value: str | None) -> None:
+    """attrs validator: `"package.module:attribute"`, or None where that is the default."""
+    if value is None and attribute.default is None:
+        return
+    module, separator, name = (value or "").partition(":")
+    if not separator or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"{attribute.name}={value!r} is not a reference of the form 'package.module:attribute'")
+
+
+def _frozen_mapping(value: Mapping[str, object]) -> Mapping[str, object]:
+    return MappingProxyType(dict(value))
+
+
+@attrs.frozen(kw_only=True)
+class SamplerTraits:
+    """How a family's logits are read; honoured by the shared sampler.
+
+    Attributes:
+        force_rule: when a block decides one token although none is confident enough.
+    """
+
+    force_rule: ForceRule = "after_semi_complete"
+
+
+@attrs.frozen(kw_only=True)
+class ModelFamily:
+    """A network architecture and everything needed to load and run its checkpoints.
+
+    Attributes:
+        name: the public `model_name`.
+        build: reference to `build(config: dict, ctx: BuildContext) -> DiffusionModel`; `config` is the parsed config.json.
+        weights: reference to a `WeightResolver` (usually a `WeightRules` table).
+        aliases: other names for the same family.
+        architectures, model_types: values of config.json that this family claims.
+        provides: capabilities (`Capability`).
+        logits: "aligned" when row i predicts position i, "shifted" when it predicts position i + 1.
+        sampler: sampler traits.
+        default_strategy: strategy used when the user names none.
+        defaults: configuration keys that this family sets unless the checkpoint or the user does.
+        config_cls: reference to a frozen attrs class with the family's own configuration keys.
+        check_config: reference to `check(config: dict) -> list[str]`: problems of a config.json, without torch.
+        tiny: reference to a small config.json dict for tests.
+        hf_reference: reference to a function that builds the family's oracle from transformers.
+    """
+
+    name: str
+    build: str = attrs.field(validator=_reference)
+    weights: str = attrs.field(validator=_reference)
+    aliases: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    provides: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    logits: Literal["aligned", "shifted"] = "aligned"
+    sampler: SamplerTraits = SamplerTraits()
+    default_strategy: str | None = None
+    defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    config_cls: str | None = attrs.field(default=None, validator=_reference)
+    check_config: str | None = attrs.field(default=None, validator=_reference)
+    tiny: str | None = attrs.field(default=None, validator=_reference)
+    hf_reference: str | None = attrs.field(default=None, validator=_reference)
+
+
+@attrs.frozen(kw_only=True)
+class DecodingStrategy:
+    """A recipe for decoding: it names only what differs from the engine's defaults.
+
+    Attributes:
+        name: the public `decoding_strategy`.
+        pattern: reference to `pattern(block_size: int) -> AttentionPattern`.
+        req: reference to a `ReqFactory`; None = the block-buffer request.
+        scheduler, kv_cache, runner, sampler: names of registered components; None = the engine's own.
+        aliases: other names.
+        requires: capabilities that the family must provide.
+        thresholds: names of the decoding thresholds that change its behaviour.
+        defaults: configuration keys that this strategy sets unless the checkpoint or the user does.
+        forces: configuration keys that it normalises to one value, with a warning when the user asked for another.
+        config_cls: reference to a frozen attrs class with the strategy's own configuration keys.
+    """
+
+    name: str
+    pattern: str = attrs.field(validator=_reference)
+    req: str | None = attrs.field(default=None, validator=_reference)
+    scheduler: str | None = None
+    kv_cache: str | None = None
+    runner: str | None = None
+    sampler: str | None = None
+    aliases: tuple[str, ...] = ()
+    requires: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    forces: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    config_cls: str | None = attrs.field(default=None, validator=_reference)
+
+
+@attrs.frozen(kw_only=True)
+class AttentionBackendPlugin:
+    """An attention implementation that can be chosen with `attn_impl`.
+
+    Attributes:
+        name: the public name.
+        impl: reference to a class without arguments that satisfies `AttentionBackend`.
+        probe: reference to `probe(case: AttentionCase) -> list[str]`: the reasons it cannot serve, empty when it can.
+        aliases: other names.
+        priority: `attn_impl="auto"` takes the highest priority whose probe gives no reason.
+    """
+
+    name: str
+    impl: str = attrs.field(validator=_reference)
+    probe: str = attrs.field(validator=_reference)
+    aliases: tuple[str, ...] = ()
+    priority: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Component:
+    """A part that configuration chooses by name.
+
+    Attributes:
+        kind: which registry it joins.
+        name: its name there.
+        factory: reference to the code; its signature is that of the kind (see docs/plugins.md).
+        aliases: other names.
+    """
+
+    kind: ComponentKind
+    name: str
+    factory: str = attrs.field(validator=_reference)
+    aliases: tuple[str, ...] = ()

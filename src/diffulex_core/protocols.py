@@ -1,0 +1,322 @@
+"""The seams of the engine. Implementations are chosen by name when the configuration is resolved.
+
+Importing this module imports no torch; tensor types are named in annotations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import attrs
+
+from diffulex_core.pattern import AttentionPattern, IntArray
+from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
+from diffulex_core.types import (
+    AttentionBatch,
+    CompletionReason,
+    Decision,
+    KVGeometry,
+    SamplingBatch,
+    Span,
+    StepOutput,
+    StepPlan,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffulex_core.context import ForwardContext
+    from diffulex_core.weights.types import LoadContext, ResolvedWeight
+
+ForceRule = Literal["after_semi_complete", "always"]
+"""When a block decides its most confident token although none passes the threshold: once its predecessor is
+semi-complete (a block without predecessor counts as that), or in every step."""
+
+
+@runtime_checkable
+class Req(Protocol):
+    """One request's decoding state: its tokens, its blocks, and what it wants to feed next."""
+
+    @property
+    def request_id(self) -> int: ...
+
+    @property
+    def params(self) -> SamplingParams: ...
+
+    @property
+    def prompt_len(self) -> int: ...
+
+    @property
+    def nfe(self) -> int:
+        """Forwards that the request has taken part in, prefill included."""
+        ...
+
+    @property
+    def draws(self) -> int:
+        """Sampling steps so far: the counter of the request's random draws."""
+        ...
+
+    @property
+    def known_tokens(self) -> IntArray:
+        """[n] tokens whose K/V may be taken from shared pages: whole blocks that can never change again."""
+        ...
+
+    @property
+    def stored_tokens(self) -> IntArray:
+        """[n] all tokens from position 0 through the last running block, decided or masked."""
+        ...
+
+    @property
+    def output_tokens(self) -> IntArray:
+        """[n] the longest decided prefix of the answer, cut at the stop token and the limits; holds no mask token."""
+        ...
+
+    @property
+    def completion(self) -> CompletionReason | None:
+        """Why the request is done, or None while it goes on."""
+        ...
+
+    def most_slots(self) -> int:
+        """KV slots that the request needs if it runs to its limit."""
+        ...
+
+    def most_rows(self) -> int:
+        """Rows of the largest span that must be fed in one step."""
+        ...
+
+    def plan(self, stored: int, budget: int | None) -> Span | None:
+        """What to feed next, without changing anything.
+
+        Args:
+            stored: K/V of positions below this are in the request's pages, final.
+            budget: most rows to feed; None = no limit.
+        Returns:
+            A span of at most `budget` rows, or None when nothing useful fits.
+        """
+        ...
+
+    def chunkable(self, stored: int) -> bool:
+        """Whether the next span may be cut shorter (a prefill), so that a block's rows are enough to make progress."""
+        ...
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        """Take over what one forward decided. Afterwards `completion` may be set."""
+        ...
+
+    def finish(self, reason: CompletionReason) -> None:
+        """End the request now; its output is the longest decided prefix."""
+        ...
+
+
+@runtime_checkable
+class KVCacheManager(Protocol):
+    """Owner of the pages: who holds which, which are shared, which are free. Knows no tensors."""
+
+    @property
+    def page_size(self) -> int: ...
+
+    @property
+    def num_pages(self) -> int: ...
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that a reservation may take, cached but unused ones included."""
+        ...
+
+    def open(self, sequence: int, known: IntArray, prompt_len: int) -> int:
+        """Start a sequence and take over shared pages that hold its first tokens.
+
+        Args:
+            sequence: new id.
+            known: [n] tokens that may be served from the cache.
+        Returns:
+            Number of leading slots that are stored already, a multiple of the page size.
+        """
+        ...
+
+    def reserve(self, sequence: int, slots: int) -> None:
+        """Make sure that the sequence's page table covers `slots` slots.
+
+        Raises:
+            OutOfPages: too few pages are free; nothing changed.
+        """
+        ...
+
+    def commit(self, sequence: int, tokens: IntArray, slots: int) -> None:
+        """Declare that K/V of `[0, slots)` are stored in their final form; whole pages become shareable.
+
+        Args:
+            tokens: [>= slots] the sequence's tokens from position 0.
+        """
+        ...
+
+    def stored(self, sequence: int) -> int:
+        """Slots whose K/V are final."""
+        ...
+
+    def page_table(self, sequence: int) -> IntArray:
+        """[pages] physical page ids of the sequence, a copy."""
+        ...
+
+    def release(self, sequence: int) -> None:
+        """Give the sequence's pages back. A sequence that is not open is an error (KeyError)."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when the books do not balance."""
+        ...
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """Decides what runs in each step and keeps every request's life cycle."""
+
+    def add(self, request: Req) -> None:
+        """Queue a request.
+
+        Raises:
+            PromptTooLong: it can never fit the token budget or the cache; nothing changed.
+        """
+        ...
+
+    def abort(self, request_id: int, reason: CompletionReason = CompletionReason.ABORTED) -> bool:
+        """End a waiting or running request now and free its pages; False when it is not here (any more)."""
+        ...
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None when nothing waits or runs."""
+        ...
+
+    def update(self, plan: StepPlan, output: StepOutput) -> Sequence[Req]:
+        """Apply a step's decisions. Returns the requests that ended with it."""
+        ...
+
+    def has_work(self) -> bool: ...
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError when a request is in two places or pages leak."""
+        ...
+
+
+@runtime_checkable
+class ModelRunner(Protocol):
+    """Executes plans: packs rows, runs the model, samples."""
+
+    def execute(self, plan: StepPlan) -> StepOutput: ...
+
+    def close(self) -> None:
+        """Free the device memory it holds."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Turns logits into decisions. Pure: it keeps nothing between calls."""
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        """Decide all rows of a step at once.
+
+        Args:
+            logits: [rows, vocab] any float dtype, not modified.
+            batch: whose rows they are.
+        Returns:
+            One decision for each window of `batch.windows`.
+        """
+        ...
+
+
+@runtime_checkable
+class AttentionBackend(Protocol):
+    """Computes attention over paged keys and values by interval."""
+
+    def attend(
+        self, query: Tensor, key_pages: Tensor, value_pages: Tensor, batch: AttentionBatch, scale: float
+    ) -> Tensor:
+        """Attention output of every row.
+
+        Args:
+            query: [rows, heads, head_dim].
+            key_pages, value_pages: [pages, page_size, kv_heads, head_dim]; in-flight rows are already written.
+                Query head `h` reads KV head `h // (heads // kv_heads)`.
+            batch: each row's page table and key interval.
+            scale: factor on the scores.
+        Returns:
+            [rows, heads, head_dim] in the query's dtype; rows with an empty interval are zero.
+        """
+        ...
+
+
+@runtime_checkable
+class DiffusionModel(Protocol):
+    """A model family's network (a torch.nn.Module). Holds weights, no decoding state."""
+
+    @property
+    def kv_geometry(self) -> Sequence[KVGeometry]:
+        """One entry for each layer that stores keys and values."""
+        ...
+
+    @property
+    def windows(self) -> Sequence[int | None]:
+        """The layer kinds: sliding-window width in tokens, or None for full attention, of each kind."""
+        ...
+
+    def __call__(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """[rows] ids and positions -> [rows, hidden] final hidden states (after the last norm)."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab]."""
+        ...
+
+
+@runtime_checkable
+class WeightResolver(Protocol):
+    """Says where each checkpoint tensor goes. `WeightRules` covers the usual cases."""
+
+    def resolve_checkpoint_weight(self, name: str, ctx: LoadContext) -> ResolvedWeight | None:
+        """Target of the checkpoint tensor `name`, or None when it is not expected."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class ReqContext:
+    """What every request of an engine shares; built once when the engine is assembled.
+
+    Attributes:
+        pattern: visibility of the strategy.
+        buffer_size: most blocks that run at once.
+        mask_token_id: fills undecided positions, never decided; None for families without one.
+        eos_token_ids: tokens that end an answer unless the request ignores them.
+        max_model_len: most positions of a sequence, prompt included.
+        thresholds: the engine's defaults; requests may override them.
+        force_rule: the family's rule for deciding one token when none is confident enough.
+        auto_nfe: derived NFE cap, or None when it is off.
+    """
+
+    pattern: AttentionPattern
+    buffer_size: int
+    mask_token_id: int | None
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    thresholds: DecodingThresholds
+    force_rule: ForceRule = "after_semi_complete"
+    auto_nfe: AutoNFE | None = None
+
+
+@attrs.frozen(kw_only=True)
+class AutoNFE:
+    """Opt-in cap on forwards, estimated from the request's own pace.
+
+    After `warmup_steps` forwards a request may take `max_tokens / max(tokens per forward so far, tpf_floor)` of them;
+    the estimate follows the request, so that a slow stretch after a fast start is not cut off.
+    """
+
+    warmup_steps: int = 8
+    tpf_floor: float = 1.0
+
+
+class ReqFactory(Protocol):
+    """Builds a strategy's requests (the strategy's `req` reference)."""
+
+    def __call__(self, *, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> Req: ...

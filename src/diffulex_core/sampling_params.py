@@ -1,0 +1,139 @@
+"""Per-request sampling parameters and decoding thresholds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+from diffulex_core.errors import InvalidSamplingParams
+
+Confidence = Literal["prob", "margin", "neg_entropy"]
+CONFIDENCES: tuple[Confidence, ...] = ("prob", "margin", "neg_entropy")
+
+
+@attrs.frozen(kw_only=True)
+class DecodingThresholds:
+    """When blocks start and when tokens are decided; all in [0, 1]. Source: the decoding rules of the strategies.
+
+    Attributes:
+        add_block_threshold: the last running block must be filled to at least this share before the next one starts.
+        semi_complete_threshold: a block whose predecessor is filled to at least this share decides one token each step.
+        accept_threshold: a masked position is decided when its confidence is strictly greater.
+        edit_threshold: a decided token is replaced when the new one's probability is strictly greater (edit sampling).
+        remask_threshold: a decided token whose probability falls below returns to mask (edit sampling, opt-in).
+        token_stability_threshold: share of unchanged tokens that the last running block needs before the next starts.
+    """
+
+    add_block_threshold: float = 0.1
+    semi_complete_threshold: float = 0.9
+    accept_threshold: float = 0.9
+    edit_threshold: float = 0.0
+    remask_threshold: float = 0.4
+    token_stability_threshold: float = 0.0
+
+    def problems(self) -> list[str]:
+        """One sentence for each value outside [0, 1]."""
+        return [
+            f"{name} is {value!r}, but a threshold lies between 0 and 1."
+            for name, value in attrs.asdict(self).items()
+            if not _is_number(value) or not 0 <= value <= 1
+        ]
+
+
+@attrs.frozen(kw_only=True)
+class SamplingParams:
+    """How one request is decoded.
+
+    Attributes:
+        temperature: 0 is greedy (ties go to the highest token id); above 0 tokens are drawn from the tempered distribution.
+        max_tokens: limit on new tokens.
+        max_nfe: limit on forwards that the request takes part in, prefill included; None = no limit.
+        max_repetition_run: stop when the answer ends in this many equal tokens; None = never.
+        ignore_eos: keep going past the end-of-text token.
+        top_p: smallest set of tokens whose probability reaches this; 1 = all.
+        top_k: the k most probable tokens; None = all.
+        min_p: drop tokens less probable than this share of the most probable one; 0 = none.
+        seed: seed of this request's draws; None draws one when the request is added. The output never depends on
+            what else is in the batch.
+        stop: strings that end the answer; they are not part of it.
+        stop_token_ids: token ids that end the answer, whatever `ignore_eos` says.
+        confidence: what is compared with `accept_threshold`: the probability of the chosen token, the margin between the
+            two most probable tokens, or the negative entropy in nats.
+        thresholds: overrides of the engine's decoding thresholds, by name.
+        logit_bias: added to the logits of these token ids.
+        skip_special_tokens: leave special tokens out of the text.
+    """
+
+    temperature: float = 1.0
+    max_tokens: int = 512
+    max_nfe: int | None = None
+    max_repetition_run: int | None = None
+    ignore_eos: bool = False
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = attrs.field(default=(), converter=lambda v: (v,) if isinstance(v, str) else tuple(v or ()))
+    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=lambda v: tuple(v or ()))
+    confidence: Confidence = "prob"
+    thresholds: Mapping[str, float] = attrs.field(factory=dict, converter=lambda v: dict(v or {}))
+    logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=lambda v: dict(v or {}))
+    skip_special_tokens: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        problems = [*self._number_problems(), *self._other_problems()]
+        if problems:
+            raise InvalidSamplingParams(" ".join(problems))
+
+    def resolve_thresholds(self, defaults: DecodingThresholds) -> DecodingThresholds:
+        """The engine's thresholds with this request's overrides."""
+        return attrs.evolve(defaults, **self.thresholds)
+
+    def _number_problems(self) -> list[str]:
+        problems = []
+        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+            problems.append(f"temperature is {self.temperature!r}; give 0 for greedy decoding or a positive number.")
+        for name, value, optional in (
+            ("max_tokens", self.max_tokens, False),
+            ("max_nfe", self.max_nfe, True),
+            ("max_repetition_run", self.max_repetition_run, True),
+            ("top_k", self.top_k, True),
+        ):
+            if not (optional and value is None) and not (_is_int(value) and value >= 1):
+                problems.append(f"{name} is {value!r}; give a whole number of at least 1{' or None' * optional}.")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            problems.append(f"top_p is {self.top_p!r}; give a number above 0 and at most 1.")
+        if not _is_number(self.min_p) or not 0 <= self.min_p <= 1:
+            problems.append(f"min_p is {self.min_p!r}; give a number between 0 and 1.")
+        if self.seed is not None and not _is_int(self.seed):
+            problems.append(f"seed is {self.seed!r}; give a whole number or None.")
+        return problems
+
+    def _other_problems(self) -> list[str]:
+        problems = []
+        if self.confidence not in CONFIDENCES:
+            problems.append(f"confidence is {self.confidence!r}; choose one of {', '.join(CONFIDENCES)}.")
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            problems.append("stop holds an empty or non-text entry; give non-empty strings.")
+        if any(not _is_int(token) or token < 0 for token in self.stop_token_ids):
+            problems.append("stop_token_ids holds something that is not a token id.")
+        if any(not _is_int(token) or token < 0 or not _is_number(bias) for token, bias in self.logit_bias.items()):
+            problems.append("logit_bias maps token ids to numbers; another kind of key or value was given.")
+        names = [field.name for field in attrs.fields(DecodingThresholds)]
+        unknown = [name for name in self.thresholds if name not in names]
+        if unknown:
+            problems.append(f"thresholds holds {', '.join(map(repr, unknown))}; the names are {', '.join(names)}.")
+        else:
+            problems += attrs.evolve(DecodingThresholds(), **self.thresholds).problems()
+        return problems
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)

@@ -1,0 +1,207 @@
+"""The frozen values that travel between request, scheduler, runner, sampler and attention in one step."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from diffulex_core.pattern import IntArray, Phase
+from diffulex_core.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float32]
+
+
+class CompletionReason(str, enum.Enum):
+    """Why a request ended."""
+
+    STOP_EOS = "stop_eos"
+    STOP_TOKEN = "stop_token"
+    STOP_STRING = "stop_string"
+    LENGTH_TOKENS = "length_tokens"
+    LENGTH_CONTEXT = "length_context"
+    NFE_LIMIT = "nfe_limit"
+    REPETITION = "repetition"
+    ABORTED = "aborted"
+    ERROR = "error"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SampleGroup:
+    """The positions of one block that may be decided in this step.
+
+    Attributes:
+        positions: [n] absolute positions to decide, ascending.
+        rows: [n] index, within the window, of the row whose logits predict each position.
+        accept_threshold: confidence above which a position is accepted.
+        force_one: accept the most confident position when none passes the threshold.
+    """
+
+    positions: IntArray
+    rows: IntArray
+    accept_threshold: float
+    force_one: bool
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Span:
+    """What a request wants to feed next: consecutive positions `[start, start + len(tokens))`.
+
+    Attributes:
+        start: first position.
+        tokens: [rows] int64 input ids.
+        catch_up: leading rows whose tokens are already final (prompt, or committed blocks after a preemption).
+        store_until: K/V of all positions below this are final once the span was executed.
+        phase: visibility rule of the rows.
+        groups: what is sampled; empty for a pure prefill chunk.
+        advances: whether executing the span is a step of the request's block machine.
+    """
+
+    start: int
+    tokens: IntArray
+    catch_up: int
+    store_until: int
+    phase: Phase
+    groups: tuple[SampleGroup, ...]
+    advances: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Window:
+    """A span with the pages it may use: one sequence's part of a step.
+
+    Attributes:
+        request_id: owner.
+        span: the rows.
+        prompt_len: length of the request's prompt, for visibility.
+        page_table: [pages] int64 physical page of each logical page; covers `span.end`.
+        params: the request's sampling parameters.
+        draw: counter of sampling steps, so that every draw of a request is a pure function of (seed, draw, position).
+    """
+
+    request_id: int
+    span: Span
+    prompt_len: int
+    page_table: IntArray
+    params: SamplingParams
+    draw: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StepPlan:
+    """Everything the runner executes in one forward: the ragged rows of all planned requests."""
+
+    step: int
+    windows: tuple[Window, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of input rows, padding excluded."""
+        return sum(len(window.span.tokens) for window in self.windows)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Decision:
+    """What the sampler decided for one window.
+
+    Attributes:
+        positions: [n] absolute positions that were sampled, in the order of the window's groups.
+        tokens: [n] int64 chosen token of each.
+        confidence: [n] float32 in (0, 1]; for margin and entropy confidence, that measure.
+        accepted: [n] bool: the position takes its token now.
+        finite: False when a logits row of the window held NaN or no finite value; nothing is accepted then.
+    """
+
+    positions: IntArray
+    tokens: IntArray
+    confidence: FloatArray
+    accepted: BoolArray
+    finite: bool = True
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StepOutput:
+    """The runner's answer to a plan: one decision for each window, in plan order, and what was computed.
+
+    Attributes:
+        decisions: one for each window of the plan.
+        head_rows: rows that went through the language-model head.
+    """
+
+    decisions: tuple[Decision, ...]
+    head_rows: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SamplingBatch:
+    """The rows of one packed sampler call and whose they are.
+
+    Attributes:
+        positions: [rows] absolute position that each row decides.
+        window_of_row: [rows] index into `windows`.
+        group_of_row: [rows] index of the row's group; groups are numbered through the batch, rows of a group adjacent.
+        accept_threshold: [groups] float32.
+        force_one: [groups] bool.
+        windows: the windows that the rows belong to.
+    """
+
+    positions: IntArray
+    window_of_row: IntArray
+    group_of_row: IntArray
+    accept_threshold: FloatArray
+    force_one: BoolArray
+    windows: tuple[Window, ...]
+
+
+@attrs.frozen(kw_only=True)
+class KVGeometry:
+    """Shape of one layer's keys and values: `num_kv_heads` heads of `head_dim` numbers."""
+
+    num_kv_heads: int
+    head_dim: int
+
+
+@attrs.frozen(kw_only=True)
+class RowRun:
+    """Consecutive rows of one sequence that see the same keys.
+
+    Rows `[row_start, row_end)` of the batch see keys `[key_start, key_end)` of sequence `sequence`.
+    """
+
+    row_start: int
+    row_end: int
+    sequence: int
+    key_start: int
+    key_end: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class AttentionBatch:
+    """Visibility of one forward for one layer kind, as tensors for kernels and as runs for host loops.
+
+    Attributes:
+        key_start: [rows] int64, first visible key slot of each row (index into the row's sequence).
+        key_end: [rows] int64, exclusive end. Padding rows have `key_end == key_start == 0`.
+        row_sequence: [rows] int64 index into `page_tables`; 0 for padding rows.
+        page_tables: [sequences, pages] int64 physical page ids, -1 where a sequence has no page.
+        page_size: slots per page.
+        runs: the same visibility as runs of rows, ascending; padding rows are in none.
+    """
+
+    key_start: Tensor
+    key_end: Tensor
+    row_sequence: Tensor
+    page_tables: Tensor
+    page_size: int
+    runs: tuple[RowRun, ...]
