@@ -1,0 +1,75 @@
+"""When a request ends: token limits, end-of-text tokens, forward limits, repetition."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffulex_core.pattern import IntArray
+from diffulex_core.protocols import AutoNFE
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import CompletionReason
+
+
+class StopRules:
+    """Watches the decided tokens of one request and says when it is done.
+
+    Only decided tokens count: masks are neither tokens towards a limit nor a repetition.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        prompt_len: int,
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+        auto_nfe: AutoNFE | None,
+    ) -> None:
+        self._params = params
+        self._prompt_len = prompt_len
+        self._eos = frozenset() if params.ignore_eos else eos_token_ids
+        self._stop_ids = np.array(sorted(self._eos.union(params.stop_token_ids)), dtype=np.int64)
+        self._auto_nfe = auto_nfe if params.max_nfe is None else None
+        by_tokens = prompt_len + params.max_tokens
+        self.limit = min(by_tokens, max_model_len)
+        """Position that the answer may not reach."""
+        self._limit_reason = (
+            CompletionReason.LENGTH_TOKENS if by_tokens <= max_model_len else CompletionReason.LENGTH_CONTEXT
+        )
+        self.first_stop: int | None = None
+        """First decided position that holds a stop token."""
+
+    def notice(self, positions: IntArray, tokens: IntArray) -> None:
+        """Look for stop tokens among newly decided positions."""
+        hits = positions[np.isin(tokens, self._stop_ids)]
+        if len(hits):
+            found = int(hits.min())
+            self.first_stop = found if self.first_stop is None else min(self.first_stop, found)
+
+    def output_end(self, frontier: int) -> int:
+        """Where the visible answer ends when everything before `frontier` is decided."""
+        end = min(frontier, self.limit)
+        return end if self.first_stop is None else min(end, self.first_stop)
+
+    def reason(self, tokens: IntArray, frontier: int, nfe: int) -> CompletionReason | None:
+        """Why the request is done now, or None. A stop token outranks the limits."""
+        end = self.output_end(frontier)
+        if self.first_stop is not None and end == self.first_stop < self.limit and self.first_stop < frontier:
+            eos = int(tokens[self.first_stop]) in self._eos
+            return CompletionReason.STOP_EOS if eos else CompletionReason.STOP_TOKEN
+        if end == self.limit:
+            return self._limit_reason
+        generated = end - self._prompt_len
+        if nfe >= self._nfe_cap(generated, nfe):
+            return CompletionReason.NFE_LIMIT
+        run = self._params.max_repetition_run
+        if run is not None and generated >= run and (tokens[end - run : end] == tokens[end - 1]).all():
+            return CompletionReason.REPETITION
+        return None
+
+    def _nfe_cap(self, generated: int, nfe: int) -> float:
+        if self._params.max_nfe is not None:
+            return self._params.max_nfe
+        if self._auto_nfe is None or nfe < self._auto_nfe.warmup_steps:
+            return float("inf")
+        return self._params.max_tokens / max(generated / nfe, self._auto_nfe.tpf_floor)

@@ -1,0 +1,219 @@
+"""The block-buffer request: which blocks run, what they feed, and how decisions move them on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffulex_core.blocks.limits import StopRules
+from diffulex_core.blocks.state import BlockState, BlockTable
+from diffulex_core.pattern import IntArray, Phase
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import CompletionReason, Decision, SampleGroup, Span
+
+
+class BlockRequest:
+    """A request decoded by filling masks in a buffer of consecutive blocks (multi_bd, d2f).
+
+    In a step every row of every running block is fed: ACTIVE blocks are sampled, TO_CACHE blocks are stored and still
+    occupy their slot. At most one block starts in a step. At buffer size 1 the next block starts in the forward that
+    stores its predecessor, which the block-causal mask makes exact.
+    """
+
+    def __init__(self, *, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> None:
+        assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
+        block_size = context.pattern.block_size
+        self._id = request_id
+        self._params = params
+        self._context = context
+        self._thresholds = params.resolve_thresholds(context.thresholds)
+        self._prompt_len = len(prompt)
+        self._stop = StopRules(
+            params,
+            prompt_len=len(prompt),
+            max_model_len=context.max_model_len,
+            eos_token_ids=context.eos_token_ids,
+            auto_nfe=context.auto_nfe,
+        )
+        self._table = BlockTable(
+            prompt,
+            block_size=block_size,
+            capacity=-(-self._stop.limit // block_size) * block_size,
+            fill_token=context.mask_token_id,
+        )
+        self._nfe = 0
+        self._draws = 0
+        self._completion: CompletionReason | None = None
+
+    @property
+    def request_id(self) -> int:
+        return self._id
+
+    @property
+    def params(self) -> SamplingParams:
+        return self._params
+
+    @property
+    def prompt_len(self) -> int:
+        return self._prompt_len
+
+    @property
+    def nfe(self) -> int:
+        return self._nfe
+
+    @property
+    def draws(self) -> int:
+        return self._draws
+
+    @property
+    def completion(self) -> CompletionReason | None:
+        return self._completion
+
+    @property
+    def blocks(self) -> BlockTable:
+        """The blocks, for traces and tests; read only."""
+        return self._table
+
+    @property
+    def known_tokens(self) -> IntArray:
+        return self._table.tokens[: self._table.start]
+
+    @property
+    def stored_tokens(self) -> IntArray:
+        return self._table.tokens[: self._table.end]
+
+    @property
+    def output_tokens(self) -> IntArray:
+        end = max(self._prompt_len, self._stop.output_end(self._table.frontier))
+        return self._table.tokens[self._prompt_len : end].copy()
+
+    def most_slots(self) -> int:
+        return len(self._table.tokens)
+
+    def most_rows(self) -> int:
+        block_size = self._context.pattern.block_size
+        running = min(max(2, self._context.buffer_size), len(self._table.masks) - self._prompt_len // block_size)
+        first = self.plan(0, None)
+        assert first is not None
+        atomic = len(first.tokens) if self._context.pattern.two_phase else 0
+        return max(atomic, running * block_size)
+
+    def plan(self, stored: int, budget: int | None) -> Span | None:
+        if self._context.pattern.two_phase and stored < self._whole_prompt():
+            return self._replay_prompt(budget) if self._draws else self._prefill(budget)
+        if self._context.pattern.two_phase and not self._draws:
+            return self._prefill(budget)
+        span = self._advance(stored, Phase.DECODE)
+        if budget is None or len(span.tokens) <= budget:
+            return span
+        return self._chunk(stored, budget)
+
+    def chunkable(self, stored: int) -> bool:
+        in_prompt_phase = self._context.pattern.two_phase and (stored < self._whole_prompt() or not self._draws)
+        return not in_prompt_phase and stored < self._table.start
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        if not span.advances:
+            self._nfe += 1
+            self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
+            return
+        positions = decision.positions[decision.accepted]
+        tokens = decision.tokens[decision.accepted]
+        starts_block = self._starts_block()
+        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
+        if not np.isin(positions, asked).all():
+            raise ValueError(f"request {self._id}: decided positions outside the span's groups")
+        if starts_block:
+            self._table.activate()
+        self._table.decide(positions, tokens)
+        self._stop.notice(positions, tokens)
+        self._nfe += 1
+        self._draws += 1
+        self._table.settle()
+        self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
+
+    def finish(self, reason: CompletionReason) -> None:
+        self._completion = reason
+
+    def _whole_prompt(self) -> int:
+        """End of the prompt's last full block."""
+        return self._prompt_len // self._table.block_size * self._table.block_size
+
+    def _starts_block(self) -> bool:
+        """Whether the step at hand starts one more block. Looks at tokens as they are before the step."""
+        table = self._table
+        if table.end >= len(table.tokens) or self._stop.first_stop is not None:
+            return False
+        if not table.states:
+            return True
+        if len(table.states) >= self._context.buffer_size:
+            return self._context.buffer_size == 1 and table.states == [BlockState.TO_CACHE]
+        last = table.head + len(table.states) - 1
+        stability = 1.0 if table.masks[last] == 0 else 0.0
+        return (
+            table.progress(last) >= self._thresholds.add_block_threshold
+            and stability >= self._thresholds.token_stability_threshold
+        )
+
+    def _advance(self, start: int, phase: Phase) -> Span:
+        """Everything from `start` through the running blocks: one step of the block machine."""
+        table = self._table
+        states = [*table.states, BlockState.ACTIVE] if self._starts_block() else table.states
+        if self._stop.first_stop is not None:
+            states = states[: self._stop.first_stop // table.block_size - table.head + 1]
+        end = table.start + len(states) * table.block_size
+        to_cache = sum(state is BlockState.TO_CACHE for state in states)
+        return Span(
+            start=start,
+            tokens=table.tokens[start:end].copy(),
+            catch_up=table.start - start,
+            store_until=table.start + to_cache * table.block_size,
+            phase=phase,
+            groups=tuple(self._group(table.head + i, start) for i in range(to_cache, len(states))),
+            advances=True,
+        )
+
+    def _prefill(self, budget: int | None) -> Span | None:
+        """First forward of a two-phase pattern: the whole prompt and the blocks that run behind it."""
+        span = self._advance(0, Phase.PREFILL)
+        return span if budget is None or len(span.tokens) <= budget else None
+
+    def _replay_prompt(self, budget: int | None) -> Span | None:
+        """First forward of a resumed two-phase request: the prompt as it was seen in prefill."""
+        if budget is not None and self._prompt_len > budget:
+            return None
+        return self._known_span(0, self._prompt_len, self._whole_prompt(), Phase.PREFILL)
+
+    def _chunk(self, stored: int, budget: int) -> Span | None:
+        """A piece of the known tokens, cut where nothing before the cut depends on what comes after."""
+        pattern = self._context.pattern
+        for end in range(min(stored + budget, self._table.start) // pattern.block_size, stored // pattern.block_size, -1):
+            cut = end * pattern.block_size
+            if pattern.dependency_end(cut - 1, self._prompt_len) <= cut:
+                return self._known_span(stored, cut, cut, Phase.DECODE)
+        return None
+
+    def _known_span(self, start: int, end: int, store_until: int, phase: Phase) -> Span:
+        return Span(
+            start=start,
+            tokens=self._table.tokens[start:end].copy(),
+            catch_up=end - start,
+            store_until=store_until,
+            phase=phase,
+            groups=(),
+            advances=False,
+        )
+
+    def _group(self, block: int, start: int) -> SampleGroup:
+        positions = self._table.open_positions(block)
+        return SampleGroup(
+            positions=positions,
+            rows=positions - start,
+            accept_threshold=self._thresholds.accept_threshold,
+            force_one=self._forces_one(block),
+        )
+
+    def _forces_one(self, block: int) -> bool:
+        if self._context.force_rule == "always" or block == 0:
+            return True
+        return self._table.progress(block - 1) >= self._thresholds.semi_complete_threshold

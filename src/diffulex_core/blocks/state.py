@@ -1,0 +1,103 @@
+"""The block state machine: tokens of one sequence, block by block, with incremental counters."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+from diffulex_core.pattern import IntArray
+from diffulex_core.types import BoolArray
+
+
+class BlockState(enum.Enum):
+    """Where a running block is. Blocks before the buffer are stored, blocks after it do not exist yet."""
+
+    ACTIVE = "active"
+    """Being denoised."""
+    TO_CACHE = "to_cache"
+    """All tokens final; the next forward stores its K/V and the block leaves the buffer."""
+
+
+class BlockTable:
+    """Tokens of a sequence and its buffer of running blocks.
+
+    The buffer holds the consecutive blocks `head .. head + len(states) - 1`. Whether a position is decided is a bit of
+    its own, never read off the token's value. All arrays are allocated once, `capacity` tokens long.
+    """
+
+    def __init__(self, prompt: IntArray, *, block_size: int, capacity: int, fill_token: int) -> None:
+        """Prompt blocks that are full lie before the buffer; a partly filled one is its first, ACTIVE block."""
+        self.block_size = block_size
+        self.tokens: IntArray = np.full(capacity, fill_token, dtype=np.int64)
+        self.tokens[: len(prompt)] = prompt
+        self.decided: BoolArray = np.zeros(capacity, dtype=np.bool_)
+        self.decided[: len(prompt)] = True
+        self.masks: list[int] = [block_size] * (capacity // block_size)
+        full, rest = divmod(len(prompt), block_size)
+        self.masks[:full] = [0] * full
+        self.head = full
+        self.states: list[BlockState] = []
+        self.frontier = len(prompt)
+        """All positions before this one are decided."""
+        if rest:
+            self.masks[full] = block_size - rest
+            self.states.append(BlockState.ACTIVE)
+
+    @property
+    def start(self) -> int:
+        """First position of the buffer."""
+        return self.head * self.block_size
+
+    @property
+    def end(self) -> int:
+        """Position after the last running block."""
+        return (self.head + len(self.states)) * self.block_size
+
+    def progress(self, block: int) -> float:
+        """Share of decided positions of a block; prompt tokens count."""
+        return (self.block_size - self.masks[block]) / self.block_size
+
+    def open_positions(self, block: int) -> IntArray:
+        """[n] undecided positions of a block, ascending."""
+        begin = block * self.block_size
+        return np.flatnonzero(~self.decided[begin : begin + self.block_size]) + begin
+
+    def activate(self) -> None:
+        """Append one block to the buffer."""
+        self.states.append(BlockState.ACTIVE)
+
+    def decide(self, positions: IntArray, tokens: IntArray) -> None:
+        """Write final tokens.
+
+        Raises:
+            ValueError: a position is decided already or lies outside the buffer; nothing changed.
+        """
+        if len(positions) == 0:
+            return
+        outside = positions.min() < self.start or positions.max() >= self.end
+        if outside or self.decided[positions].any() or len(np.unique(positions)) != len(positions):
+            raise ValueError(f"positions {positions.tolist()} are not all undecided positions of running blocks")
+        self.tokens[positions] = tokens
+        self.decided[positions] = True
+        for block in (positions // self.block_size).tolist():
+            self.masks[block] -= 1
+        end = self.end
+        while self.frontier < end and self.decided[self.frontier]:
+            self.frontier += 1
+
+    def settle(self) -> None:
+        """Move blocks on at the end of a step: stored blocks leave, complete ones wait to be stored.
+
+        A block becomes TO_CACHE only when its predecessor is TO_CACHE or stored, so blocks leave in order.
+        """
+        index = 0
+        while index < len(self.states):
+            if self.states[index] is BlockState.TO_CACHE:
+                del self.states[index]
+                self.head += 1
+            elif self.masks[self.head + index] == 0:
+                self.states[index] = BlockState.TO_CACHE
+                index += 1
+            else:
+                return
