@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating]
 
 
 class CompletionReason(str, enum.Enum):
@@ -151,7 +151,7 @@ class SamplingBatch:
         positions: [rows] absolute position that each row decides.
         window_of_row: [rows] index into `windows`.
         group_of_row: [rows] index of the row's group; groups are numbered through the batch, rows of a group adjacent.
-        accept_threshold: [groups] float32.
+        accept_threshold: [groups] float64.
         force_one: [groups] bool.
         windows: the windows that the rows belong to.
     """

@@ -76,7 +76,8 @@ class BlockRequest:
 
     @property
     def known_tokens(self) -> IntArray:
-        return self._table.tokens[: self._table.start]
+        end = 0 if self._context.pattern.two_phase else self._table.start
+        return self._table.tokens[:end]
 
     @property
     def stored_tokens(self) -> IntArray:
@@ -161,7 +162,8 @@ class BlockRequest:
         states = [*table.states, BlockState.ACTIVE] if self._starts_block() else table.states
         if self._stop.first_stop is not None:
             states = states[: self._stop.first_stop // table.block_size - table.head + 1]
-        end = table.start + len(states) * table.block_size
+        last = table.head + len(states)
+        end = last * table.block_size
         to_cache = sum(state is BlockState.TO_CACHE for state in states)
         return Span(
             start=start,
@@ -169,7 +171,7 @@ class BlockRequest:
             catch_up=table.start - start,
             store_until=table.start + to_cache * table.block_size,
             phase=phase,
-            groups=tuple(self._group(table.head + i, start) for i in range(to_cache, len(states))),
+            groups=tuple(self._group(b, start) for b in range(table.head + to_cache, last) if table.masks[b]),
             advances=True,
         )
 

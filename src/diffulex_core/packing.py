@@ -1,0 +1,141 @@
+"""Packing a step's ragged windows into flat arrays: slots, visibility, and the rows to sample. Host side only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+
+from diffulex_core.pattern import AttentionPattern, IntArray
+from diffulex_core.types import RowRun, SamplingBatch, StepPlan
+
+ROW_MULTIPLE = 8
+"""Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Visibility:
+    """Key intervals of all rows for one layer kind: [rows] start and exclusive end, and the same as runs of rows."""
+
+    key_start: IntArray
+    key_end: IntArray
+    runs: tuple[RowRun, ...]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PackedStep:
+    """The rows of a plan, padded to `ROW_MULTIPLE`.
+
+    Attributes:
+        input_ids, positions: [rows] int64; 0 in padding rows.
+        slots: [rows] int64 physical slot of each row's K/V, -1 in padding rows.
+        row_sequence: [rows] int64 index of the row's window; 0 in padding rows.
+        page_tables: [windows, pages] int64, -1 where a table ends.
+        visibility: one entry for each layer kind.
+        head_rows: [n] rows that go through the head, without padding.
+        sampling: whose rows those are.
+    """
+
+    input_ids: IntArray
+    positions: IntArray
+    slots: IntArray
+    row_sequence: IntArray
+    page_tables: IntArray
+    visibility: tuple[Visibility, ...]
+    head_rows: IntArray
+    sampling: SamplingBatch
+
+
+def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None], page_size: int) -> PackedStep:
+    """Lay out the rows of `plan`.
+
+    Args:
+        plan: at least one window, each with at least one row.
+        pattern: who sees whom.
+        windows: sliding-window width of each layer kind, None for full attention.
+        page_size: slots per page.
+    """
+    lengths = np.array([len(window.span.tokens) for window in plan.windows])
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    total = int(offsets[-1])
+    padded = round_up(total)
+    row_sequence = np.repeat(np.arange(len(lengths)), lengths)
+    input_ids = np.concatenate([window.span.tokens for window in plan.windows])
+    positions = np.concatenate([np.arange(window.span.start, window.span.end) for window in plan.windows])
+    key_end = np.concatenate(
+        [
+            pattern.key_end(np.arange(window.span.start, window.span.end), window.prompt_len, window.span.phase)
+            for window in plan.windows
+        ]
+    )
+    key_end = np.minimum(key_end, np.repeat([window.span.end for window in plan.windows], lengths))
+    page_tables = np.full((len(lengths), max(len(window.page_table) for window in plan.windows)), -1, dtype=np.int64)
+    for index, window in enumerate(plan.windows):
+        page_tables[index, : len(window.page_table)] = window.page_table
+    slots = page_tables[row_sequence, positions // page_size] * page_size + positions % page_size
+    return PackedStep(
+        input_ids=_pad(input_ids, padded, 0),
+        positions=_pad(positions, padded, 0),
+        slots=_pad(slots, padded, -1),
+        row_sequence=_pad(row_sequence, padded, 0),
+        page_tables=page_tables,
+        visibility=tuple(_visibility(positions, key_end, row_sequence, width, padded) for width in windows),
+        head_rows=_head_rows(plan, offsets),
+        sampling=_sampling(plan),
+    )
+
+
+def round_up(rows: int) -> int:
+    """The smallest multiple of `ROW_MULTIPLE` that holds `rows`."""
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _pad(values: IntArray, length: int, fill: int) -> IntArray:
+    return np.concatenate((values, np.full(length - len(values), fill, dtype=np.int64)))
+
+
+def _visibility(
+    positions: IntArray, key_end: IntArray, row_sequence: IntArray, width: int | None, padded: int
+) -> Visibility:
+    key_start = np.zeros_like(positions) if width is None else np.maximum(positions - width + 1, 0)
+    changes = np.diff(key_end) != 0
+    changes |= np.diff(key_start) != 0
+    changes |= np.diff(row_sequence) != 0
+    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    ends = np.concatenate((starts[1:], [len(positions)]))
+    runs = tuple(
+        RowRun(row_start=begin, row_end=end, sequence=sequence, key_start=first, key_end=last)
+        for begin, end, sequence, first, last in zip(
+            starts.tolist(),
+            ends.tolist(),
+            row_sequence[starts].tolist(),
+            key_start[starts].tolist(),
+            key_end[starts].tolist(),
+            strict=True,
+        )
+    )
+    return Visibility(key_start=_pad(key_start, padded, 0), key_end=_pad(key_end, padded, 0), runs=runs)
+
+
+def _head_rows(plan: StepPlan, offsets: IntArray) -> IntArray:
+    rows = [
+        group.rows + offset
+        for window, offset in zip(plan.windows, offsets[:-1], strict=True)
+        for group in window.span.groups
+    ]
+    return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+
+
+def _sampling(plan: StepPlan) -> SamplingBatch:
+    groups = [(index, group) for index, window in enumerate(plan.windows) for group in window.span.groups]
+    sizes = [len(group.positions) for _, group in groups]
+    empty = np.empty(0, dtype=np.int64)
+    return SamplingBatch(
+        positions=np.concatenate([group.positions for _, group in groups]) if groups else empty,
+        window_of_row=np.repeat([index for index, _ in groups], sizes) if groups else empty,
+        group_of_row=np.repeat(np.arange(len(groups)), sizes),
+        accept_threshold=np.array([group.accept_threshold for _, group in groups], dtype=np.float64),
+        force_one=np.array([group.force_one for _, group in groups], dtype=np.bool_),
+        windows=plan.windows,
+    )

@@ -1,0 +1,85 @@
+"""Executing a plan: pack the rows, run the model, sample once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffulex_core.context import ForwardContext
+from diffulex_core.kv_store import KVStore
+from diffulex_core.packing import PackedStep, pack, round_up
+from diffulex_core.pattern import AttentionPattern, IntArray
+from diffulex_core.protocols import AttentionBackend, DiffusionModel, Sampler
+from diffulex_core.types import AttentionBatch, Decision, StepOutput, StepPlan
+
+
+class EagerRunner:
+    """Runs every step eagerly on one device. Keeps the model's weights and the pages, no request state."""
+
+    def __init__(
+        self,
+        *,
+        model: DiffusionModel,
+        sampler: Sampler,
+        pattern: AttentionPattern,
+        backend: AttentionBackend,
+        kv_store: KVStore,
+        page_size: int,
+        device: torch.device,
+    ) -> None:
+        self._model: DiffusionModel | None = model
+        self._sampler = sampler
+        self._pattern = pattern
+        self._backend = backend
+        self._kv_store: KVStore | None = kv_store
+        self._page_size = page_size
+        self._device = device
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepOutput:
+        assert self._model is not None, "the runner is closed"
+        step = pack(plan, self._pattern, self._model.windows, self._page_size)
+        hidden = self._model(self._move(step.input_ids), self._move(step.positions), self._context(step))
+        count = len(step.head_rows)
+        if count == 0:
+            return StepOutput(decisions=tuple(_nothing() for _ in plan.windows), head_rows=0)
+        rows = np.concatenate((step.head_rows, np.zeros(round_up(count) - count, dtype=np.int64)))
+        logits = self._model.logits(hidden[self._move(rows)])
+        decisions = self._sampler.sample(logits[:count], step.sampling)
+        return StepOutput(decisions=tuple(decisions), head_rows=count)
+
+    def close(self) -> None:
+        self._model = None
+        self._kv_store = None
+
+    def _context(self, step: PackedStep) -> ForwardContext:
+        assert self._kv_store is not None
+        page_tables, row_sequence = self._move(step.page_tables), self._move(step.row_sequence)
+        return ForwardContext(
+            slots=self._move(step.slots),
+            key_pages=self._kv_store.key_pages,
+            value_pages=self._kv_store.value_pages,
+            batches=tuple(
+                AttentionBatch(
+                    key_start=self._move(visibility.key_start),
+                    key_end=self._move(visibility.key_end),
+                    row_sequence=row_sequence,
+                    page_tables=page_tables,
+                    page_size=self._page_size,
+                    runs=visibility.runs,
+                )
+                for visibility in step.visibility
+            ),
+            backend=self._backend,
+        )
+
+    def _move(self, values: IntArray) -> Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+
+def _nothing() -> Decision:
+    empty = np.empty(0, dtype=np.int64)
+    return Decision(
+        positions=empty, tokens=empty, confidence=np.empty(0, dtype=np.float32), accepted=np.empty(0, dtype=np.bool_)
+    )

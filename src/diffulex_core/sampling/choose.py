@@ -1,0 +1,45 @@
+"""Choosing one token for each row and measuring how sure the model is of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """[rows, vocab] -> [rows] int64: the most probable token, ties to the highest id."""
+    best = logits.amax(dim=1, keepdim=True)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    return torch.where(logits == best, ids, -1).amax(dim=1)
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Sample by inverting the cumulative distribution.
+
+    Args:
+        logits: [rows, vocab] float32.
+        uniform: [rows] float64 in [0, 1).
+    Returns:
+        [rows] int64 token ids; a token of probability zero is never chosen.
+    """
+    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return token.clamp(max=logits.shape[1] - 1)
+
+
+def probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """[rows] float32: probability of each row's token, accumulated in float32."""
+    return (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)).exp()
+
+
+def margin(logits: Tensor) -> Tensor:
+    """[rows] float32: probability of the most probable token minus that of the second."""
+    top = logits.softmax(dim=1).topk(min(2, logits.shape[1]), dim=1).values
+    return top[:, 0] - top[:, -1] * (top.shape[1] > 1)
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """[rows] float32: sum of p log p in nats, at most 0."""
+    logs = logits.log_softmax(dim=1)
+    return torch.where(logs.isfinite(), logs.exp() * logs, 0.0).sum(dim=1)

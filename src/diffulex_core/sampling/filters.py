@@ -1,0 +1,33 @@
+"""Restricting a distribution before a token is chosen: top-p, top-k and min-p with per-row settings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def restrict(logits: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor) -> Tensor:
+    """Set the logits of excluded tokens to -inf.
+
+    Top-p is applied first, then top-k, then min-p; at least the most probable token always stays. Among equal
+    logits the higher token id counts as the more probable one, as in greedy choice.
+
+    Args:
+        logits: [rows, vocab] float32.
+        top_p: [rows] float32 in (0, 1]: smallest set whose cumulative probability exceeds it; 1 keeps all.
+        top_k: [rows] int64 >= 1; vocab or more keeps all.
+        min_p: [rows] float32 in [0, 1]: share of the most probable token's probability; 0 keeps all.
+    Returns:
+        [rows, vocab] float32, a new tensor.
+    """
+    vocab = logits.shape[1]
+    ordered, flipped = logits.flip(1).sort(dim=1, descending=True, stable=True)
+    ids = vocab - 1 - flipped
+    probabilities = ordered.softmax(dim=1)
+    before = probabilities.cumsum(dim=1) - probabilities
+    rank = torch.arange(vocab, device=logits.device)
+    keep = (before <= top_p[:, None]) | (top_p[:, None] >= 1)
+    keep &= rank < top_k[:, None]
+    keep &= probabilities >= min_p[:, None] * probabilities[:, :1]
+    keep[:, 0] = True
+    return torch.full_like(logits, -torch.inf).scatter(1, ids, ordered.masked_fill(~keep, -torch.inf))

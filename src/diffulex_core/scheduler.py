@@ -1,0 +1,226 @@
+"""Continuous batching: one token budget for prefill chunks and decode windows, preemption when pages run out."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import attrs
+
+from diffulex_core.errors import OutOfPages, PromptTooLong
+from diffulex_core.protocols import KVCacheManager, Req
+from diffulex_core.types import CompletionReason, Span, StepOutput, StepPlan, Window
+
+
+@attrs.define(eq=False)
+class _Entry:
+    request: Req
+    arrival: int
+    last_step: int = -1
+    """Step in which it was fed last; those fed longest ago choose first."""
+
+
+@attrs.define
+class _Draft:
+    """A step under construction: spans within the row budget."""
+
+    left: int
+    block_size: int
+    spans: dict[int, Span] = attrs.field(factory=dict)
+    prefills: list[tuple[Req, int]] = attrs.field(factory=list)
+
+    def place(self, request: Req, stored: int) -> bool:
+        """Give a request its whole span, or one block's rows of a span that can be cut; False when that does not fit."""
+        chunkable = request.chunkable(stored)
+        span = request.plan(stored, min(self.left, self.block_size) if chunkable else self.left)
+        if span is None:
+            return False
+        self.spans[request.request_id] = span
+        self.left -= len(span.tokens)
+        if chunkable:
+            self.prefills.append((request, stored))
+        return True
+
+    def finish(self) -> dict[int, Span]:
+        """Let the prefills share what is left of the budget."""
+        for request, stored in self.prefills:
+            rows = len(self.spans[request.request_id].tokens)
+            span = request.plan(stored, rows + self.left)
+            assert span is not None, "a larger budget never fits less"
+            self.spans[request.request_id] = span
+            self.left -= len(span.tokens) - rows
+        return self.spans
+
+
+class ContinuousScheduler:
+    """Scheduler of independent requests.
+
+    In each step every running request asks for its next span. Spans that cannot be cut are placed whole or wait;
+    prefills take one block each and then share what is left of the budget, so a long prompt never stalls the others.
+    Those fed longest ago are placed first, so nobody starves. Pages go to the oldest request first; when they run out the
+    youngest running request is preempted: it loses its pages, keeps its tokens and returns to the queue.
+    """
+
+    def __init__(self, kv_cache: KVCacheManager, *, max_num_reqs: int, max_num_batched_tokens: int, block_size: int) -> None:
+        self._kv = kv_cache
+        self._max_num_reqs = max_num_reqs
+        self._budget = max_num_batched_tokens
+        self._block_size = block_size
+        self._waiting: list[tuple[int, _Entry]] = []
+        self._running: dict[int, _Entry] = {}
+        self._known: dict[int, _Entry] = {}
+        self._arrivals = 0
+        self._step = 0
+        self._head_waits = False
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._known) - len(self._running)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def add(self, request: Req) -> None:
+        if request.request_id in self._known:
+            raise KeyError(f"request {request.request_id} was added before")
+        pages = -(-request.most_slots() // self._kv.page_size)
+        if pages > self._kv.num_pages:
+            raise PromptTooLong(
+                f"The prompt and its answer may need {request.most_slots()} cache slots ({pages} pages), but the cache has "
+                f"{self._kv.num_pages} pages of {self._kv.page_size}. Raise num_pages or lower max_tokens."
+            )
+        if request.most_rows() > self._budget:
+            raise PromptTooLong(
+                f"The request needs {request.most_rows()} rows in one step, but max_num_batched_tokens is {self._budget}. "
+                f"Set max_num_batched_tokens to at least {request.most_rows()}."
+            )
+        entry = _Entry(request, self._arrivals)
+        self._arrivals += 1
+        self._known[request.request_id] = entry
+        heapq.heappush(self._waiting, (entry.arrival, entry))
+
+    def abort(self, request_id: int, reason: CompletionReason = CompletionReason.ABORTED) -> bool:
+        entry = self._known.get(request_id)
+        if entry is None:
+            return False
+        entry.request.finish(reason)
+        self._forget(entry)
+        return True
+
+    def has_work(self) -> bool:
+        return bool(self._known)
+
+    def schedule(self) -> StepPlan | None:
+        spans: dict[int, Span] = {}
+        while self._known and not spans:
+            draft = _Draft(left=self._budget, block_size=self._block_size)
+            newcomers_first, self._head_waits = self._head_waits, False
+            if newcomers_first:
+                self._admit(draft)
+            self._place_running(draft)
+            if not newcomers_first:
+                self._admit(draft)
+                self._head_waits = bool(self._waiting) and len(self._running) < self._max_num_reqs
+            spans = self._reserve(draft.finish())
+        if not spans:
+            return None
+        windows = tuple(self._window(self._running[request_id], span) for request_id, span in spans.items())
+        plan = StepPlan(step=self._step, windows=windows)
+        self._step += 1
+        return plan
+
+    def update(self, plan: StepPlan, output: StepOutput) -> Sequence[Req]:
+        done = []
+        for window, decision in zip(plan.windows, output.decisions, strict=True):
+            entry = self._running.get(window.request_id)
+            if entry is None:
+                continue
+            request = entry.request
+            entry.last_step = plan.step
+            if decision.finite:
+                request.apply(window.span, decision)
+                self._kv.commit(request.request_id, request.stored_tokens, window.span.store_until)
+            else:
+                request.finish(CompletionReason.ERROR)
+            if request.completion is not None:
+                self._forget(entry)
+                done.append(request)
+        return done
+
+    def check_integrity(self) -> None:
+        waiting = {entry.request.request_id for _, entry in self._waiting}
+        assert len(waiting) == len(self._waiting), "a request waits twice"
+        assert waiting.isdisjoint(self._running), "a request waits and runs"
+        assert waiting | set(self._running) == set(self._known), "a request is lost"
+        assert len(self._running) <= self._max_num_reqs
+        assert self._known or self._kv.num_free_pages == self._kv.num_pages, "pages leak"
+        self._kv.check_integrity()
+
+    def _place_running(self, draft: _Draft) -> None:
+        """Spans of the running requests, those fed longest ago first."""
+        for entry in sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival)):
+            if entry.request.request_id not in draft.spans:
+                draft.place(entry.request, self._kv.stored(entry.request.request_id))
+
+    def _admit(self, draft: _Draft) -> None:
+        """Start waiting requests, oldest first, while rows and pages last. Nobody is preempted for them."""
+        while self._waiting and len(self._running) < self._max_num_reqs:
+            _, entry = self._waiting[0]
+            request = entry.request
+            stored = self._kv.open(request.request_id, request.known_tokens, request.prompt_len)
+            try:
+                self._kv.reserve(request.request_id, len(request.stored_tokens))
+                fits = draft.place(request, stored)
+            except OutOfPages:
+                fits = False
+            if not fits:
+                self._kv.release(request.request_id)
+                return
+            heapq.heappop(self._waiting)
+            self._running[request.request_id] = entry
+
+    def _reserve(self, spans: dict[int, Span]) -> dict[int, Span]:
+        """Pages for the spans, oldest request first, preempting the youngest running one whenever they run out.
+
+        The oldest always gets its pages, since it fits alone; a request may have to preempt itself.
+        """
+        granted: dict[int, Span] = {}
+        for request_id in sorted(spans, key=lambda request_id: self._running[request_id].arrival):
+            while request_id in self._running:
+                try:
+                    self._kv.reserve(request_id, spans[request_id].end)
+                except OutOfPages:
+                    victim = max(self._running.values(), key=lambda other: other.arrival)
+                    self._preempt(victim)
+                    granted.pop(victim.request.request_id, None)
+                else:
+                    granted[request_id] = spans[request_id]
+                    break
+        return granted
+
+    def _preempt(self, entry: _Entry) -> None:
+        request_id = entry.request.request_id
+        del self._running[request_id]
+        self._kv.release(request_id)
+        heapq.heappush(self._waiting, (entry.arrival, entry))
+
+    def _forget(self, entry: _Entry) -> None:
+        request_id = entry.request.request_id
+        del self._known[request_id]
+        if self._running.pop(request_id, None) is not None:
+            self._kv.release(request_id)
+        else:
+            self._waiting = [pair for pair in self._waiting if pair[1] is not entry]
+            heapq.heapify(self._waiting)
+
+    def _window(self, entry: _Entry, span: Span) -> Window:
+        request = entry.request
+        return Window(
+            request_id=request.request_id,
+            span=span,
+            prompt_len=request.prompt_len,
+            page_table=self._kv.page_table(request.request_id),
+            params=request.params,
+            draw=request.draws,
+        )
