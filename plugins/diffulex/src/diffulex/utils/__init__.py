@@ -1,0 +1,1 @@
+"""Public addresses of the core's checkpoint, loader, output, registry and tokenizer modules."""

@@ -1,0 +1,1 @@
+"""The LLaDA family for diffulex."""
