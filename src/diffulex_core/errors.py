@@ -72,7 +72,8 @@ class NonFiniteLogits(DiffulexError):
         self.request_ids: tuple[int, ...] = tuple(request_ids)
         names = ", ".join(map(str, self.request_ids))
         super().__init__(
-            f"Non-finite logits for request(s) {names}. Check the checkpoint for damaged weights, or try dtype='float32'."
+            f"Non-finite logits for request(s) {names}. "
+            "Check the checkpoint for damaged weights, or try dtype='float32'."
         )
 
 

@@ -48,7 +48,8 @@ def diffulex_register_attention(register: Register[AttentionBackendPlugin]) -> N
 def diffulex_register_components(register: Register[Component]) -> None:
     """Called once for each plugin at discovery, last of the registrations.
 
-    Components are schedulers, KV caches, runners, samplers, executors, model sources and kernel operations. Returns nothing.
+    Components are schedulers, KV caches, runners, samplers, executors, model sources and kernel operations.
+    Returns nothing.
     """
 
 

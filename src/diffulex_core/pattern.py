@@ -74,8 +74,8 @@ class BlockCausal:
 class FullPrefix:
     """Prompt rows see the whole prompt and nothing else, the rest is block-causal (d2f).
 
-    In prefill every row below `P` ends at `P`. In decode only whole prompt blocks keep that view (they are not fed again);
-    prompt tokens that share a block with the answer see to the end of that block.
+    In prefill every row below `P` ends at `P`. In decode only whole prompt blocks keep that view (they are not fed
+    again); prompt tokens that share a block with the answer see to the end of that block.
     """
 
     block_size: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import pluggy
@@ -74,7 +74,7 @@ class Capability:
 ComponentKind = Literal["scheduler", "kv_cache", "runner", "sampler", "executor", "model_source", "kernel"]
 
 
-def _reference(instance: object, attribute: attrs.Attribute[str | None], value: str | None) -> None:
+def _reference(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     """attrs validator: `"package.module:attribute"`, or None where that is the default."""
     if value is None and attribute.default is None:
         return
@@ -104,7 +104,8 @@ class ModelFamily:
 
     Attributes:
         name: the public `model_name`.
-        build: reference to `build(config: dict, ctx: BuildContext) -> DiffusionModel`; `config` is the parsed config.json.
+        build: reference to `build(config: dict, ctx: BuildContext) -> DiffusionModel`; `config` is the parsed
+            config.json.
         weights: reference to a `WeightResolver` (usually a `WeightRules` table).
         aliases: other names for the same family.
         architectures, model_types: values of config.json that this family claims.

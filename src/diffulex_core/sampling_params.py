@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeGuard
 
 import attrs
 
@@ -43,12 +43,29 @@ class DecodingThresholds:
         ]
 
 
+def _texts(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _token_ids(value: Iterable[int] | None) -> tuple[int, ...]:
+    return tuple(value or ())
+
+
+def _by_name(value: Mapping[str, float] | None) -> Mapping[str, float]:
+    return dict(value or {})
+
+
+def _by_token(value: Mapping[int, float] | None) -> Mapping[int, float]:
+    return dict(value or {})
+
+
 @attrs.frozen(kw_only=True)
 class SamplingParams:
     """How one request is decoded.
 
     Attributes:
-        temperature: 0 is greedy (ties go to the highest token id); above 0 tokens are drawn from the tempered distribution.
+        temperature: 0 is greedy (ties go to the highest token id); above 0 tokens are drawn from the tempered
+            distribution.
         max_tokens: limit on new tokens.
         max_nfe: limit on forwards that the request takes part in, prefill included; None = no limit.
         max_repetition_run: stop when the answer ends in this many equal tokens; None = never.
@@ -60,8 +77,8 @@ class SamplingParams:
             what else is in the batch.
         stop: strings that end the answer; they are not part of it.
         stop_token_ids: token ids that end the answer, whatever `ignore_eos` says.
-        confidence: what is compared with `accept_threshold`: the probability of the chosen token, the margin between the
-            two most probable tokens, or the negative entropy in nats.
+        confidence: what is compared with `accept_threshold`: the probability of the chosen token, the margin between
+            the two most probable tokens, or the negative entropy in nats.
         thresholds: overrides of the engine's decoding thresholds, by name.
         logit_bias: added to the logits of these token ids.
         skip_special_tokens: leave special tokens out of the text.
@@ -76,11 +93,11 @@ class SamplingParams:
     top_k: int | None = None
     min_p: float = 0.0
     seed: int | None = None
-    stop: tuple[str, ...] = attrs.field(default=(), converter=lambda v: (v,) if isinstance(v, str) else tuple(v or ()))
-    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=lambda v: tuple(v or ()))
+    stop: tuple[str, ...] = attrs.field(default=(), converter=_texts)
+    stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_token_ids)
     confidence: Confidence = "prob"
-    thresholds: Mapping[str, float] = attrs.field(factory=dict, converter=lambda v: dict(v or {}))
-    logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=lambda v: dict(v or {}))
+    thresholds: Mapping[str, float] = attrs.field(factory=dict, converter=_by_name)
+    logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=_by_token)
     skip_special_tokens: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -131,7 +148,7 @@ class SamplingParams:
         return problems
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -19,7 +19,7 @@ BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating]
 
 
-class CompletionReason(str, enum.Enum):
+class CompletionReason(enum.StrEnum):
     """Why a request ended."""
 
     STOP_EOS = "stop_eos"
