@@ -1,0 +1,45 @@
+"""Core's own plugin: it registers the built-in parts and commands through the same hooks as everybody else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffulex_core.hookspecs import Register
+from diffulex_core.plugin import AttentionBackendPlugin, Component, hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+
+@hookimpl
+def diffulex_register_attention(register: Register[AttentionBackendPlugin]) -> None:
+    register(
+        AttentionBackendPlugin(
+            name="torch_ref",
+            aliases=("naive",),
+            impl="diffulex_core.attention.reference:TorchReference",
+            probe="diffulex_core.attention.reference:probe",
+            priority=0,
+        )
+    )
+    register(
+        AttentionBackendPlugin(
+            name="torch_cpu",
+            impl="diffulex_core.attention.cpu:TorchCPU",
+            probe="diffulex_core.attention.cpu:probe",
+            priority=10,
+        )
+    )
+
+
+@hookimpl
+def diffulex_register_components(register: Register[Component]) -> None:
+    register(Component(kind="model_source", name="directory", factory="diffulex_core.sources:DirectorySource"))
+    register(Component(kind="model_source", name="hub", factory="diffulex_core.sources:HubSource"))
+
+
+@hookimpl
+def diffulex_add_commands(cli: click.Group) -> None:
+    from diffulex_core.cli.plugins import plugins
+
+    cli.add_command(plugins)
