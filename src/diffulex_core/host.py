@@ -83,11 +83,11 @@ class Host:
         registries: the same registries by kind: "model", "strategy", "attention" and the kinds of components.
     """
 
-    models: Registry[ModelFamily]
-    strategies: Registry[DecodingStrategy]
-    attention: Registry[AttentionBackendPlugin]
-    components: Mapping[str, Registry[Component]]
-    not_loaded: tuple[NotLoaded, ...]
+    models: Registry[ModelFamily] = attrs.field(repr=False)
+    strategies: Registry[DecodingStrategy] = attrs.field(repr=False)
+    attention: Registry[AttentionBackendPlugin] = attrs.field(repr=False)
+    components: Mapping[str, Registry[Component]] = attrs.field(repr=False)
+    not_loaded: tuple[NotLoaded, ...] = attrs.field(repr=False)
     records: tuple[PluginRecord, ...]
     registries: Mapping[str, Registry[Any]] = attrs.field(eq=False, repr=False)
     _manager: pluggy.PluginManager = attrs.field(eq=False, repr=False)

@@ -37,7 +37,7 @@ class Observer(Protocol):
 class CompositeObserver:
     """Passes every event on to each of its observers, in order; an `Observer` itself."""
 
-    observers: tuple[Observer, ...] = attrs.field(default=(), converter=tuple)
+    observers: tuple[Observer, ...] = ()
 
     def on_request_added(self, request_id: int) -> None:
         for observer in self.observers:

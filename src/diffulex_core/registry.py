@@ -171,6 +171,10 @@ class Registry(Generic[T]):
             raise UnknownNameError(self._unknown(name))
         return self._entries[self._primary[name]]
 
+    def is_contested(self, name: str) -> bool:
+        """Whether plugins quarrel about the name, so that `get` answers with the conflict."""
+        return name in self._contested
+
     def names(self) -> tuple[str, ...]:
         """Registered names without aliases, in order of registration."""
         return tuple(self._entries)

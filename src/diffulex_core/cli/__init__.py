@@ -1,0 +1,1 @@
+"""The `diffulex` command; its subcommands are added by plugins."""
