@@ -6,7 +6,7 @@ the reference is loaded once, when an engine needs it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -83,6 +83,10 @@ def _reference(instance: object, attribute: attrs.Attribute[Any], value: Any) ->
         raise ValueError(f"{attribute.name}={value!r} is not a reference of the form 'package.module:attribute'")
 
 
+def _names(value: Iterable[str]) -> frozenset[str]:
+    return frozenset(value)
+
+
 def _frozen_mapping(value: Mapping[str, object]) -> Mapping[str, object]:
     return MappingProxyType(dict(value))
 
@@ -126,7 +130,7 @@ class ModelFamily:
     aliases: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
-    provides: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    provides: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     logits: Literal["aligned", "shifted"] = "aligned"
     sampler: SamplerTraits = SamplerTraits()
     default_strategy: str | None = None
@@ -162,8 +166,8 @@ class DecodingStrategy:
     runner: str | None = None
     sampler: str | None = None
     aliases: tuple[str, ...] = ()
-    requires: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
-    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset)
+    requires: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     forces: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     config_cls: str | None = attrs.field(default=None, validator=_reference)

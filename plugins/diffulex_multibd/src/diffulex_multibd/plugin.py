@@ -1,0 +1,33 @@
+"""Registers the block-buffer runtime's two presets: multi_bd and d2f."""
+
+from __future__ import annotations
+
+from diffulex_core.hookspecs import Register
+from diffulex_core.plugin import Capability, DecodingStrategy, hookimpl
+
+_THRESHOLDS = frozenset(
+    {"add_block_threshold", "semi_complete_threshold", "accept_threshold", "token_stability_threshold"}
+)
+
+
+@hookimpl
+def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
+    register(
+        DecodingStrategy(
+            name="multi_bd",
+            aliases=("multi_block_diffusion", "block_diffusion"),
+            pattern="diffulex_multibd.patterns:block_causal",
+            requires={Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL},
+            thresholds=_THRESHOLDS,
+        )
+    )
+    register(
+        DecodingStrategy(
+            name="d2f",
+            pattern="diffulex_multibd.patterns:full_prefix",
+            requires={Capability.MASK_TOKEN, Capability.FULL_PREFIX},
+            thresholds=_THRESHOLDS,
+            # A prompt's K/V depend on the whole prompt, so no two different prompts could share a page.
+            forces={"enable_prefix_caching": False},
+        )
+    )

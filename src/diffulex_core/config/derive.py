@@ -1,0 +1,175 @@
+"""Values that follow from the checkpoint and the tokenizer: length limit, mask token, end tokens, sampling defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from diffulex_core.config.keys import Origin
+from diffulex_core.config.settle import Report, Setting
+from diffulex_core.errors import InvalidSamplingParams
+from diffulex_core.plugin import Capability, ModelFamily
+from diffulex_core.sampling_params import SamplingParams
+
+LENGTH_KEYS = ("max_position_embeddings", "max_sequence_length")
+VOCABULARY_KEYS = ("vocab_size", "embedding_size")
+_SAMPLING = {"temperature": "temperature", "max_tokens": "max_tokens", "max_new_tokens": "max_tokens", "top_p": "top_p"}
+
+CONFIG_JSON = Origin(source="checkpoint", detail="config.json")
+GENERATION_CONFIG = Origin(source="checkpoint", detail="generation_config.json")
+TOKENIZER = Origin(source="tokenizer")
+
+
+def _as_tuple(ids: Iterable[int]) -> tuple[int, ...]:
+    return tuple(ids)
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """What is known of a checkpoint before anything is loaded.
+
+    Attributes:
+        config: parsed config.json, None when there is no checkpoint.
+        generation: parsed generation_config.json.
+        tokenizer_mask_id: the tokenizer's mask token, None when it has none.
+        tokenizer_eos_ids: the tokenizer's end tokens.
+    """
+
+    config: Mapping[str, Any] | None = None
+    generation: Mapping[str, Any] = attrs.field(factory=dict)
+    tokenizer_mask_id: int | None = None
+    tokenizer_eos_ids: tuple[int, ...] = attrs.field(default=(), converter=_as_tuple)
+
+    def look_up(self, *names: str) -> tuple[str, Any] | None:
+        """The first of these entries of config.json that is set, at the top and then in text_config."""
+        config = self.config or {}
+        for level in (config, config.get("text_config")):
+            for name in names:
+                if isinstance(level, Mapping) and level.get(name) is not None:
+                    return name, level[name]
+        return None
+
+
+def derive(settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFamily | None, report: Report) -> None:
+    """Fill in what the checkpoint decides, in place."""
+    if "max_model_len" not in report.unusable and checkpoint.config is not None:
+        _limit_length(settings, checkpoint, report)
+    if "mask_token_id" not in report.unusable:
+        _find_mask(settings, checkpoint, family, report)
+    if "eos_token_ids" not in report.unusable:
+        _find_eos(settings, checkpoint)
+    _check_vocabulary(settings, checkpoint, report)
+    if not report.unusable.intersection(("device", "device_ids")):
+        _name_device(settings)
+
+
+def sampling_defaults(generation: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The arguments of `SamplingParams` that generation_config.json recommends."""
+    found = {target: generation[name] for name, target in _SAMPLING.items() if generation.get(name) is not None}
+    # transformers writes top_k 0 for "all".
+    if generation.get("top_k"):
+        found["top_k"] = generation["top_k"]
+    try:
+        SamplingParams(**found)
+    except InvalidSamplingParams as error:
+        report.problems.append(f"The checkpoint's generation_config.json cannot be used: {error} Correct the file.")
+        return {}
+    return found
+
+
+def _limit_length(settings: dict[str, Setting], checkpoint: Checkpoint, report: Report) -> None:
+    setting = settings["max_model_len"]
+    found = checkpoint.look_up(*LENGTH_KEYS)
+    if found is None:
+        if not setting.origin.by_user:
+            report.problems.append(
+                setting.problem(f"config.json names no maximum length ({' or '.join(LENGTH_KEYS)}); give max_model_len")
+            )
+        return
+    name, limit = found
+    if not _is_id(limit) or limit < 1:
+        report.problems.append(f"config.json has {name} {limit!r}, which is no length; correct the file.")
+    elif setting.value > limit and setting.origin.by_user:
+        report.problems.append(setting.problem(f"the checkpoint's {name} is {limit}; use at most {limit}"))
+    elif setting.value > limit:
+        origin = attrs.evolve(CONFIG_JSON, detail=f"config.json {name}")
+        settings["max_model_len"] = attrs.evolve(setting, value=limit, origin=origin)
+
+
+def _find_mask(
+    settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFamily | None, report: Report
+) -> None:
+    setting = settings["mask_token_id"]
+    if setting.value is not None and setting.origin.by_user:
+        return
+    found = checkpoint.look_up("mask_token_id")
+    for value, origin in (
+        (found and found[1], CONFIG_JSON),
+        (checkpoint.generation.get("mask_token_id"), GENERATION_CONFIG),
+        (checkpoint.tokenizer_mask_id, TOKENIZER),
+        (setting.value, setting.origin),
+    ):
+        if value is None:
+            continue
+        if not _is_id(value):
+            report.problems.append(
+                f"{origin.detail} has mask_token_id {value!r}, which is no token id; correct the file."
+            )
+        else:
+            settings["mask_token_id"] = attrs.evolve(setting, value=value, origin=origin)
+        return
+    if family is not None and Capability.MASK_TOKEN in family.provides and checkpoint.config is not None:
+        report.problems.append(
+            setting.problem(
+                "no config.json, generation_config.json or tokenizer names a mask token; give mask_token_id"
+            )
+        )
+
+
+def _find_eos(settings: dict[str, Setting], checkpoint: Checkpoint) -> None:
+    setting = settings["eos_token_ids"]
+    if setting.origin.by_user:
+        settings["eos_token_ids"] = attrs.evolve(setting, value=tuple(sorted(set(setting.value))))
+        return
+    found = checkpoint.look_up("eos_token_id")
+    sources = [
+        (set(_ids(found and found[1])), CONFIG_JSON),
+        (set(_ids(checkpoint.generation.get("eos_token_id"))), GENERATION_CONFIG),
+        (set(checkpoint.tokenizer_eos_ids), TOKENIZER),
+    ]
+    named = [(ids, origin) for ids, origin in sources if ids]
+    if named:
+        value = tuple(sorted(set().union(*(ids for ids, _ in named))))
+        origin = next((origin for ids, origin in named if len(ids) == len(value)), None)
+        joined = Origin(source="checkpoint", detail=", ".join(one.detail or one.source for _, one in named))
+        settings["eos_token_ids"] = attrs.evolve(setting, value=value, origin=origin or joined)
+
+
+def _check_vocabulary(settings: Mapping[str, Setting], checkpoint: Checkpoint, report: Report) -> None:
+    sizes = [found[1] for name in VOCABULARY_KEYS if (found := checkpoint.look_up(name)) and _is_id(found[1])]
+    if not sizes:
+        return
+    for name in ("mask_token_id", "eos_token_ids"):
+        setting = settings[name]
+        ids = setting.value if isinstance(setting.value, tuple) else (setting.value,)
+        if name not in report.unusable and any(_is_id(token) and token >= max(sizes) for token in ids):
+            report.problems.append(
+                setting.problem(f"the vocabulary of config.json has {max(sizes)} tokens; use ids below that")
+            )
+
+
+def _name_device(settings: dict[str, Setting]) -> None:
+    device, ids = settings["device"], settings["device_ids"]
+    if ids.value and device.value in ("auto", "cuda"):
+        settings["device"] = attrs.evolve(device, value=f"cuda:{ids.value[0]}", origin=ids.origin)
+
+
+def _ids(value: object) -> Iterator[int]:
+    entries: Iterable[object] = value if isinstance(value, list) else [value]
+    return (entry for entry in entries if _is_id(entry) and isinstance(entry, int))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

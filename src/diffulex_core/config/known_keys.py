@@ -1,0 +1,85 @@
+"""Key names that the core recognises but does not own: without meaning here, per request, or another package's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+WITHOUT_MEANING: Mapping[str, str] = MappingProxyType(
+    {
+        "dmax_force_prefill_active": "prefill and decode share one forward, so there is no prefill path to stay on",
+        "multi_block_prefix_full": "the decoding strategy decides who sees the prompt; choose d2f or multi_bd",
+        "device_start": "choose devices with device or device_ids",
+        "shm_name": "every engine names its own shared memory",
+        "k_cache_hdim_split_factor_x": "the unified cache layout does not split heads",
+    }
+)
+"""Accepted with a warning; the value says why the key does nothing."""
+
+PER_REQUEST: frozenset[str] = frozenset(
+    {
+        "temperature",
+        "max_tokens",
+        "max_nfe",
+        "max_repetition_run",
+        "ignore_eos",
+        "top_p",
+        "top_k",
+        "min_p",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "confidence",
+        "logit_bias",
+        "skip_special_tokens",
+    }
+)
+"""Settings of `SamplingParams`."""
+
+_KEYS_OF_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "diffulex-dmax": (
+            "token_merge_mode",
+            "token_merge_top_k",
+            "token_merge_renormalize",
+            "token_merge_norm_match",
+            "token_merge_weight",
+            "dmax_sampler_fast_path",
+            "exact_confidence",
+            "confident_commit_threshold",
+        ),
+        "diffulex-fastdllm": ("fdv2_use_block_cache", "fdv2_graph_modes", "use_block_cache"),
+        "diffulex-gemma": (
+            "diffusion_gemma_max_denoising_steps",
+            "diffusion_gemma_stability_threshold",
+            "diffusion_gemma_confidence_threshold",
+            "diffusion_gemma_t_min",
+            "diffusion_gemma_t_max",
+            "diffusion_gemma_entropy_bound",
+            "max_denoising_steps",
+            "stability_threshold",
+            "confidence_threshold",
+            "t_min",
+            "t_max",
+            "entropy_bound",
+            "canvas_length",
+        ),
+        "diffulex-llada": (
+            "max_post_edit_steps",
+            "penalty_lambda",
+            "enable_vectorized_sampler",
+            "enable_vectorized_sampler_compile",
+            "gen_length",
+            "steps",
+            "block_length",
+            "cfg_scale",
+            "remasking",
+        ),
+        "diffulex-dream": ("alg", "alg_temp", "eps", "skip_empty_steps"),
+    }
+)
+
+OWNERS: Mapping[str, str] = MappingProxyType(
+    {name: package for package, names in _KEYS_OF_PACKAGES.items() for name in names}
+)
+"""Key name -> the first-party package that owns it. Consulted only when no selected plugin has the key."""

@@ -1,0 +1,126 @@
+"""Which model family and which strategy: inferred from the checkpoint, or given and checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import attrs
+
+from diffulex_core.compat import require_compatible
+from diffulex_core.config.keys import Origin
+from diffulex_core.errors import IncompatibleError, PluginError, UnknownNameError
+from diffulex_core.plugin import DecodingStrategy, ModelFamily
+from diffulex_core.registry import Registry, not_loaded_text
+
+if TYPE_CHECKING:
+    from diffulex_core.host import Host
+
+T = TypeVar("T", ModelFamily, DecodingStrategy)
+
+
+@attrs.frozen(kw_only=True)
+class Choice(Generic[T]):
+    """A descriptor and who chose it; `problems` says why there is none, or why it will not do."""
+
+    descriptor: T | None = None
+    origin: Origin = Origin()
+    problems: tuple[str, ...] = ()
+
+
+def choose_family(
+    given: str | None, origin: Origin, checkpoint: Mapping[str, Any] | None, host: Host
+) -> Choice[ModelFamily]:
+    """The family called `given`, or the one that the checkpoint's config.json names."""
+    claimants = _claimants(checkpoint, host)
+    if given is not None:
+        choice = _look_up(host.models, given, "model_name", origin)
+        family = choice.descriptor
+        if family is None or not claimants or family in claimants:
+            return choice
+        text = (
+            f"model_name is '{given}' ({origin}), but config.json belongs to {_names(claimants)} "
+            f"({_identity(checkpoint)}). Leave model_name out, or give the checkpoint of '{family.name}'."
+        )
+        return attrs.evolve(choice, problems=(text,))
+    match claimants:
+        case [family]:
+            return Choice(descriptor=family, origin=Origin(source="checkpoint", detail="config.json"))
+        case []:
+            return Choice(problems=(_nobody_claims(checkpoint, host),))
+        case _:
+            text = (
+                f"Several model families claim this checkpoint ({_identity(checkpoint)}): {_names(claimants)}. "
+                "Give model_name to choose one."
+            )
+            return Choice(problems=(text,))
+
+
+def choose_strategy(
+    given: str | None, origin: Origin, family: ModelFamily | None, host: Host
+) -> Choice[DecodingStrategy]:
+    """The strategy called `given`, or the family's default."""
+    if given is None and family is not None and family.default_strategy is not None:
+        given, origin = family.default_strategy, Origin(source="family", detail=family.name)
+    if given is not None:
+        return _look_up(host.strategies, given, "decoding_strategy", origin)
+    if family is None:
+        return Choice()
+    text = (
+        f"The model family '{family.name}' has no default strategy; give decoding_strategy, "
+        f"one of {', '.join(host.strategies.names()) or 'those of a plugin that you install'}."
+    )
+    return Choice(problems=(text,))
+
+
+def misfits(family: ModelFamily, strategy: DecodingStrategy, host: Host) -> tuple[str, ...]:
+    """Why the two do not fit; empty when they do."""
+    try:
+        require_compatible(family, strategy, strategies=host.strategies)
+    except IncompatibleError as error:
+        return error.problems
+    return ()
+
+
+def _look_up(registry: Registry[T], name: str, key: str, origin: Origin) -> Choice[T]:
+    try:
+        return Choice(descriptor=registry.get(name), origin=origin)
+    except (UnknownNameError, PluginError) as error:
+        return Choice(origin=origin, problems=(f"{key} is '{name}' ({origin}): {error}",))
+
+
+def _claimants(checkpoint: Mapping[str, Any] | None, host: Host) -> list[ModelFamily]:
+    if checkpoint is None:
+        return []
+    architectures = _architectures(checkpoint)
+    named = [family for family in host.models if architectures.intersection(family.architectures)]
+    return named or [family for family in host.models if checkpoint.get("model_type") in family.model_types]
+
+
+def _architectures(checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    value = checkpoint.get("architectures")
+    return frozenset(name for name in value if isinstance(name, str)) if isinstance(value, list) else frozenset()
+
+
+def _nobody_claims(checkpoint: Mapping[str, Any] | None, host: Host) -> str:
+    if checkpoint is None:
+        lead = "There is no config.json to infer the model family from."
+    else:
+        lead = f"No model family claims this checkpoint ({_identity(checkpoint)})."
+    known = "; ".join(
+        f"{family.name} ({', '.join((*family.architectures, *family.model_types)) or 'by name only'})"
+        for family in host.models
+    )
+    registered = f"Registered: {known}." if known else "No model family is registered."
+    advice = "Give model_name, or install the plugin of its family."
+    return f"{lead} {registered} {advice} {not_loaded_text(host.not_loaded)}".rstrip()
+
+
+def _identity(checkpoint: Mapping[str, Any] | None) -> str:
+    data = checkpoint or {}
+    architectures = ", ".join(sorted(_architectures(data))) or "none"
+    return f"architectures {architectures}; model_type {data.get('model_type') or 'none'}"
+
+
+def _names(families: list[ModelFamily]) -> str:
+    return ", ".join(f"'{family.name}'" for family in families)

@@ -1,0 +1,245 @@
+"""The core's configuration sections: every key that no plugin owns, with default, bounds and help."""
+
+from types import MappingProxyType
+from typing import Literal
+
+import attrs
+
+from diffulex_core.config.keys import KeyInfo, group, key
+from diffulex_core.sampling_params import DecodingThresholds
+
+SIZES = (4, 8, 16, 32)
+"""Block and page sizes that every shipped attention backend serves."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@attrs.frozen(kw_only=True)
+class ModelSection:
+    """Which checkpoint is loaded, and how its tokens are named."""
+
+    model: str = key(
+        "", "Checkpoint: a local directory, or a name that a model source resolves.", aliases=("model_path",)
+    )
+    tokenizer_path: str | None = key(None, "Directory of the tokenizer; null = the checkpoint's own.")
+    model_name: str = key("", "Model family; empty = inferred from config.json.")
+    mask_token_id: int | None = key(
+        None, "Id of the mask token; null = from config.json, generation_config.json or the tokenizer.", minimum=0
+    )
+    eos_token_ids: tuple[int, ...] = key(
+        (),
+        "Ids that end an answer; unset = those of config.json, generation_config.json and the tokenizer together.",
+        aliases=("eos_token_id", "eos"),
+        minimum=0,
+    )
+    dtype: Dtype = key("auto", "Dtype of weights and activations; auto = the checkpoint's, float32 on CPU.")
+
+
+def _threshold(name: str, help: str) -> tuple[str, KeyInfo]:
+    return name, KeyInfo(help=help, minimum=0, maximum=1, generation_config=(name,))
+
+
+THRESHOLDS = MappingProxyType(
+    dict(
+        (
+            _threshold(
+                "add_block_threshold",
+                "Share of the last running block that must be decided before the next block starts.",
+            ),
+            _threshold(
+                "semi_complete_threshold",
+                "Share of a block that must be decided before its successor decides one token in every step.",
+            ),
+            _threshold("accept_threshold", "A masked position is decided when its confidence is strictly greater."),
+            _threshold(
+                "edit_threshold",
+                "A decided token is replaced when the new one's probability is strictly greater (edit sampling).",
+            ),
+            _threshold(
+                "remask_threshold",
+                "A decided token whose probability falls below returns to mask (edit sampling, where offered).",
+            ),
+            _threshold(
+                "token_stability_threshold",
+                "Share of unchanged tokens that the last running block needs before the next block starts.",
+            ),
+        )
+    )
+)
+"""Metadata of the attributes of `DecodingThresholds`, which carry none of their own."""
+
+
+@attrs.frozen(kw_only=True)
+class DecodingSection:
+    """The decoding strategy, its block geometry and its thresholds."""
+
+    decoding_strategy: str = key(
+        "", "Decoding strategy; empty = the model family's default.", generation_config=("decoding_strategy",)
+    )
+    sampling_mode: Literal["naive", "edit"] = key(
+        "naive",
+        "naive decides masks only; edit also revises decided tokens.",
+        built=False,
+        honoured=("naive",),
+        generation_config=("sampling_mode",),
+    )
+    block_size: int = key(
+        32,
+        "Tokens per block.",
+        aliases=("diffusion_block_size",),
+        choices=SIZES,
+        generation_config=("block_size",),
+    )
+    buffer_size: int = key(
+        4, "Most blocks of a request that run at once.", minimum=1, generation_config=("buffer_size",)
+    )
+    decoding_thresholds: DecodingThresholds = group(DecodingThresholds(), leaves=THRESHOLDS, prefixed=False)
+    auto_max_nfe: bool = key(
+        False, "Cap the forwards of a request that sets no max_nfe, from its own tokens per forward."
+    )
+    auto_max_nfe_warmup_steps: int = key(8, "Forwards before the automatic cap is estimated.", minimum=1)
+    auto_max_nfe_tpf_floor: float = key(1.0, "Least tokens per forward that the automatic cap assumes.", above=0)
+
+
+@attrs.frozen(kw_only=True)
+class ScheduleSection:
+    """How much may run at once."""
+
+    max_model_len: int = key(
+        2048, "Most positions of a sequence, prompt included; lowered to the checkpoint's maximum.", minimum=1
+    )
+    max_num_batched_tokens: int = key(
+        4096, "Most rows of one forward, prefill and decode together; long prompts are chunked.", minimum=1
+    )
+    max_num_reqs: int = key(128, "Most requests that run at once.", aliases=("max_num_seqs",), minimum=1)
+
+
+@attrs.frozen(kw_only=True)
+class CacheSection:
+    """The paged KV cache."""
+
+    page_size: int = key(
+        32,
+        "Positions per page; a multiple of block_size.",
+        aliases=("kvcache_block_size",),
+        choices=SIZES,
+        generation_config=("page_size",),
+    )
+    num_pages: int = key(-1, "Pages of the cache; -1 = as many as gpu_memory_utilization allows.", minimum=-1)
+    gpu_memory_utilization: float = key(0.9, "Share of the device memory that the engine may use.", above=0, maximum=1)
+    enable_prefix_caching: bool = key(
+        True, "Share pages between requests whose tokens begin alike.", generation_config=("enable_prefix_caching",)
+    )
+    kv_cache_layout: Literal["unified", "distinct"] = key(
+        "unified", "Memory layout of the pages.", built=False, honoured=("unified",)
+    )
+    kv_cache_dtype: Dtype = key("auto", "Dtype of cached keys and values; auto = the model's.")
+
+
+@attrs.frozen(kw_only=True)
+class ParallelSection:
+    """Devices and processes."""
+
+    tensor_parallel_size: int = key(
+        1, "Processes that share each layer.", minimum=1, maximum=8, built=False, honoured=(1,)
+    )
+    data_parallel_size: int = key(
+        1, "Copies of the model that share the requests.", minimum=1, maximum=1024, built=False, honoured=(1,)
+    )
+    expert_parallel_size: int = key(
+        1, "Processes that share the experts.", minimum=1, maximum=32768, built=False, honoured=(1,)
+    )
+    master_addr: str = key("localhost", "Host where the processes meet.", built=False)
+    master_port: int = key(0, "Port where the processes meet; 0 = a free one.", minimum=0, maximum=65535, built=False)
+    distributed_backend: Literal["nccl", "gloo"] = key("nccl", "Communication library.", built=False)
+    distributed_timeout_seconds: int = key(600, "Longest wait for another process.", minimum=1, built=False)
+    device: str = key(
+        "auto",
+        "Where the model runs: auto, cpu, cuda or cuda:N; auto = the first CUDA device, or the CPU.",
+        pattern=r"auto|cpu|cuda(:\d+)?",
+        form="auto, cpu, cuda or cuda:N",
+    )
+    device_ids: tuple[int, ...] = key(
+        (), "CUDA devices to use, as seen after CUDA_VISIBLE_DEVICES; empty = as device says.", minimum=0
+    )
+
+
+@attrs.frozen(kw_only=True)
+class AttentionSection:
+    """How attention is computed."""
+
+    attn_impl: str = key("auto", "Attention backend; auto = the best one that serves the model on this device.")
+
+
+@attrs.frozen(kw_only=True)
+class ProfilerConfig:
+    """The PyTorch profiler. Steps are counted from the start of profiling."""
+
+    profiler: Literal["torch"] | None = key(None, "Profiler; null = none.", aliases=("profiler",))
+    torch_profiler_dir: str = key(
+        "", "Directory of the traces; needed with profiler=torch.", aliases=("torch_profiler_dir",)
+    )
+    record_shapes: bool = key(False, "Record input shapes.", aliases=("profiler_record_shapes",))
+    profile_memory: bool = key(False, "Record memory use.", aliases=("profiler_memory",))
+    with_stack: bool = key(False, "Record source lines.", aliases=("profiler_with_stack",))
+    with_modules: bool = key(False, "Record the module hierarchy.", aliases=("profiler_with_modules",))
+    use_cuda: bool = key(True, "Record CUDA activity where there is a CUDA device.", aliases=("profiler_use_cuda",))
+    delay_iterations: int = key(0, "Steps to skip before recording.", aliases=("profiler_delay_iterations",), minimum=0)
+    max_iterations: int = key(0, "Steps to record; 0 = until stopped.", aliases=("profiler_max_iterations",), minimum=0)
+    run_id: str | None = key(None, "Name of the run's trace; null = the time it started.", aliases=("profiler_run_id",))
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeSection:
+    """How steps are executed and recorded."""
+
+    enforce_eager: bool = key(False, "Never capture CUDA graphs.", built=False, honoured=(True, False))
+    enable_full_static_runner: bool = key(
+        True, "Decode through CUDA graphs where the device has them.", built=False, honoured=(False,)
+    )
+    enable_prefill_cudagraph: bool = key(False, "Prefill through CUDA graphs.", built=False, honoured=(False,))
+    prefill_cudagraph_max_len: int = key(
+        0, "Longest prefill that is captured; 0 = none.", minimum=0, built=False, honoured=(0,)
+    )
+    enable_torch_compile: bool = key(True, "Allow torch.compile.", built=False, honoured=(False,))
+    enable_cudagraph_torch_compile: bool = key(
+        False, "Compile what CUDA graphs capture.", built=False, honoured=(False,)
+    )
+    torch_compile_mode: str = key("reduce-overhead", "Mode of torch.compile.", built=False)
+    enable_vllm_layers: bool = key(True, "Allow vLLM's layers where vLLM is installed.", built=False, honoured=(False,))
+    moe_gemm_impl: Literal["triton", "vllm", "vllm_modular", "naive"] = key(
+        "triton", "Kernel of the experts' matrix products.", built=False
+    )
+    moe_dispatcher_backend: Literal["standard", "naive", "deepep"] = key(
+        "standard", "How tokens travel to their experts.", built=False
+    )
+    deepep_mode: Literal["auto", "normal", "low_latency"] = key("auto", "Mode of DeepEP.", built=False)
+    deepep_num_max_dispatch_tokens_per_rank: int = key(
+        256, "Most tokens that DeepEP sends at once.", minimum=1, built=False
+    )
+    skip_warmup: bool = key(False, "Start without a warm-up forward.")
+    profiler_config: ProfilerConfig = group(ProfilerConfig())
+    trace_path: str = key("", "JSON-lines file that records every step; empty = none.")
+    save_trace: bool = key(False, "Keep each request's per-step trace in its output.")
+
+
+@attrs.frozen(kw_only=True)
+class LoraSection:
+    """A LoRA adapter over the checkpoint."""
+
+    use_lora: bool = key(False, "Load the adapter at lora_path.", built=False, honoured=(False,))
+    lora_path: str = key("", "Directory of the adapter.", built=False)
+    pre_merge_lora: bool = key(False, "Add the adapter to the weights once, at load.", built=False)
+
+
+CORE_SECTIONS: tuple[tuple[str, type], ...] = (
+    ("model", ModelSection),
+    ("decoding", DecodingSection),
+    ("schedule", ScheduleSection),
+    ("cache", CacheSection),
+    ("parallel", ParallelSection),
+    ("attention", AttentionSection),
+    ("runtime", RuntimeSection),
+    ("lora", LoraSection),
+)
+"""Section name and class, in the order in which they are shown."""
