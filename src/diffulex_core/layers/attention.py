@@ -1,0 +1,38 @@
+"""Self-attention of the generic decoder: projections, rotation, and a call into the forward context."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from diffulex_core.context import BuildContext, ForwardContext
+from diffulex_core.layers.linear import Linear, PackedLinear
+from diffulex_core.layers.norm import RMSNorm
+from diffulex_core.layers.rope import Rotation
+from diffulex_core.layers.spec import DecoderSpec
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention over the pages of the forward context."""
+
+    def __init__(self, ctx: BuildContext, spec: DecoderSpec, layer: int, kind: int = 0) -> None:
+        """Attention of one layer.
+
+        Args:
+            layer: index among the layers that store K/V.
+            kind: index of the model's layer kind (which visibility the layer uses).
+        """
+        super().__init__()
+        query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.qkv = PackedLinear(ctx, spec.hidden_size, {"q": query, "k": key, "v": key}, bias=spec.qkv_bias)
+        self.out = Linear(ctx, query, spec.hidden_size, bias=spec.out_bias)
+        self.q_norm = RMSNorm(ctx, spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(ctx, spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.layer, self.kind, self.head_dim = layer, kind, spec.head_dim
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """[rows, hidden] -> [rows, hidden]; stores the rows' K/V."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv.split(self.qkv(x)))
+        q, k = rotation(self.q_norm(q)), rotation(self.k_norm(k))
+        seen = ctx.attend(self.layer, self.kind, q, k, v, self.head_dim**-0.5)
+        out: Tensor = self.out(seen.flatten(1))
+        return out

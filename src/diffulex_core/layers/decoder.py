@@ -1,0 +1,78 @@
+"""The generic pre-norm decoder over flat, ragged rows."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from diffulex_core.context import BuildContext, ForwardContext
+from diffulex_core.layers.attention import SelfAttention
+from diffulex_core.layers.linear import Embedding, Linear
+from diffulex_core.layers.mlp import GatedMLP
+from diffulex_core.layers.norm import RMSNorm
+from diffulex_core.layers.rope import Rope, Rotation
+from diffulex_core.layers.spec import DecoderSpec
+from diffulex_core.types import KVGeometry
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm, and a head that is run apart, on the rows that need it. A `DiffusionModel`."""
+
+    def __init__(self, spec: DecoderSpec, ctx: BuildContext) -> None:
+        super().__init__()
+        self.spec = spec
+        self.rope = Rope(theta=spec.rope_theta, rotary_dim=spec.rotary_dim)
+        self.embed = Embedding(ctx, spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(ctx, spec, layer) for layer in range(spec.num_layers))
+        self.final_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
+        self.lm_head = Linear(ctx, spec.hidden_size, spec.vocab_size, bias=spec.head_bias)
+        if spec.tie_embeddings:
+            self.lm_head.weight = self.embed.weight
+
+    @property
+    def kv_geometry(self) -> tuple[KVGeometry, ...]:
+        """Equal for all layers."""
+        geometry = KVGeometry(
+            num_heads=self.spec.num_heads, num_kv_heads=self.spec.num_kv_heads, head_dim=self.spec.head_dim
+        )
+        return (geometry,) * self.spec.num_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return self.spec.vocab_size
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """One kind of layer, without a sliding window."""
+        return (None,)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        """[rows] ids and positions -> [rows, hidden] after the final norm."""
+        rotation = self.rope.rotation(positions)
+        hidden: Tensor = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, rotation, ctx)
+        final: Tensor = self.final_norm(hidden)
+        return final
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab]."""
+        out: Tensor = self.lm_head(hidden)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """`x += attn(norm(x)); x += mlp(norm(x))`."""
+
+    def __init__(self, ctx: BuildContext, spec: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
+        self.attn = SelfAttention(ctx, spec, layer)
+        self.ff_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
+        self.mlp = GatedMLP(ctx, spec)
+
+    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+        """[rows, hidden] -> [rows, hidden]."""
+        x = x + self.attn(self.attn_norm(x), rotation, ctx)
+        out: Tensor = x + self.mlp(self.ff_norm(x))
+        return out

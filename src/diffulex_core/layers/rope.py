@@ -1,0 +1,47 @@
+"""Rotary position embedding, half-split: dimension `j` is paired with `j + rotary_dim / 2`."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+
+@attrs.frozen(kw_only=True)
+class Rope:
+    """Frequencies `theta ** (-2j / rotary_dim)`, `j` in `[0, rotary_dim / 2)`.
+
+    It holds no table: cosines and sines are computed once for each forward and handed down.
+    """
+
+    theta: float
+    rotary_dim: int
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """[rows] positions -> the rotation of each row.
+
+        Angles are fp32. Powers, cosines and sines are taken in fp64 and rounded: vectorised and scalar routines of a
+        CPU may differ in the last bit of fp32, so that a row's bits would depend on where it stands in the batch.
+        """
+        exponent = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64, device=positions.device) / self.rotary_dim
+        frequency = (self.theta**-exponent).float()
+        angle = (positions.float()[:, None] * frequency).double()  # [rows, rotary_dim / 2]
+        return Rotation(cos=angle.cos().float()[:, None], sin=angle.sin().float()[:, None])
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Rotation:
+    """Rotation of each row's heads.
+
+    Attributes:
+        cos, sin: [rows, 1, rotary_dim / 2] float32.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, heads, head_dim] -> the same, its leading dimensions rotated in fp32 and cast back."""
+        half = self.cos.shape[-1]
+        a, b, rest = x.float().split((half, half, x.shape[-1] - 2 * half), dim=-1)
+        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin, rest), dim=-1).to(x.dtype)

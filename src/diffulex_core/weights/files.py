@@ -1,0 +1,136 @@
+"""Which safetensors files make up a checkpoint and which tensors they hold, read from the headers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+from safetensors import SafetensorError, safe_open
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@attrs.frozen(kw_only=True)
+class StoredTensor:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: its name there.
+        file: name of the file that holds it.
+        shape, dtype: as stored ("F32", "BF16" ...); None when the file's header cannot be read.
+    """
+
+    name: str
+    file: str
+    shape: tuple[int, ...] | None
+    dtype: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Inventory:
+    """What a checkpoint folder holds.
+
+    Attributes:
+        files: the safetensors files that belong to it, sorted.
+        tensors: by file, then by name.
+        problems: everything that is wrong with the files.
+        complete: whether `tensors` names all tensors, so that others are known to be missing.
+    """
+
+    files: tuple[str, ...]
+    tensors: tuple[StoredTensor, ...]
+    problems: tuple[str, ...]
+    complete: bool
+
+
+def take_inventory(folder: Path) -> Inventory:
+    """List a checkpoint's tensors: from the index if there is one, else `model.safetensors`, else all `*.safetensors`.
+
+    With an index, other files in the folder are ignored.
+    """
+    problems: list[str] = []
+    index = _read_index(folder, problems)
+    files = sorted(set(index.values())) if index is not None else _files_without_index(folder)
+    if not files:
+        problems.append(_no_files(folder, index_found=(folder / INDEX).exists()))
+    tensors: list[StoredTensor] = []
+    readable = 0
+    for file in files:
+        found, problem = _read_header(folder, file)
+        if problem:
+            problems.append(problem)
+            found = [_unread(name, file) for name in sorted(index) if index[name] == file] if index is not None else []
+        else:
+            readable += 1
+            named = [name for name, holder in (index or {}).items() if holder == file]
+            lost = sorted(set(named) - {tensor.name for tensor in found})
+            problems += [f"{INDEX} says that {file} holds {name!r}, but it does not." for name in lost]
+            found += [_unread(name, file) for name in lost]
+        tensors += found
+    return Inventory(
+        files=tuple(files),
+        tensors=tuple(_without_duplicates(tensors, problems)),
+        problems=tuple(problems),
+        complete=bool(files) and (index is not None or readable == len(files)),
+    )
+
+
+def _read_index(folder: Path, problems: list[str]) -> Mapping[str, str] | None:
+    """tensor name -> file name; None without a usable index."""
+    path = folder / INDEX
+    if not path.exists():
+        return None
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
+            raise ValueError("'weight_map' must map tensor names to file names without folders")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.append(f"{INDEX} is not a valid index ({type(error).__name__}: {error}). Download it again.")
+        return {}
+    return dict(weight_map)
+
+
+def _files_without_index(folder: Path) -> list[str]:
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+def _no_files(folder: Path, *, index_found: bool) -> str:
+    if index_found:
+        return f"{INDEX} names no files."
+    others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
+    hint = f" {', '.join(others)} cannot be read; convert the checkpoint to safetensors." if others else ""
+    return f"There are no weights: looked for {INDEX}, {SINGLE} and *.safetensors.{hint}"
+
+
+def _read_header(folder: Path, file: str) -> tuple[list[StoredTensor], str]:
+    """The tensors of one file sorted by name, and what is wrong with it."""
+    path = folder / file
+    if not path.is_file():
+        return [], f"{file} is missing. Download it again."
+    try:
+        with safe_open(path, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+            return [
+                StoredTensor(name=name, file=file, shape=tuple(part.get_shape()), dtype=part.get_dtype())
+                for name, part in sorted(slices.items())
+            ], ""
+    except (SafetensorError, OSError) as error:
+        return [], f"{file} is damaged or cut off ({path.stat().st_size} bytes: {error}). Download it again."
+
+
+def _unread(name: str, file: str) -> StoredTensor:
+    return StoredTensor(name=name, file=file, shape=None, dtype=None)
+
+
+def _without_duplicates(tensors: list[StoredTensor], problems: list[str]) -> list[StoredTensor]:
+    first: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        holder = first.setdefault(tensor.name, tensor)
+        if holder is not tensor:
+            problems.append(f"{tensor.name!r} is stored twice, in {holder.file} and in {tensor.file}.")
+    return list(first.values())

@@ -1,0 +1,169 @@
+"""The books of a load: what the model needs written, who claims it, and everything that does not add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from diffulex_core.errors import PluginError
+from diffulex_core.weights.files import StoredTensor
+from diffulex_core.weights.types import NamesSources, PackedModule, ResolvedWeight, ShardId
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Target:
+    """A parameter or persistent buffer that the checkpoint must fill.
+
+    Attributes:
+        names: its names in the model; several when it is tied.
+        tensor: the storage.
+        shards: views of its parts, empty when it is loaded whole.
+    """
+
+    names: tuple[str, ...]
+    tensor: Tensor
+    shards: Mapping[ShardId, Tensor]
+
+    def part(self, shard: ShardId | None) -> Tensor:
+        """The storage of one part, or all of it."""
+        return self.tensor if shard is None else self.shards[shard]
+
+    def label(self, shard: ShardId | None) -> str:
+        """How messages call the part."""
+        name = " = ".join(map(repr, self.names))
+        return name if shard is None else f"{name} (part {shard!r})"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Claim:
+    """One checkpoint tensor and where it goes."""
+
+    stored: StoredTensor
+    resolved: ResolvedWeight
+    target: Target
+
+    @property
+    def view(self) -> Tensor:
+        """The storage that the tensor fills."""
+        return self.target.part(self.resolved.shard_id)
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """Collects claims and problems.
+
+    Attributes:
+        targets: by identity of the tensor.
+        claims: in the order of the checkpoint.
+        ties: pairs of claims on one tied part; their contents must be equal.
+        skipped: checkpoint tensors that are left out, with reasons.
+        problems: what does not add up, one sentence each.
+    """
+
+    targets: Mapping[int, Target]
+    claims: list[Claim] = attrs.field(factory=list, init=False)
+    ties: list[tuple[Claim, Claim]] = attrs.field(factory=list, init=False)
+    skipped: dict[str, str] = attrs.field(factory=dict, init=False)
+    problems: list[str] = attrs.field(factory=list, init=False)
+    _filled: dict[tuple[int, ShardId | None], list[Claim]] = attrs.field(factory=dict, init=False)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Ledger:
+        """Books for all parameters and persistent buffers of a model."""
+        names: dict[int, list[str]] = {}
+        tensors: dict[int, Tensor] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            names.setdefault(id(tensor), []).append(name)
+            tensors[id(tensor)] = tensor
+        return cls({
+            key: Target(names=tuple(names[key]), tensor=tensor, shards=_shards(model, names[key][0]))
+            for key, tensor in tensors.items()
+        })  # fmt: skip
+
+    def enter(self, stored: StoredTensor, resolved: ResolvedWeight | None) -> None:
+        """Book one checkpoint tensor.
+
+        Raises:
+            PluginError: the resolver named a tensor or a part that the model does not have.
+        """
+        if resolved is None:
+            shape = "" if stored.shape is None else f" {list(stored.shape)}"
+            self.problems.append(f"{stored.name!r}{shape} in {stored.file} has no place in this model.")
+            return
+        if resolved.skip is not None:
+            self.skipped[stored.name] = resolved.skip
+            return
+        target = self.targets.get(id(resolved.target))
+        if target is None:
+            raise PluginError(f"The weight resolver sends {stored.name!r} to a tensor that is not part of the model.")
+        shard = resolved.shard_id
+        if shard is not None and shard not in target.shards:
+            parts = ", ".join(map(repr, target.shards)) or "none"
+            raise PluginError(
+                f"The weight resolver sends {stored.name!r} to part {shard!r} of {target.names[0]!r},"
+                f" which has: {parts}."
+            )
+        claim = Claim(stored=stored, resolved=resolved, target=target)
+        self._check_fit(claim)
+        self._check_alone(claim)
+
+    def close(self, resolver: object) -> None:
+        """Find what nobody claims. `resolver` may know what to look for (`NamesSources`)."""
+        for key, target in self.targets.items():
+            if (key, None) in self._filled:
+                continue
+            for shard in target.shards or (None,):
+                if (key, shard) not in self._filled:
+                    self.problems.append(_missing(target, shard, resolver))
+
+    def _check_fit(self, claim: Claim) -> None:
+        stored, resolved = claim.stored, claim.resolved
+        if stored.shape is None or stored.dtype is None:
+            return
+        label = claim.target.label(resolved.shard_id)
+        if claim.view.is_floating_point() and not stored.dtype.startswith(("F", "BF")):
+            self.problems.append(f"{stored.name!r} holds {stored.dtype}, but {label} takes floating-point numbers.")
+        if resolved.loader is not None:
+            return
+        shape = stored.shape
+        if resolved.transform is not None:
+            shape = tuple(resolved.transform(torch.empty(shape, device="meta")).shape)
+        if shape != tuple(claim.view.shape):
+            changed = "" if shape == stored.shape else f" (stored as {list(stored.shape)})"
+            self.problems.append(
+                f"{stored.name!r} has shape {list(shape)}{changed}, but {label} has {list(claim.view.shape)}."
+            )
+
+    def _check_alone(self, claim: Claim) -> None:
+        key, shard = id(claim.target.tensor), claim.resolved.shard_id
+        whole, parts = self._filled.get((key, None), []), self._parts(key)
+        rivals = whole + parts if shard is None else whole + self._filled.get((key, shard), [])
+        self._filled.setdefault((key, shard), []).append(claim)
+        if not rivals:
+            self.claims.append(claim)
+        elif len(claim.target.names) > len(rivals) and rivals[0].resolved.shard_id == shard:
+            self.ties.append((rivals[0], claim))
+        else:
+            self.problems.append(
+                f"{rivals[0].stored.name!r} and {claim.stored.name!r} both fill {claim.target.label(shard)}."
+            )
+
+    def _parts(self, key: int) -> list[Claim]:
+        return [claim for shard in self.targets[key].shards for claim in self._filled.get((key, shard), [])]
+
+
+def _shards(model: nn.Module, name: str) -> Mapping[ShardId, Tensor]:
+    path, _, parameter = name.rpartition(".")
+    owner = model.get_submodule(path)
+    return owner.shards(parameter) if isinstance(owner, PackedModule) else {}
+
+
+def _missing(target: Target, shard: ShardId | None, resolver: object) -> str:
+    sources: list[str] = []
+    if isinstance(resolver, NamesSources):
+        sources = [source for name in target.names for source in resolver.sources(name, shard)]
+    expected = f": the checkpoint has no {' or '.join(map(repr, sources))}" if sources else ""
+    return f"Nothing fills {target.label(shard)} {list(target.part(shard).shape)}{expected}."

@@ -1,0 +1,94 @@
+"""The values and protocols of weight loading; importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import attrs
+
+from diffulex_core.errors import PluginError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+ShardId = str | int
+"""Name of one part of a packed parameter: "q", "gate", or an index."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class LoadContext:
+    """What a resolver may look at.
+
+    Attributes:
+        config: the parsed config.json.
+        full_name: the tensor's name in the checkpoint.
+        dtype: dtype of the engine.
+        parameters, buffers: the model's own, by name; a tied parameter is found under each of its names.
+    """
+
+    config: Mapping[str, object]
+    full_name: str
+    dtype: torch.dtype
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ResolvedWeight:
+    """Where one checkpoint tensor goes: into a parameter, into a buffer, or nowhere for a stated reason.
+
+    Attributes:
+        param: target parameter.
+        buffer: target buffer.
+        shard_id: the part of a packed target that is filled; None fills it whole.
+        transform: applied to the tensor first (transpose, split, reshape). It is also called with a meta tensor, to
+            check shapes before anything is read.
+        loader: called with the transformed tensor in place of the copy; `param` or `buffer` still names what it fills.
+        skip: why the tensor is left out.
+    Raises:
+        PluginError: the fields contradict each other.
+    """
+
+    param: nn.Parameter | None = None
+    buffer: Tensor | None = None
+    shard_id: ShardId | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    loader: Callable[[Tensor], None] | None = None
+    skip: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        targets = [name for name in ("param", "buffer", "skip") if self._given(name)]
+        if len(targets) != 1:
+            raise PluginError(
+                f"ResolvedWeight needs exactly one of param, buffer and skip, not {' and '.join(targets) or 'none'}."
+            )
+        if self.skip is not None and (not self.skip or self.shard_id is not None or self.transform or self.loader):
+            raise PluginError("ResolvedWeight(skip=...) takes a reason in words and nothing else.")
+
+    @property
+    def target(self) -> Tensor | None:
+        """The parameter or buffer to fill; None for a skipped tensor."""
+        return self.param if self.param is not None else self.buffer
+
+    def _given(self, name: str) -> bool:
+        return {"param": self.param, "buffer": self.buffer, "skip": self.skip}[name] is not None
+
+
+@runtime_checkable
+class PackedModule(Protocol):
+    """A module whose parameters hold several checkpoint tensors each."""
+
+    def shards(self, parameter: str) -> Mapping[ShardId, Tensor]:
+        """The view of each part of one of the module's own parameters; empty for one that is loaded whole."""
+        ...
+
+
+@runtime_checkable
+class NamesSources(Protocol):
+    """A resolver that can say which checkpoint tensor it expects for a target; it makes messages more useful."""
+
+    def sources(self, target: str, shard_id: ShardId | None) -> Sequence[str]:
+        """Checkpoint names that would fill the parameter or buffer called `target`."""
+        ...
