@@ -1,0 +1,112 @@
+"""What can be used is documented: hooks, descriptor fields, errors, and the README's commands."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import attrs
+import pytest
+
+from diffulex_core import errors, hookspecs, plugin
+from diffulex_core.host import Host
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("plugins/*/README.md")),
+]
+HOOKS = [name for name, value in vars(hookspecs).items() if name.startswith("diffulex_") and inspect.isfunction(value)]
+DESCRIPTORS = [
+    plugin.ModelFamily,
+    plugin.DecodingStrategy,
+    plugin.AttentionBackendPlugin,
+    plugin.Component,
+    plugin.SamplerTraits,
+]
+DEMO = "python -m pip install nox && python -m nox -s demo"
+TESTS = "python -m pip install nox && python -m nox -s tests"
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def section(page: str, heading: str) -> str:
+    """The text below a heading, to the next heading of its level or above."""
+    found = re.search(rf"^(#+) `?{re.escape(heading)}`?$", page, re.MULTILINE)
+    assert found, f"no heading {heading!r}"
+    rest = page[found.end() :]
+    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_an_entry_that_shows_its_arguments(hook: str) -> None:
+    entry = section(read("docs/plugins.md"), hook)
+    arguments = inspect.signature(getattr(hookspecs, hook)).parameters
+    assert f"{hook}({', '.join(arguments)})" in entry
+
+
+def test_no_hook_is_documented_that_does_not_exist() -> None:
+    assert set(re.findall(r"^#+ `(diffulex_\w+)`$", read("docs/plugins.md"), re.MULTILINE)) == set(HOOKS)
+
+
+@pytest.mark.parametrize("descriptor", DESCRIPTORS, ids=lambda descriptor: descriptor.__name__)
+def test_the_fields_of_a_descriptor_are_documented_and_no_others(descriptor: type) -> None:
+    entry = section(read("docs/plugins.md"), descriptor.__name__)
+    rows = re.findall(r"^\| (`[^|]+) \|", entry, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {
+        field.name for field in attrs.fields(descriptor)
+    }
+
+
+def test_every_kind_of_component_and_every_capability_is_documented() -> None:
+    page = read("docs/plugins.md")
+    for kind in get_args(plugin.ComponentKind):
+        assert f"| `{kind}` |" in section(page, "Component")
+    capabilities = {value for name, value in vars(plugin.Capability).items() if name.isupper()}
+    assert set(re.findall(r"^\| `(\w+)` \|", section(page, "Capabilities"), re.MULTILINE)) == capabilities
+
+
+def test_every_error_is_documented_and_no_others() -> None:
+    defined = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert set(re.findall(r"^#+ `(\w+)`$", read("docs/errors.md"), re.MULTILINE)) == defined
+
+
+def test_the_first_plugin_of_the_guide_registers_its_family() -> None:
+    source = next(block for block in code_blocks(read("docs/plugins.md"), "python") if "@hookimpl" in block)
+    module = ModuleType("diffulex_example")
+    exec(source, vars(module))
+    host = Host.discover(extra=[module])
+    assert "example" in host.models
+    assert host.quarantined == ()
+
+
+def test_the_readme_gives_the_two_commands_and_continuous_integration_runs_the_second() -> None:
+    commands = code_blocks(read("README.md"), "bash")
+    assert [DEMO + "\n" in block for block in commands].count(True) == 1
+    assert [TESTS + "\n" in block for block in commands].count(True) == 1
+    assert TESTS in read(".ci/run").splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_python_of_a_page_compiles_and_its_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for block in code_blocks(text, "python"):
+        compile(block, page.name, "exec")
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    local = [target for target in targets if not target.startswith(("http://", "https://"))]
+    assert [target for target in local if not (page.parent / target).exists()] == []
