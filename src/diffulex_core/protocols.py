@@ -14,6 +14,7 @@ from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import (
     AttentionBatch,
+    Canvas,
     CompletionReason,
     Decision,
     KVGeometry,
@@ -70,6 +71,11 @@ class Req(Protocol):
     @property
     def output_tokens(self) -> IntArray:
         """[n] the longest decided prefix of the answer, cut at the stop token and the limits; holds no mask token."""
+        ...
+
+    @property
+    def canvas(self) -> Canvas:
+        """A copy of the answer region as it stands, for streams and traces."""
         ...
 
     @property
@@ -254,6 +260,11 @@ class DiffusionModel(Protocol):
     @property
     def kv_geometry(self) -> Sequence[KVGeometry]:
         """One entry for each layer that stores keys and values."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits; ids at or above the tokenizer's size are padding."""
         ...
 
     @property

@@ -38,12 +38,14 @@ class SampleGroup:
     """The positions of one block that may be decided in this step.
 
     Attributes:
+        block: index of the block.
         positions: [n] absolute positions to decide, ascending.
         rows: [n] index, within the window, of the row whose logits predict each position.
         accept_threshold: confidence above which a position is accepted.
         force_one: accept the most confident position when none passes the threshold.
     """
 
+    block: int
     positions: IntArray
     rows: IntArray
     accept_threshold: float
@@ -131,6 +133,27 @@ class Decision:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Canvas:
+    """The answer region of a request between two steps.
+
+    Attributes:
+        start: position of the first answer token.
+        tokens: [n] int64 from `start` through the last running block; undecided ones hold a filler.
+        decided: [n] bool.
+        committed: leading answer positions whose blocks are stored and final.
+        block_size: tokens per block.
+        running_blocks: (index, state) of each block in the buffer.
+    """
+
+    start: int
+    tokens: IntArray
+    decided: BoolArray
+    committed: int
+    block_size: int
+    running_blocks: tuple[tuple[int, str], ...]
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class StepOutput:
     """The runner's answer to a plan: one decision for each window, in plan order, and what was computed.
 
@@ -166,8 +189,9 @@ class SamplingBatch:
 
 @attrs.frozen(kw_only=True)
 class KVGeometry:
-    """Shape of one layer's keys and values: `num_kv_heads` heads of `head_dim` numbers."""
+    """Shape of one layer's attention: `num_heads` query heads over `num_kv_heads` key/value heads of `head_dim` numbers."""
 
+    num_heads: int
     num_kv_heads: int
     head_dim: int
 

@@ -9,7 +9,7 @@ from diffulex_core.blocks.state import BlockState, BlockTable
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import CompletionReason, Decision, SampleGroup, Span
+from diffulex_core.types import Canvas, CompletionReason, Decision, SampleGroup, Span
 
 
 class BlockRequest:
@@ -87,6 +87,18 @@ class BlockRequest:
     def output_tokens(self) -> IntArray:
         end = max(self._prompt_len, self._stop.output_end(self._table.frontier))
         return self._table.tokens[self._prompt_len : end].copy()
+
+    @property
+    def canvas(self) -> Canvas:
+        table, start = self._table, self._prompt_len
+        return Canvas(
+            start=start,
+            tokens=table.tokens[start : table.end].copy(),
+            decided=table.decided[start : table.end].copy(),
+            committed=max(0, table.start - start),
+            block_size=table.block_size,
+            running_blocks=tuple((table.head + index, state.value) for index, state in enumerate(table.states)),
+        )
 
     def most_slots(self) -> int:
         return len(self._table.tokens)
@@ -209,6 +221,7 @@ class BlockRequest:
     def _group(self, block: int, start: int) -> SampleGroup:
         positions = self._table.open_positions(block)
         return SampleGroup(
+            block=block,
             positions=positions,
             rows=positions - start,
             accept_threshold=self._thresholds.accept_threshold,

@@ -16,7 +16,7 @@ import attrs
 
 Split = Literal["train", "eval"]
 
-MAX_OPERAND = 99
+MAX_OPERAND = 50
 MAX_RESULT = 3 * MAX_OPERAND
 EVAL_SHARE = 16
 """One operand triple in this many belongs to the evaluation split."""
@@ -86,6 +86,14 @@ def problems(seed: int, split: Split, count: int) -> Iterator[Problem]:
         if problem.prompt not in seen:
             seen.add(problem.prompt)
             yield problem
+
+
+def equation(rng: random.Random) -> str:
+    """One sum or difference in the form and the ranges of a worked answer, such as `42 - 7 = 35.`"""
+    while True:
+        a, b, sign = rng.randint(0, 2 * MAX_OPERAND), rng.randint(1, MAX_OPERAND), rng.choice((1, -1))
+        if a + sign * b >= 0:
+            return f"{a} {'+' if sign > 0 else '-'} {b} = {a + sign * b}."
 
 
 def _work(operands: tuple[int, int, int], signs: tuple[int, int], results: tuple[int, int]) -> str:

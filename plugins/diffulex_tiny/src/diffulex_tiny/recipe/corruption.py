@@ -13,19 +13,23 @@ BLOCK_SIZES = (4, 8, 16, 32)
 class Layout:
     """Where the parts of each sequence of a batch lie, in tokens from its start.
 
-    `prompt` and `total` are [batch] int64: the answer region (answer, then end-of-text padding) is
-    `[prompt, total)`, the rest of the row is padding that nobody sees. `results` is [batch, seq] bool: the positions
-    of computed numbers.
+    Attributes:
+        prompt, total: [batch] int64; the answer region (answer, then end-of-text padding) is `[prompt, total)`, the
+            rest of the row is padding that nobody sees.
+        results: [batch, seq] bool, the positions of computed numbers.
+        fillable: [batch, seq] bool, the positions that training may hide.
     """
 
     prompt: Tensor
     total: Tensor
     results: Tensor
+    fillable: Tensor
 
-    def answer_region(self) -> Tensor:
-        """[batch, seq] bool."""
-        at = torch.arange(self.results.shape[1])
-        return (at >= self.prompt[:, None]) & (at < self.total[:, None])
+
+def answer_region(prompt: Tensor, total: Tensor, length: int) -> Tensor:
+    """[batch, length] bool: positions from `prompt` to `total`, both [batch]."""
+    at = torch.arange(length)
+    return (at >= prompt[:, None]) & (at < total[:, None])
 
 
 def draw_hidden(layout: Layout, block_size: int, blockwise: bool, generator: torch.Generator) -> Tensor:
@@ -41,9 +45,9 @@ def draw_hidden(layout: Layout, block_size: int, blockwise: bool, generator: tor
     ratio = ratio.repeat_interleave(block_size, dim=1)[:, :seq] if blockwise else ratio.expand(batch, seq)
     hard = (torch.rand(batch, 1, generator=generator) < 1 / 3) & layout.results
     ratio = torch.where(hard, ratio.clamp(min=0.7), ratio)
-    hidden = (torch.rand(batch, seq, generator=generator) < ratio) & layout.answer_region()
+    hidden = (torch.rand(batch, seq, generator=generator) < ratio) & layout.fillable
     lonely = ~hidden.any(dim=1)
-    hidden[lonely] = layout.answer_region()[lonely]
+    hidden[lonely] = layout.fillable[lonely]
     return hidden
 
 

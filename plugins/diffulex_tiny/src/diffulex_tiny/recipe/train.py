@@ -32,7 +32,17 @@ class Recipe:
     warmup: int = 300
     weight_decay: float = 0.01
     spell_names: float = 0.1
+    drill_share: float = 0.5
+    drill_until: float = 0.7
     seed: int = 0
+
+
+DRILL_EQUATIONS = 10
+"""Equations in one row of a drill."""
+
+EQUATION_TOKENS = 6
+RESULT_AT = 4
+"""Tokens of an equation, and which of them is the result."""
 
 
 @attrs.frozen(kw_only=True)
@@ -60,25 +70,7 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
         tie_word_embeddings=False,
         use_cache=False,
     )
-    network = LlamaForCausalLM(config)
-    with torch.no_grad():
-        waves = number_waves(recipe.hidden_size) * 0.05
-        for weight in (network.model.embed_tokens.weight, network.lm_head.weight):
-            for word in vocabulary.number_words():
-                [index] = tokenizer.encode(word).ids
-                weight[index, : waves.shape[1]] = waves[int(word)]
-    return network
-
-
-def number_waves(width: int) -> Tensor:
-    """[MAX_RESULT + 1, features] fp32: sines and cosines of every number, the start of its embedding.
-
-    Sums and differences of numbers are rotations of these features, so that arithmetic starts out easy to find.
-    """
-    periods = torch.tensor([2.0, 4.0, 5.0, 10.0, 10.0 / 3, 20.0, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0])
-    assert 2 * len(periods) <= width
-    angle = 2 * torch.pi * torch.arange(problems.MAX_RESULT + 1)[:, None] / periods
-    return torch.cat((angle.cos(), angle.sin()), dim=1)
+    return LlamaForCausalLM(config)
 
 
 class Stream:
@@ -91,7 +83,11 @@ class Stream:
         self._numbers = {tokenizer.encode(word).ids[0]: int(word) for word in vocabulary.number_words()}
 
     def batch(self, step: int) -> Batch:
+        """The batch of one step: problems, or in some steps of the early part of training bare equations."""
         rng = random.Random(f"{self._recipe.seed}-{step}")
+        early = step < self._recipe.drill_until * self._recipe.steps
+        if early and rng.random() < self._recipe.drill_share:
+            return self._drill(rng)
         drawn = [problems.sample(rng, "train", spell_names=self._recipe.spell_names) for _ in range(self._recipe.batch)]
         prompts = [encoding.ids for encoding in self._tokenizer.encode_batch([p.prompt for p in drawn])]
         answers = [encoding.ids for encoding in self._tokenizer.encode_batch([p.answer for p in drawn])]
@@ -106,8 +102,30 @@ class Stream:
             ids[row, : len(sequence)] = torch.tensor(sequence)
             for at in range(len(prompt), len(sequence)):
                 results[row, at] = self._numbers.get(sequence[at]) in problem.results
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        return Batch(ids=ids, layout=corruption.Layout(prompt=lengths, total=torch.tensor(totals), results=results))
+        lengths, ends = torch.tensor([len(prompt) for prompt in prompts]), torch.tensor(totals)
+        fillable = corruption.answer_region(lengths, ends, ids.shape[1])
+        layout = corruption.Layout(prompt=lengths, total=ends, results=results, fillable=fillable)
+        return Batch(ids=ids, layout=layout)
+
+
+    def _drill(self, rng: random.Random) -> Batch:
+        """Unrelated equations in a row, without a prompt: many more sums for each token than a story holds."""
+        rows = []
+        for _ in range(self._recipe.batch):
+            words = [problems.equation(rng) for _ in range(DRILL_EQUATIONS)]
+            rows.append(" ".join(words))
+        ids = torch.tensor([encoding.ids for encoding in self._tokenizer.encode_batch(rows)])
+        results = torch.zeros(ids.shape, dtype=torch.bool)
+        results[:, RESULT_AT::EQUATION_TOKENS] = True
+        return Batch(
+            ids=ids,
+            layout=corruption.Layout(
+                prompt=torch.zeros(len(ids), dtype=torch.int64),
+                total=torch.full((len(ids),), ids.shape[1]),
+                results=results,
+                fillable=results,
+            ),
+        )
 
 
 def loss_of(network: LlamaForCausalLM, batch: Batch, mask_id: int, generator: torch.Generator) -> Tensor:

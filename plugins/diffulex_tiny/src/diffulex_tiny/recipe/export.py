@@ -1,0 +1,105 @@
+"""Writing a trained network as a LLaDA checkpoint: config.json, model.safetensors, tokenizer, generation defaults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+
+from diffulex_tiny.recipe import tokenizer as vocabulary
+
+OUTER_NAMES = {
+    "model.embed_tokens.weight": "model.transformer.wte.weight",
+    "model.norm.weight": "model.transformer.ln_f.weight",
+    "lm_head.weight": "model.transformer.ff_out.weight",
+}
+BLOCK_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ff_norm",
+    "self_attn.q_proj": "q_proj",
+    "self_attn.k_proj": "k_proj",
+    "self_attn.v_proj": "v_proj",
+    "self_attn.o_proj": "attn_out",
+    "mlp.gate_proj": "ff_proj",
+    "mlp.up_proj": "up_proj",
+    "mlp.down_proj": "ff_out",
+}
+GENERATION = {
+    "decoding_strategy": "d2f",
+    "block_size": 4,
+    "buffer_size": 4,
+    "page_size": 16,
+    "accept_threshold": 0.9,
+    "temperature": 0.0,
+    "max_new_tokens": 64,
+}
+"""Decoding defaults that the checkpoint recommends."""
+
+
+def export(network: LlamaForCausalLM, folder: Path) -> None:
+    """Write the checkpoint into `folder`, weights in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.write_tokenizer(folder)
+    tokenizer = vocabulary.build_tokenizer()
+    eos, mask = tokenizer.token_to_id(vocabulary.EOS), tokenizer.token_to_id(vocabulary.MASK)
+    tensors = {_name(name): tensor.detach().float().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config = network.config
+    _write(
+        folder / "config.json",
+        {
+            "model_type": "llada",
+            "architectures": ["LLaDAModelLM"],
+            "d_model": config.hidden_size,
+            "n_layers": config.num_hidden_layers,
+            "n_heads": config.num_attention_heads,
+            "n_kv_heads": config.num_key_value_heads,
+            "mlp_hidden_size": config.intermediate_size,
+            "vocab_size": config.vocab_size,
+            "embedding_size": config.vocab_size,
+            "max_sequence_length": config.max_position_embeddings,
+            "rope": True,
+            "alibi": False,
+            "rope_theta": config.rope_parameters["rope_theta"],
+            "rope_full_precision": True,
+            "rms_norm_eps": config.rms_norm_eps,
+            "layer_norm_type": "rms",
+            "layer_norm_with_affine": True,
+            "bias_for_layer_norm": False,
+            "activation_type": "silu",
+            "block_type": "llama",
+            "block_group_size": 1,
+            "attention_layer_norm": False,
+            "include_bias": False,
+            "include_qkv_bias": False,
+            "weight_tying": False,
+            "scale_logits": False,
+            "input_emb_norm": False,
+            "mask_token_id": mask,
+            "eos_token_id": eos,
+            "pad_token_id": eos,
+            "torch_dtype": "float32",
+        },
+    )
+    _write(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": eos, **GENERATION})
+
+
+def load_state(network: LlamaForCausalLM, state_file: Path) -> None:
+    """Take over the weights of a training state."""
+    network.load_state_dict(torch.load(state_file)["network"])
+
+
+def _name(name: str) -> str:
+    """Checkpoint name of a training tensor."""
+    if name in OUTER_NAMES:
+        return OUTER_NAMES[name]
+    layer, _, rest = name.removeprefix("model.layers.").partition(".")
+    module = rest.removesuffix(".weight")
+    return f"model.transformer.blocks.{layer}.{BLOCK_NAMES[module]}.weight"
+
+
+def _write(path: Path, values: dict[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")

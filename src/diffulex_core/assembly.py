@@ -1,0 +1,250 @@
+"""From a configuration to the parts of an engine: the one place that turns names into objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from diffulex_core.attention import AttentionCase, select_backend
+from diffulex_core.blocks import BlockRequest
+from diffulex_core.checkpoint import read_generation_config, read_json_config
+from diffulex_core.config import EngineConfig, read_config_file, resolve
+from diffulex_core.context import BuildContext
+from diffulex_core.host import Host
+from diffulex_core.kv_cache import PagedKVCache
+from diffulex_core.kv_store import KVStore, page_bytes
+from diffulex_core.observers import CompositeObserver, Observer
+from diffulex_core.pattern import AttentionPattern
+from diffulex_core.plugin import ComponentKind
+from diffulex_core.protocols import (
+    AutoNFE,
+    DiffusionModel,
+    KVCacheManager,
+    ModelRunner,
+    ReqContext,
+    ReqFactory,
+    Sampler,
+    Scheduler,
+)
+from diffulex_core.runner import EagerRunner
+from diffulex_core.sampling import PackedSampler
+from diffulex_core.scheduler import ContinuousScheduler
+from diffulex_core.sizing import choose_num_pages, free_memory
+from diffulex_core.sources import resolve_model
+from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer
+from diffulex_core.tracing import JsonTrace, TorchProfiler
+from diffulex_core.warmup import warm_up
+from diffulex_core.weights import load_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Parts:
+    """Everything an engine drives."""
+
+    config: EngineConfig
+    tokenizer: Any
+    vocab_size: int
+    req: ReqFactory
+    req_context: ReqContext
+    scheduler: Scheduler
+    runner: ModelRunner
+    observer: Observer
+    profiler: TorchProfiler | None
+
+
+def assemble(
+    model: str, options: Mapping[str, Any], *, host: Host, config_file: Path | None = None, strict: bool = False
+) -> Parts:
+    """Resolve the configuration, load the checkpoint and build every part.
+
+    Raises:
+        ConfigError, CheckpointError, UnknownNameError: see `Diffulex`.
+    """
+    config, folder, tokenizer = load_config(model, options, host=host, config_file=config_file, strict=strict)
+    checkpoint = read_json_config(folder)
+    device = choose_device(config.parallel.device, config.parallel.device_ids)
+    dtype = choose_dtype(config.model.dtype, checkpoint, device)
+    network = _load_model(config, host, folder, checkpoint, BuildContext(dtype=dtype, device=device))
+    pattern: AttentionPattern = host.load(config.strategy.pattern)(config.decoding.block_size)
+    geometry = network.kv_geometry[0]
+    backend = select_backend(
+        config.attention.attn_impl,
+        host,
+        AttentionCase(
+            device_type=device.type,
+            dtype=dtype,
+            head_dim=geometry.head_dim,
+            num_heads=geometry.num_heads,
+            num_kv_heads=geometry.num_kv_heads,
+            page_size=config.cache.page_size,
+            block_size=config.decoding.block_size,
+            windows=tuple(network.windows),
+        ),
+    )
+    vocab_size = min(len(tokenizer), network.vocab_size)
+    mask = config.model.mask_token_id
+    make_sampler = _component(host, "sampler", config.strategy.sampler, PackedSampler)
+    sampler: Sampler = make_sampler(vocab_size=vocab_size, forbidden=frozenset() if mask is None else frozenset({mask}))
+    make_runner = _component(host, "runner", config.strategy.runner, EagerRunner)
+
+    def runner_with(kv_store: KVStore) -> ModelRunner:
+        runner: ModelRunner = make_runner(
+            model=network,
+            sampler=sampler,
+            pattern=pattern,
+            backend=backend,
+            kv_store=kv_store,
+            page_size=config.cache.page_size,
+            device=device,
+        )
+        return runner
+
+    kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else DTYPES[config.cache.kv_cache_dtype]
+    num_pages = _num_pages(config, network, kv_dtype, device)
+    runner = runner_with(
+        KVStore.allocate(network.kv_geometry, num_pages, config.cache.page_size, kv_dtype, device)
+    )
+    if not config.runtime.skip_warmup:
+        warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)
+    make_cache = _component(host, "kv_cache", config.strategy.kv_cache, PagedKVCache)
+    kv_cache: KVCacheManager = make_cache(
+        num_pages=num_pages,
+        page_size=config.cache.page_size,
+        pattern=pattern,
+        prefix_caching=config.cache.enable_prefix_caching,
+    )
+    make_scheduler = _component(host, "scheduler", config.strategy.scheduler, ContinuousScheduler)
+    scheduler: Scheduler = make_scheduler(
+        kv_cache,
+        max_num_reqs=config.schedule.max_num_reqs,
+        max_num_batched_tokens=config.schedule.max_num_batched_tokens,
+        block_size=config.decoding.block_size,
+    )
+    profiler = TorchProfiler(config.runtime.profiler_config) if config.runtime.profiler_config.profiler else None
+    return Parts(
+        config=config,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        req=BlockRequest if config.strategy.req is None else host.load(config.strategy.req),
+        req_context=_req_context(config, pattern),
+        scheduler=scheduler,
+        runner=runner,
+        observer=_observer(config, host, profiler),
+        profiler=profiler,
+    )
+
+
+def load_config(
+    model: str,
+    options: Mapping[str, Any],
+    *,
+    host: Host,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    strict: bool = False,
+) -> tuple[EngineConfig, Path, Any]:
+    """Resolve the configuration of a checkpoint; returns it with the checkpoint's folder and its tokenizer.
+
+    Args:
+        environ: variables that may set keys; None = none.
+    """
+    folder = resolve_model(model, host)
+    checkpoint = read_json_config(folder)
+    tokenizer_path = options.get("tokenizer_path")
+    tokenizer = load_tokenizer(Path(str(tokenizer_path)) if tokenizer_path else folder)
+    config = resolve(
+        model,
+        options,
+        host=host,
+        checkpoint=checkpoint,
+        generation_config=read_generation_config(folder),
+        tokenizer_mask_id=mask_id_from_tokenizer(folder, tokenizer),
+        tokenizer_eos_ids=eos_ids_from_tokenizer(tokenizer),
+        config_file=None if config_file is None else read_config_file(config_file),
+        environ=environ,
+        strict=strict,
+    )
+    return config, folder, tokenizer
+
+
+def choose_device(device: str, device_ids: tuple[int, ...]) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:i" means here; `device_ids` picks among CUDA devices."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        return torch.device("cuda", device_ids[0] if device_ids else 0)
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, checkpoint: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    """The dtype that "auto" means: float32 on the CPU, elsewhere the checkpoint's own."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if device.type == "cpu":
+        return torch.float32
+    stored = checkpoint.get("dtype", checkpoint.get("torch_dtype", "bfloat16"))
+    return DTYPES.get(str(stored), torch.bfloat16)
+
+
+def _load_model(
+    config: EngineConfig, host: Host, folder: Path, checkpoint: Mapping[str, Any], ctx: BuildContext
+) -> DiffusionModel:
+    network = host.load(config.family.build)(checkpoint, ctx)
+    load_weights(
+        network,
+        host.load(config.family.weights),
+        folder,
+        checkpoint,
+        dtype=ctx.dtype,
+        device=ctx.device,
+    )
+    model: DiffusionModel = network.eval()
+    return model
+
+
+def _component(host: Host, kind: ComponentKind, name: str | None, default: Any) -> Any:
+    """The factory of a registered component, or core's own when the strategy names none."""
+    return default if name is None else host.load(host.components[kind].get(name).factory)
+
+
+def _num_pages(config: EngineConfig, network: DiffusionModel, dtype: torch.dtype, device: torch.device) -> int:
+    per_request = -(-config.schedule.max_model_len // config.cache.page_size)
+    return choose_num_pages(
+        requested=config.cache.num_pages,
+        page_bytes=page_bytes(network.kv_geometry, config.cache.page_size, dtype),
+        wanted=per_request * config.schedule.max_num_reqs,
+        least=per_request,
+        utilization=config.cache.gpu_memory_utilization,
+        available=free_memory(device),
+    )
+
+
+def _req_context(config: EngineConfig, pattern: AttentionPattern) -> ReqContext:
+    decoding = config.decoding
+    auto = AutoNFE(warmup_steps=decoding.auto_max_nfe_warmup_steps, tpf_floor=decoding.auto_max_nfe_tpf_floor)
+    return ReqContext(
+        pattern=pattern,
+        buffer_size=decoding.buffer_size,
+        mask_token_id=config.model.mask_token_id,
+        eos_token_ids=frozenset(config.model.eos_token_ids),
+        max_model_len=config.schedule.max_model_len,
+        thresholds=decoding.decoding_thresholds,
+        force_rule=config.family.sampler.force_rule,
+        auto_nfe=auto if decoding.auto_max_nfe else None,
+    )
+
+
+def _observer(config: EngineConfig, host: Host, profiler: TorchProfiler | None) -> Observer:
+    own: list[Observer] = []
+    if config.runtime.trace_path:
+        own.append(JsonTrace(Path(config.runtime.trace_path)))
+    if profiler is not None:
+        own.append(profiler)
+    made = [each for each in host.hooks.diffulex_make_observer(config=config) if each is not None]
+    return CompositeObserver((*own, *made))

@@ -1,0 +1,485 @@
+"""The engine: prompts in, answers out."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import attrs
+import numpy as np
+
+from diffulex_core.assembly import Parts, assemble
+from diffulex_core.config import EngineConfig
+from diffulex_core.errors import (
+    ConfigError,
+    EmptyPrompt,
+    EngineClosed,
+    InvalidPrompt,
+    InvalidSamplingParams,
+    NonFiniteLogits,
+    PromptTooLong,
+    RequestError,
+)
+from diffulex_core.host import Host
+from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
+from diffulex_core.pattern import IntArray
+from diffulex_core.progress import Progress
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.tokenizer import decode
+from diffulex_core.tracking import Ticket
+from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StepResult:
+    """What one engine step did.
+
+    Attributes:
+        plan, output: the forward and its decisions; both None when there was nothing to do.
+        seconds: wall time of the step.
+        finished: records of the requests that ended, by engine id (`req_id`).
+    """
+
+    plan: StepPlan | None
+    output: StepOutput | None
+    seconds: float
+    finished: tuple[ReqTrajectory, ...]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StreamEvent:
+    """State of a streamed request after a step.
+
+    Attributes:
+        canvas: the answer region; positions that are not decided may still change.
+        text: text of the decided prefix.
+        newly_decided: [n] positions decided in this step, and `confidence` [n] of each.
+        trajectory: the finished record in the last event, None before.
+    """
+
+    canvas: Canvas
+    text: str
+    newly_decided: IntArray
+    confidence: np.ndarray[Any, np.dtype[np.floating[Any]]]
+    trajectory: ReqTrajectory | None
+
+
+class Diffulex:
+    """A diffusion language model ready to answer, with continuous batching over a paged KV cache.
+
+    Use it as a context manager, or call `close()`; both free the device memory. One engine is driven from one thread.
+
+    Args:
+        model: a checkpoint directory, or a name that a model source resolves (`tiny/llada`, a hub id).
+        plugins: names of the plugins to use; None = all that are installed.
+        host: discovered plugins to use instead of discovering anew.
+        config_file: YAML or TOML file with further keys; keywords given here win.
+        strict: refuse keywords that no section owns instead of warning.
+        **options: configuration keys (docs/configuration.md).
+    Raises:
+        ConfigError: the configuration does not hold together; all problems are listed.
+        CheckpointError: the checkpoint is missing or damaged; all problems are listed.
+        UnknownNameError: no plugin provides a name.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        plugins: Sequence[str] | None = None,
+        host: Host | None = None,
+        config_file: str | Path | None = None,
+        strict: bool = False,
+        **options: Any,
+    ) -> None:
+        self._parts: Parts | None = assemble(
+            str(model),
+            options,
+            host=host if host is not None else Host.discover(plugins),
+            config_file=None if config_file is None else Path(config_file),
+            strict=strict,
+        )
+        self.config: EngineConfig = self._parts.config
+        for warning in self.config.warnings:
+            logger.warning(warning)
+        self._tickets: dict[int, Ticket] = {}
+        self._finished_now: list[ReqTrajectory] = []
+        self._next_id = 0
+        self._epoch = time.perf_counter()
+        self._totals = _Totals()
+
+    def __enter__(self) -> Diffulex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer (a transformers tokenizer)."""
+        return self._open.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+        progress_log_interval: float = 5.0,
+    ) -> GenerationOutputs:
+        """Answer prompts, batched, and wait for all of them.
+
+        Args:
+            prompts: a text, token ids, or a list of either.
+            sampling_params: one for all, or one for each prompt; None = the checkpoint's recommendation.
+            use_tqdm: show a progress bar.
+            progress_log_interval: seconds between progress lines in the log; 0 = none.
+        Returns:
+            One trajectory for each prompt, in order. In a list, a prompt that cannot be served ends with reason `error`
+            and its message, and the others are answered.
+        Raises:
+            InvalidSamplingParams: the two lists differ in length.
+            RequestError: a single prompt (not a list) cannot be served.
+        """
+        many = _as_list(prompts)
+        params = self._params_for(sampling_params, len(many))
+        before, started = self._totals, self._now()
+        ids: dict[int, int] = {}
+        done: dict[int, ReqTrajectory] = {}
+        for index, (prompt, each) in enumerate(zip(many, params, strict=True)):
+            try:
+                ids[self.add_request(prompt, each)] = index
+            except RequestError as error:
+                if many is not prompts:
+                    raise
+                done[index] = _refused(index, error, self._now())
+        try:
+            with Progress(total=len(many), shown=use_tqdm, log_interval=progress_log_interval) as progress:
+                progress.update(done=len(done), tokens=0)
+                while len(done) < len(many):
+                    for trajectory in self.step().finished:
+                        if trajectory.req_id in ids:
+                            index = ids[trajectory.req_id]
+                            done[index] = attrs.evolve(trajectory, req_id=index)
+                    progress.update(done=len(done), tokens=sum(each.tokens_visible for each in done.values()))
+        finally:
+            for request_id in ids:
+                self.abort_request(request_id)
+        return self._totals.since(before).outputs([done[i] for i in range(len(many))], self._now() - started)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamEvent]:
+        """Answer one prompt, yielding its canvas after every step it took part in.
+
+        Closing the iterator early aborts the request.
+        """
+        [params] = self._params_for(sampling_params, 1)
+        request_id = self.add_request(prompt, params)
+        ticket = self._tickets[request_id]
+        try:
+            while request_id in self._tickets:
+                result = self.step()
+                event = self._event(ticket, result)
+                if event is not None:
+                    yield event
+        finally:
+            self.abort_request(request_id)
+
+    def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> int:
+        """Queue a request and return its id.
+
+        Raises:
+            EmptyPrompt, PromptTooLong, InvalidPrompt: the prompt cannot be served; nothing changed.
+        """
+        parts = self._open
+        [params] = self._params_for(sampling_params, 1)
+        if params.seed is None:
+            params = attrs.evolve(params, seed=random.getrandbits(63))
+        tokens = self._check_prompt(prompt)
+        request = parts.req(request_id=self._next_id, prompt=tokens, params=params, context=parts.req_context)
+        parts.scheduler.add(request)
+        self._tickets[request.request_id] = Ticket(request=request, arrival=self._now())
+        self._next_id += 1
+        parts.observer.on_request_added(request.request_id)
+        return request.request_id
+
+    def step(self) -> StepResult:
+        """Run one forward over everything that is ready."""
+        parts = self._open
+        began = self._now()
+        plan = parts.scheduler.schedule()
+        if plan is None:
+            return StepResult(plan=None, output=None, seconds=0.0, finished=self._take_finished())
+        canvases = self._trace(plan)
+        output = parts.runner.execute(plan)
+        done = parts.scheduler.update(plan, output)
+        ended = self._now()
+        self._record(plan, output, canvases, began, ended)
+        for request in done:
+            self._finish(request.request_id, ended)
+        self._stop_on_strings(plan, ended)
+        return StepResult(plan=plan, output=output, seconds=ended - began, finished=self._take_finished())
+
+    def abort_request(self, request_id: int) -> bool:
+        """End a request now; its pages are free at once. False when it is not here (any more).
+
+        Its record, with the longest decided prefix as answer, is part of the next step's `finished`.
+        """
+        if not self._open.scheduler.abort(request_id):
+            return False
+        self._finish(request_id, self._now())
+        return True
+
+    def is_finished(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._open.scheduler.has_work()
+
+    def start_profile(self, prefix: str | None = None) -> None:
+        """Begin a profiler recording.
+
+        Raises:
+            ConfigError: no profiler is configured.
+        """
+        profiler = self._open.profiler
+        if profiler is None:
+            raise ConfigError(["No profiler is configured. Set profiler='torch' and torch_profiler_dir."])
+        profiler.start(prefix)
+
+    def stop_profile(self) -> Path | None:
+        """End the recording; returns the trace's path, or None when nothing was recorded."""
+        profiler = self._open.profiler
+        return None if profiler is None else profiler.stop()
+
+    def close(self) -> None:
+        """Free the model and the cache. Unfinished requests end as aborted. Calling it again does nothing."""
+        if self._parts is None:
+            return
+        for request_id in list(self._tickets):
+            self.abort_request(request_id)
+        self._parts.observer.close()
+        self._parts.runner.close()
+        self._parts = None
+
+    def exit(self) -> None:
+        """The same as `close()`."""
+        self.close()
+
+    @property
+    def _open(self) -> Parts:
+        if self._parts is None:
+            raise EngineClosed("This engine was closed. Create a new Diffulex to go on.")
+        return self._parts
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._epoch
+
+    def _params_for(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> Sequence[SamplingParams]:
+        if given is None:
+            given = SamplingParams(**self.config.sampling_defaults)
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if len(given) != count:
+            raise InvalidSamplingParams(
+                f"{count} prompts but {len(given)} sampling parameters; give one for all, or one for each prompt."
+            )
+        return list(given)
+
+    def _check_prompt(self, prompt: Prompt) -> IntArray:
+        parts, context = self._open, self._open.req_context
+        ids = parts.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        try:
+            tokens = np.array(ids, dtype=np.int64, ndmin=1)
+            exact = bool((tokens == np.asarray(ids)).all()) and tokens.ndim == 1
+        except (TypeError, ValueError, OverflowError):
+            exact = False
+        if not exact:
+            raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
+        if len(tokens) == 0:
+            raise EmptyPrompt("The prompt has no tokens; give some text or at least one token id.")
+        if len(tokens) >= context.max_model_len:
+            raise PromptTooLong(
+                f"The prompt has {len(tokens)} tokens, but max_model_len is {context.max_model_len} and the answer needs "
+                f"room too. Shorten the prompt to {context.max_model_len - 1} tokens or raise max_model_len."
+            )
+        outside = tokens[(tokens < 0) | (tokens >= parts.vocab_size)]
+        if len(outside):
+            raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {parts.vocab_size - 1}).")
+        if context.mask_token_id is not None and (tokens == context.mask_token_id).any():
+            raise InvalidPrompt(
+                f"The prompt holds the mask token (id {context.mask_token_id}), which marks what the model has to fill in. "
+                "Remove it from the prompt."
+            )
+        return tokens
+
+    def _trace(self, plan: StepPlan) -> Mapping[int, Canvas]:
+        if not self.config.runtime.save_trace:
+            return {}
+        return {window.request_id: self._tickets[window.request_id].request.canvas for window in plan.windows}
+
+    def _record(
+        self, plan: StepPlan, output: StepOutput, canvases: Mapping[int, Canvas], began: float, ended: float
+    ) -> None:
+        for window, decision in zip(plan.windows, output.decisions, strict=True):
+            self._tickets[window.request_id].note(
+                window,
+                decision,
+                step=plan.step,
+                began=began,
+                ended=ended,
+                trace=canvases.get(window.request_id),
+            )
+        self._totals = self._totals.plus(plan, output, ended - began)
+        self._open.observer.on_step(plan, output, ended - began)
+
+    def _stop_on_strings(self, plan: StepPlan, now: float) -> None:
+        for window in plan.windows:
+            ticket = self._tickets.get(window.request_id)
+            if ticket is None or not window.params.stop:
+                continue
+            tokens = ticket.request.output_tokens
+            if len(tokens) == ticket.visible:
+                continue
+            ticket.visible = len(tokens)
+            if _first_stop(self._text(tokens, window.params), window.params.stop) is not None:
+                self._open.scheduler.abort(window.request_id, CompletionReason.STOP_STRING)
+                self._finish(window.request_id, now)
+
+    def _finish(self, request_id: int, now: float) -> None:
+        """Turn a request that the scheduler let go into its record."""
+        ticket = self._tickets.pop(request_id)
+        request = ticket.request
+        reason = request.completion
+        assert reason is not None, "the scheduler let go of a request that goes on"
+        tokens = request.output_tokens
+        text = self._text(tokens, request.params)
+        cut = _first_stop(text, request.params.stop)
+        if cut is not None:
+            reason = CompletionReason.STOP_STRING
+            text = text[:cut]
+            tokens = tokens[: self._tokens_before(tokens, request.params)]
+        error = str(NonFiniteLogits([request_id])) if reason is CompletionReason.ERROR else None
+        self._finished_now.append(
+            ticket.trajectory(
+                req_id=request_id, tokens=tuple(tokens.tolist()), text=text, reason=reason, error=error, now=now
+            )
+        )
+        self._open.observer.on_request_finished(request_id, reason)
+
+    def _tokens_before(self, tokens: IntArray, params: SamplingParams) -> int:
+        """Number of leading tokens whose text holds no stop string."""
+        low, high = 0, len(tokens)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if _first_stop(self._text(tokens[:middle], params), params.stop) is None:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _text(self, tokens: IntArray, params: SamplingParams) -> str:
+        return decode(self._open.tokenizer, tokens.tolist(), skip_special_tokens=params.skip_special_tokens)
+
+    def _take_finished(self) -> tuple[ReqTrajectory, ...]:
+        finished = tuple(self._finished_now)
+        self._finished_now.clear()
+        return finished
+
+    def _event(self, ticket: Ticket, result: StepResult) -> StreamEvent | None:
+        """The event of a step for one request, or None when it was not part of the step."""
+        if result.plan is None or result.output is None:
+            return None
+        request = ticket.request
+        for window, decision in zip(result.plan.windows, result.output.decisions, strict=True):
+            if window.request_id == request.request_id:
+                [record] = [each for each in result.finished if each.req_id == request.request_id] or [None]
+                return StreamEvent(
+                    canvas=request.canvas,
+                    text=self._text(request.output_tokens, request.params) if record is None else record.text,
+                    newly_decided=decision.positions[decision.accepted],
+                    confidence=decision.confidence[decision.accepted],
+                    trajectory=record,
+                )
+        return None
+
+
+@attrs.frozen(kw_only=True)
+class _Totals:
+    """Running sums over the engine's steps; differences of two values describe one call."""
+
+    steps: int = 0
+    prefill_rows: int = 0
+    prefill_time: float = 0.0
+    decode_rows: int = 0
+    decode_time: float = 0.0
+    head_rows: int = 0
+
+    def plus(self, plan: StepPlan, output: StepOutput, seconds: float) -> _Totals:
+        known = sum(window.span.catch_up for window in plan.windows)
+        share = known / plan.rows
+        return _Totals(
+            steps=self.steps + 1,
+            prefill_rows=self.prefill_rows + known,
+            prefill_time=self.prefill_time + seconds * share,
+            decode_rows=self.decode_rows + plan.rows - known,
+            decode_time=self.decode_time + seconds * (1 - share),
+            head_rows=self.head_rows + output.head_rows,
+        )
+
+    def since(self, before: _Totals) -> _Totals:
+        return _Totals(
+            steps=self.steps - before.steps,
+            prefill_rows=self.prefill_rows - before.prefill_rows,
+            prefill_time=self.prefill_time - before.prefill_time,
+            decode_rows=self.decode_rows - before.decode_rows,
+            decode_time=self.decode_time - before.decode_time,
+            head_rows=self.head_rows - before.head_rows,
+        )
+
+    def outputs(self, trajectories: Sequence[ReqTrajectory], total_time: float) -> GenerationOutputs:
+        return GenerationOutputs(
+            trajectories=tuple(trajectories),
+            batch_step_count=self.steps,
+            total_time=total_time,
+            prefill_tokens=self.prefill_rows,
+            prefill_time=self.prefill_time,
+            decode_rows=self.decode_rows,
+            decode_time=self.decode_time,
+            head_rows=self.head_rows,
+        )
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts as a list; the very object given when it is one."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))):
+        return [prompts]  # type: ignore[list-item]
+    return prompts  # type: ignore[return-value]
+
+
+def _refused(index: int, error: RequestError, now: float) -> ReqTrajectory:
+    return ReqTrajectory(
+        req_id=index,
+        token_ids=(),
+        text="",
+        completion_reason=CompletionReason.ERROR,
+        error=f"{type(error).__name__}: {error}",
+        arrival=now,
+        finished=now,
+    )
+
+
+def _first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the earliest stop string begins, or None."""
+    found = [at for at in map(text.find, stop) if at >= 0]
+    return min(found) if found else None

@@ -1,0 +1,46 @@
+"""How many pages the KV cache gets."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from diffulex_core.errors import ConfigError
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the device can still give."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def choose_num_pages(
+    *, requested: int, page_bytes: int, wanted: int, least: int, utilization: float, available: int
+) -> int:
+    """Pages to allocate.
+
+    Args:
+        requested: the user's `num_pages`; -1 = automatic.
+        page_bytes: bytes of one page over all layers.
+        wanted: pages that let `max_num_reqs` requests reach `max_model_len`; more would never be used.
+        least: pages that a single request of `max_model_len` needs.
+        utilization: share of `available` that may be used.
+        available: free bytes after the weights are loaded and a step's peak is set aside.
+    Raises:
+        ConfigError: not even one request of full length fits; the message says how many bytes are missing.
+    """
+    if requested > 0:
+        return requested
+    affordable = int(available * utilization) // page_bytes
+    if affordable < least:
+        missing = least * page_bytes - int(available * utilization)
+        raise ConfigError(
+            [
+                f"The KV cache needs {least} pages of {page_bytes:,} bytes for one request of max_model_len, but "
+                f"{missing:,} bytes are missing. Lower max_model_len, raise gpu_memory_utilization or set num_pages."
+            ]
+        )
+    return min(wanted, affordable)

@@ -1,0 +1,100 @@
+"""Collecting what happened to each request while it was served."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from diffulex_core.outputs import BlockTrace, ReqStep, ReqTrajectory
+from diffulex_core.protocols import Req
+from diffulex_core.types import Canvas, CompletionReason, Decision, Window
+
+
+@attrs.define(kw_only=True, eq=False)
+class Ticket:
+    """One accepted request and its record; times are seconds since the engine started."""
+
+    request: Req
+    arrival: float
+    cached_tokens: int = 0
+    steps: list[ReqStep] = attrs.field(factory=list)
+    tokens_written: int = 0
+    admitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    preemptions: int = 0
+    visible: int = 0
+    """Length of the output when stop strings were last looked for."""
+    stored: int = 0
+    """K/V below this position were final after the last forward."""
+
+    def note(
+        self, window: Window, decision: Decision, *, step: int, began: float, ended: float, trace: Canvas | None
+    ) -> None:
+        """Record one forward.
+
+        Args:
+            trace: the canvas before the step when per-step traces are kept.
+        """
+        span = window.span
+        if self.admitted is None:
+            self.admitted = began
+            self.cached_tokens = span.start
+        elif span.start < self.stored:
+            self.preemptions += 1
+        self.stored = span.store_until
+        written = int(np.count_nonzero(decision.accepted))
+        self.tokens_written += written
+        if written:
+            self.first_token = ended if self.first_token is None else self.first_token
+            self.last_token = ended
+        self.steps.append(
+            ReqStep(
+                step_id=step,
+                step_time=ended - began,
+                is_prefill=not span.groups,
+                num_generated_tokens=written,
+                rows=len(span.tokens),
+                catch_up_rows=span.catch_up,
+                running_token_ids=() if trace is None else tuple(span.tokens.tolist()),
+                block_trace=() if trace is None else _blocks(trace, window),
+            )
+        )
+
+    def trajectory(
+        self, *, req_id: int, tokens: tuple[int, ...], text: str, reason: CompletionReason, error: str | None, now: float
+    ) -> ReqTrajectory:
+        """The finished record."""
+        return ReqTrajectory(
+            req_id=req_id,
+            token_ids=tokens,
+            text=text,
+            completion_reason=reason,
+            error=error,
+            trajectory=tuple(self.steps),
+            prompt_tokens=self.request.prompt_len,
+            cached_tokens=self.cached_tokens,
+            tokens_written=self.tokens_written,
+            arrival=self.arrival,
+            admitted=self.admitted,
+            first_token=self.first_token,
+            last_token=self.last_token,
+            finished=now,
+            preemptions=self.preemptions,
+        )
+
+
+def _blocks(canvas: Canvas, window: Window) -> tuple[BlockTrace, ...]:
+    """The fed blocks as they stood before the step."""
+    masks = {group.block: len(group.positions) for group in window.span.groups}
+    states = {**dict.fromkeys(masks, "active"), **dict(canvas.running_blocks)}
+    return tuple(
+        BlockTrace(
+            block_id=block,
+            status=states[block],
+            num_mask_tokens=masks.get(block, 0),
+            progress=1 - masks.get(block, 0) / canvas.block_size,
+        )
+        for block in sorted(states)
+        if block * canvas.block_size < window.span.end
+    )
