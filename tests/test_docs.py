@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -13,6 +14,7 @@ import pytest
 
 from diffulex_core import errors, hookspecs, plugin
 from diffulex_core.host import Host
+from diffulex_core.sampling_params import SamplingParams
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -74,7 +76,7 @@ def test_the_fields_of_a_descriptor_are_documented_and_no_others(descriptor: typ
 def test_every_kind_of_component_and_every_capability_is_documented() -> None:
     page = read("docs/plugins.md")
     for kind in get_args(plugin.ComponentKind):
-        assert f"| `{kind}` |" in section(page, "Component")
+        assert f"| `{kind}` |" in section(page, "Component kinds")
     capabilities = {value for name, value in vars(plugin.Capability).items() if name.isupper()}
     assert set(re.findall(r"^\| `(\w+)` \|", section(page, "Capabilities"), re.MULTILINE)) == capabilities
 
@@ -87,12 +89,31 @@ def test_every_error_is_documented_and_no_others() -> None:
 
 
 def test_the_first_plugin_of_the_guide_registers_its_family() -> None:
-    source = next(block for block in code_blocks(read("docs/plugins.md"), "python") if "@hookimpl" in block)
     module = ModuleType("diffulex_example")
-    exec(source, vars(module))
+    exec(code_blocks(read("docs/plugins.md"), "python")[0], vars(module))
     host = Host.discover(extra=[module])
     assert "example" in host.models
     assert host.quarantined == ()
+
+
+def test_every_example_of_the_guide_runs() -> None:
+    for block in code_blocks(read("docs/plugins.md"), "python"):
+        exec(block, {"__name__": "diffulex_example"})
+
+
+def test_the_tables_of_configuration_keys_are_those_of_the_schema() -> None:
+    done = runpy.run_path(str(ROOT / "docs/render.py"))
+    assert read("docs/configuration.md") == done["render"](), "run `python docs/render.py`"
+
+
+def test_the_sampling_parameters_are_documented_with_their_defaults_and_no_others() -> None:
+    table = section(read("docs/configuration.md"), "Sampling parameters")
+    documented = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE))
+    given = SamplingParams()
+    assert documented == {
+        field.name: repr(value)
+        for field, value in zip(attrs.fields(SamplingParams), attrs.astuple(given, recurse=False), strict=True)
+    }
 
 
 def test_the_readme_gives_the_two_commands_and_continuous_integration_runs_the_second() -> None:
