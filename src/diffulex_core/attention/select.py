@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from diffulex_core.attention.case import AttentionCase
-from diffulex_core.errors import ConfigError
+from diffulex_core.errors import IncompatibleError
 from diffulex_core.plugin import AttentionBackendPlugin
 from diffulex_core.protocols import AttentionBackend
 from diffulex_core.registry import Entry
@@ -21,7 +21,7 @@ def select_backend(name: str, host: Host, case: AttentionCase) -> AttentionBacke
     """The backend called `name`, or with "auto" the one of highest priority that can serve the case.
 
     Raises:
-        ConfigError: the named backend (with "auto": every backend) has reasons against the case; they are listed.
+        IncompatibleError: the named backend (with "auto": every backend) has reasons against the case; they are listed.
         UnknownNameError: no plugin registers `name`.
     """
     entry = _best(host, case) if name == AUTO else _named(name, host, case)
@@ -40,7 +40,9 @@ def _best(host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
     for name, reasons in found.items():
         if not reasons:
             return host.attention.entry(name)
-    raise ConfigError([_refusal(name, reasons) for name, reasons in found.items()] or ["No attention backend exists."])
+    raise IncompatibleError(
+        [_refusal(name, reasons) for name, reasons in found.items()] or ["No attention backend exists."]
+    )
 
 
 def _named(name: str, host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
@@ -49,7 +51,7 @@ def _named(name: str, host: Host, case: AttentionCase) -> Entry[AttentionBackend
     if reasons:
         able = [other for other, against in probe_backends(host, case).items() if not against]
         advice = f" Backends that can: {', '.join(able)}." if able else ""
-        raise ConfigError([_refusal(name, reasons) + advice])
+        raise IncompatibleError([_refusal(name, reasons) + advice])
     return entry
 
 

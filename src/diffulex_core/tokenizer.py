@@ -1,0 +1,115 @@
+"""Loading a checkpoint's tokenizer without running its code, and finding its special tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffulex_core.checkpoint import read_json_object
+from diffulex_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FAST_FILE = "tokenizer.json"
+SLOW_FILES = ("vocab.json", "merges.txt")
+CONFIG = "tokenizer_config.json"
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint directory: `tokenizer.json`, else `vocab.json` with `merges.txt`.
+
+    Raises:
+        CheckpointError: neither exists, or a file is damaged.
+    """
+    if (folder / FAST_FILE).is_file():
+        _check_vocabulary(folder)
+        kind = "fast"
+    elif all((folder / name).is_file() for name in SLOW_FILES):
+        kind = "slow"
+    else:
+        looked_for = f"{FAST_FILE}, or {' with '.join(SLOW_FILES)}"
+        raise CheckpointError(str(folder), [f"There is no tokenizer: looked for {looked_for}. Download it as well."])
+    config = read_json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    try:
+        return _load(kind, folder, {})
+    except AttributeError as error:
+        # Older transformers take a mapping only, and newer ones write a list.
+        extra = config.get("extra_special_tokens")
+        if "'list' object has no attribute 'keys'" not in str(error) or not isinstance(extra, list):
+            raise
+        return _load(kind, folder, {"extra_special_tokens": named_tokens(extra)})
+
+
+def named_tokens(tokens: Iterable[str | Mapping[str, Any]]) -> dict[str, str]:
+    """A name for each special token: its words in lower case with `_token`, numbered when two are alike.
+
+    >>> named_tokens(["<|eot_id|>", "<|eot_id|>", "<||>"])
+    {'eot_id_token': '<|eot_id|>', 'eot_id_token_2': '<|eot_id|>', 'extra_special_2': '<||>'}
+    """
+    named: dict[str, str] = {}
+    for index, token in enumerate(tokens):
+        text = token if isinstance(token, str) else str(token["content"])
+        words = re.sub(r"\W", "_", text.strip("<>|")).lower()
+        base = f"{words}_token" if words else f"extra_special_{index}"
+        name, number = base, 2
+        while name in named:
+            name, number = f"{base}_{number}", number + 1
+        named[name] = text
+    return named
+
+
+def mask_id_from_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The mask token's id, or None: the tokenizer's own, else the one that special_tokens_map.json names.
+
+    Raises:
+        CheckpointError: special_tokens_map.json is damaged.
+    """
+    token = tokenizer.special_tokens_map.get("mask_token")
+    if token is None and (folder / "special_tokens_map.json").is_file():
+        token = read_json_object(folder / "special_tokens_map.json").get("mask_token")
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return None if token is None else _id_of(str(token), folder, tokenizer)
+
+
+def eos_ids_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a text according to the tokenizer: one, or none."""
+    if tokenizer.special_tokens_map.get("eos_token") is None:
+        return ()
+    return (int(tokenizer.eos_token_id),)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """The text of token ids; ids that the tokenizer does not have (a padded vocabulary) have no text."""
+    known = len(tokenizer)
+    text = tokenizer.decode([token for token in ids if 0 <= token < known], skip_special_tokens=skip_special_tokens)
+    return str(text)
+
+
+def _load(kind: str, folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    options = {"local_files_only": True, **overrides}
+    if kind == "fast":
+        # The class is named here because AutoTokenizer would look for it in the checkpoint's own code.
+        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    return tokenizer
+
+
+def _check_vocabulary(folder: Path) -> None:
+    if "model" not in read_json_object(folder / FAST_FILE):
+        raise CheckpointError(str(folder), [f"{FAST_FILE} has no 'model' entry. Download it again."])
+
+
+def _id_of(token: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    if (folder / "added_tokens.json").is_file():
+        added = read_json_object(folder / "added_tokens.json").get(token)
+        if isinstance(added, int):
+            return added
+    if token in tokenizer.get_vocab():
+        return int(tokenizer.convert_tokens_to_ids(token))
+    return None
