@@ -51,9 +51,9 @@ def _meaning(spec: KeySpec) -> str:
 
 def _not_built(spec: KeySpec) -> str:
     accepted = dict.fromkeys([spec.default, *spec.info.honoured])
-    return (
-        f"*Not built yet: only {' and '.join(map(_code, accepted))} {'are' if len(accepted) > 1 else 'is'} accepted.*"
-    )
+    values = f"only {' and '.join(map(_code, accepted))} {'are' if len(accepted) > 1 else 'is'} accepted"
+    idle = spec.info.honoured and spec.default not in spec.info.honoured
+    return f"*Not built yet: {values}{f', and mean {_code(spec.info.honoured[0])}' if idle else ''}.*"
 
 
 def _code(value: Any) -> str:

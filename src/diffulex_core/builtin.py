@@ -40,6 +40,8 @@ def diffulex_register_components(register: Register[Component]) -> None:
 
 @hookimpl
 def diffulex_add_commands(cli: click.Group) -> None:
+    from diffulex_core.cli.config import config
     from diffulex_core.cli.plugins import plugins
 
     cli.add_command(plugins)
+    cli.add_command(config)

@@ -84,6 +84,23 @@ def read_config_file(path: Path) -> ConfigFile:
     return ConfigFile(name=str(path), values=values)
 
 
+def user_layers(
+    schema: Schema,
+    options: Mapping[str, object],
+    *,
+    config_file: ConfigFile | None,
+    environ: Mapping[str, str] | None,
+    strict: bool,
+    given_by: str,
+) -> list[list[Given]]:
+    """What a person asked for, weakest layer first: config file, environment, options."""
+    return [
+        [] if config_file is None else from_file(config_file, schema.titles),
+        from_environment(environ or {}, strict=strict),
+        from_options(options, detail=given_by, strict=strict),
+    ]
+
+
 def from_options(options: Mapping[str, object], *, detail: str, strict: bool) -> list[Given]:
     """Keyword arguments or command-line settings."""
     origin = Origin(source="user", detail=detail)

@@ -17,10 +17,8 @@ from diffulex_core.config.layers import (
     ConfigFile,
     Given,
     from_defaults,
-    from_environment,
-    from_file,
     from_generation_config,
-    from_options,
+    user_layers,
 )
 from diffulex_core.config.names import choose_family, choose_strategy, misfits
 from diffulex_core.config.schema import FAMILY, STRATEGY, Schema, build_schema, core_sections, plugin_sections
@@ -32,8 +30,6 @@ from diffulex_core.plugin import DecodingStrategy, ModelFamily
 if TYPE_CHECKING:
     from diffulex_core.host import Host
 
-_CALLER = "the caller"
-
 
 def resolve(
     model: str | None,
@@ -44,10 +40,10 @@ def resolve(
     generation_config: Mapping[str, Any] | None = None,
     tokenizer_mask_id: int | None = None,
     tokenizer_eos_ids: Iterable[int] = (),
-    config_file: ConfigFile | Mapping[str, Any] | None = None,
+    config_file: ConfigFile | None = None,
     environ: Mapping[str, str] | None = None,
     strict: bool = False,
-    given_by: str = _CALLER,
+    given_by: str = "the caller",
 ) -> EngineConfig:
     """Resolve a configuration. Pure: it reads no file and no environment, and loads no model.
 
@@ -76,21 +72,15 @@ def resolve(
         tokenizer_mask_id=tokenizer_mask_id,
         tokenizer_eos_ids=tokenizer_eos_ids,
     )
-    if config_file is not None and not isinstance(config_file, ConfigFile):
-        config_file = ConfigFile(name="(given as a mapping)", values=config_file)
     given = dict(options or {})
     if model is not None:
         given["model"] = model
 
-    def user_layers(schema: Schema) -> list[list[Given]]:
-        return [
-            [] if config_file is None else from_file(config_file, schema.titles),
-            from_environment(environ or {}, strict=strict),
-            from_options(given, detail=given_by, strict=strict),
-        ]
+    def by_user(schema: Schema) -> list[list[Given]]:
+        return user_layers(schema, given, config_file=config_file, environ=environ, strict=strict, given_by=given_by)
 
     core = build_schema(core_sections())
-    layers = [from_generation_config(facts.generation, core), *user_layers(core)]
+    layers = [from_generation_config(facts.generation, core), *by_user(core)]
     family_choice = choose_family(*given_text(layers, "model_name", core), checkpoint, host)
     family = family_choice.descriptor
     strategy_choice = choose_strategy(*given_text(layers, "decoding_strategy", core), family, host)
@@ -105,7 +95,7 @@ def resolve(
         from_defaults(family.defaults, Origin(source="family", detail=family.name)) if family else [],
         from_defaults(strategy.defaults, Origin(source="strategy", detail=strategy.name)) if strategy else [],
         from_generation_config(facts.generation, schema),
-        *user_layers(schema),
+        *by_user(schema),
     ]
     # Without both descriptors it is not known which plugin keys exist, so unknown names are not judged.
     settings = settle(layers, schema, host if family is not None and strategy is not None else None, report)

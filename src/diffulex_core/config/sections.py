@@ -193,7 +193,7 @@ class ProfilerConfig:
 class RuntimeSection:
     """How steps are executed and recorded."""
 
-    enforce_eager: bool = key(False, "Never capture CUDA graphs.", built=False, honoured=(True, False))
+    enforce_eager: bool = key(False, "Never capture CUDA graphs.")
     enable_full_static_runner: bool = key(
         True, "Decode through CUDA graphs where the device has them.", built=False, honoured=(False,)
     )
