@@ -90,10 +90,10 @@ class HubSource:
 
 
 def resolve_model(name: str | os.PathLike[str], host: Host) -> Path:
-    """The directory of a model: asks every registered source, directories first and the hub last.
+    """The directory of a model: asks the registered sources in turn, directories first and the hub last.
 
     Raises:
-        CheckpointError: no source has it; lists what each one said.
+        CheckpointError: no source has it, or the one that knows the name cannot deliver; lists what each one said.
     """
     name = os.fspath(name)
     registered = host.components["model_source"].entries()
@@ -103,7 +103,7 @@ def resolve_model(name: str | os.PathLike[str], host: Host) -> Path:
             found = _load(host, entry).resolve(name)
         except CheckpointError as error:
             said += [f"{entry.descriptor.name}: {problem}" for problem in error.problems]
-            continue
+            raise CheckpointError(name, said) from error
         if found is not None:
             return found
         said.append(f"{entry.descriptor.name}: it knows no model of this name.")

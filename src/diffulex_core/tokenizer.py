@@ -26,21 +26,21 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if (folder / FAST_FILE).is_file():
         _check_vocabulary(folder)
-        kind = "fast"
+        load = _load_fast
     elif all((folder / name).is_file() for name in SLOW_FILES):
-        kind = "slow"
+        load = _load_slow
     else:
         looked_for = f"{FAST_FILE}, or {' with '.join(SLOW_FILES)}"
         raise CheckpointError(str(folder), [f"There is no tokenizer: looked for {looked_for}. Download it as well."])
     config = read_json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     try:
-        return _load(kind, folder, {})
+        return load(folder, {})
     except AttributeError as error:
         # Older transformers take a mapping only, and newer ones write a list.
         extra = config.get("extra_special_tokens")
         if "'list' object has no attribute 'keys'" not in str(error) or not isinstance(extra, list):
             raise
-        return _load(kind, folder, {"extra_special_tokens": named_tokens(extra)})
+        return load(folder, {"extra_special_tokens": named_tokens(extra)})
 
 
 def named_tokens(tokens: Iterable[str | Mapping[str, Any]]) -> dict[str, str]:
@@ -89,14 +89,26 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_speci
     return str(text)
 
 
-def _load(kind: str, folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+def _load_fast(folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
 
-    options = {"local_files_only": True, **overrides}
-    if kind == "fast":
-        # The class is named here because AutoTokenizer would look for it in the checkpoint's own code.
-        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    # The class is named here because AutoTokenizer would look for it in the checkpoint's own code.
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+        folder, local_files_only=True, **overrides
+    )
+    return tokenizer
+
+
+def _load_slow(folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **overrides
+        )
+    except (OSError, ValueError) as error:
+        problem = f"The tokenizer cannot be built without the checkpoint's own code ({error}). Add a {FAST_FILE}."
+        raise CheckpointError(str(folder), [problem]) from error
     return tokenizer
 
 
@@ -110,6 +122,4 @@ def _id_of(token: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> int 
         added = read_json_object(folder / "added_tokens.json").get(token)
         if isinstance(added, int):
             return added
-    if token in tokenizer.get_vocab():
-        return int(tokenizer.convert_tokens_to_ids(token))
-    return None
+    return tokenizer.get_vocab().get(token)

@@ -40,9 +40,8 @@ def _best(host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
     for name, reasons in found.items():
         if not reasons:
             return host.attention.entry(name)
-    raise IncompatibleError(
-        [_refusal(name, reasons) for name, reasons in found.items()] or ["No attention backend exists."]
-    )
+    refusals = [_refusal(name, reasons) for name, reasons in found.items()]
+    raise IncompatibleError(refusals or ["No attention backend is registered."])
 
 
 def _named(name: str, host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
