@@ -71,6 +71,7 @@ class Report:
         return [record["status"] for record in self.facts["plugins"] if record["plugin"] == plugin]
 
     def record(self, plugin: str) -> Mapping[str, Any]:
+        record: Mapping[str, Any]
         (record,) = [record for record in self.facts["plugins"] if record["plugin"] == plugin]
         return record
 
