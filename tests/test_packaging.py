@@ -111,12 +111,12 @@ def test_the_development_requirements_pin_torch_first_and_install_every_distribu
 @pytest.mark.parametrize(
     "statement",
     [
-        "import diffulex",
         "import diffulex; diffulex.SamplingParams; diffulex.DecodingThresholds",
         "import diffulex_core.plugin, diffulex_core.hookspecs, diffulex_core.protocols",
-        "import diffulex_core.config",
+        "import diffulex_core.config, diffulex_core.outputs, diffulex_core.sources, diffulex_core.checkpoint",
         "from diffulex_core.host import Host; Host.discover()",
-        "import diffulex_core.cli.app",
+        "from diffulex_core.cli.app import build_cli; from diffulex_core.host import Host; build_cli(Host.discover())",
+        "import diffulex_llada.config, diffulex_multibd.patterns, diffulex_tiny.source, diffulex_tiny.problems",
     ],
 )
 def test_torch_is_not_imported_by(statement: str) -> None:
