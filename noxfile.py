@@ -82,7 +82,7 @@ def wheels(session: nox.Session) -> None:
     for wheel in built:
         check_wheel(session, wheel)
 
-    clean = Path(session.create_tmp()) / "clean"
+    clean = Path(session.create_tmp()).resolve() / "clean"
     shutil.rmtree(clean, ignore_errors=True)
     session.run("python", "-m", "venv", str(clean))
     binaries = clean / ("Scripts" if (clean / "Scripts").exists() else "bin")
