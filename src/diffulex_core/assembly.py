@@ -19,7 +19,7 @@ from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.observers import CompositeObserver, Observer
 from diffulex_core.pattern import AttentionPattern
-from diffulex_core.plugin import ComponentKind
+from diffulex_core.plugin import ComponentKind, DecodingStrategy
 from diffulex_core.protocols import (
     AutoNFE,
     DiffusionModel,
@@ -30,6 +30,7 @@ from diffulex_core.protocols import (
     Sampler,
     Scheduler,
 )
+from diffulex_core.registry import Entry
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.scheduler import ContinuousScheduler
@@ -59,19 +60,29 @@ class Parts:
 
 
 def assemble(
-    model: str, options: Mapping[str, Any], *, host: Host, config_file: Path | None = None, strict: bool = False
+    model: str,
+    options: Mapping[str, Any],
+    *,
+    host: Host,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    strict: bool = False,
 ) -> Parts:
     """Resolve the configuration, load the checkpoint and build every part.
 
     Raises:
         ConfigError, CheckpointError, UnknownNameError: see `Diffulex`.
     """
-    config, folder, tokenizer = load_config(model, options, host=host, config_file=config_file, strict=strict)
+    config, folder, tokenizer = load_config(
+        model, options, host=host, config_file=config_file, environ=environ, strict=strict
+    )
     checkpoint = read_json_config(folder)
     device = choose_device(config.parallel.device, config.parallel.device_ids)
     dtype = choose_dtype(config.model.dtype, checkpoint, device)
     network = _load_model(config, host, folder, checkpoint, BuildContext(dtype=dtype, device=device))
-    pattern: AttentionPattern = host.load(config.strategy.pattern)(config.decoding.block_size)
+    strategy = host.strategies.entry(config.strategy.name)
+    make_pattern = host.load(strategy.descriptor.pattern, provenance=strategy.provenance)
+    pattern: AttentionPattern = make_pattern(config.decoding.block_size)
     geometry = network.kv_geometry[0]
     backend = select_backend(
         config.attention.attn_impl,
@@ -107,9 +118,7 @@ def assemble(
 
     kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else DTYPES[config.cache.kv_cache_dtype]
     num_pages = _num_pages(config, network, kv_dtype, device)
-    runner = runner_with(
-        KVStore.allocate(network.kv_geometry, num_pages, config.cache.page_size, kv_dtype, device)
-    )
+    runner = runner_with(KVStore.allocate(network.kv_geometry, num_pages, config.cache.page_size, kv_dtype, device))
     if not config.runtime.skip_warmup:
         warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)
     make_cache = _component(host, "kv_cache", config.strategy.kv_cache, PagedKVCache)
@@ -131,7 +140,7 @@ def assemble(
         config=config,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
-        req=BlockRequest if config.strategy.req is None else host.load(config.strategy.req),
+        req=_request_factory(host, strategy),
         req_context=_req_context(config, pattern),
         scheduler=scheduler,
         runner=runner,
@@ -195,10 +204,11 @@ def choose_dtype(dtype: str, checkpoint: Mapping[str, Any], device: torch.device
 def _load_model(
     config: EngineConfig, host: Host, folder: Path, checkpoint: Mapping[str, Any], ctx: BuildContext
 ) -> DiffusionModel:
-    network = host.load(config.family.build)(checkpoint, ctx)
+    provenance = host.models.entry(config.family.name).provenance
+    network = host.load(config.family.build, provenance=provenance)(checkpoint, ctx)
     load_weights(
         network,
-        host.load(config.family.weights),
+        host.load(config.family.weights, provenance=provenance),
         folder,
         checkpoint,
         dtype=ctx.dtype,
@@ -210,7 +220,17 @@ def _load_model(
 
 def _component(host: Host, kind: ComponentKind, name: str | None, default: Any) -> Any:
     """The factory of a registered component, or core's own when the strategy names none."""
-    return default if name is None else host.load(host.components[kind].get(name).factory)
+    if name is None:
+        return default
+    entry = host.components[kind].entry(name)
+    return host.load(entry.descriptor.factory, provenance=entry.provenance)
+
+
+def _request_factory(host: Host, strategy: Entry[DecodingStrategy]) -> ReqFactory:
+    if strategy.descriptor.req is None:
+        return BlockRequest
+    factory: ReqFactory = host.load(strategy.descriptor.req, provenance=strategy.provenance)
+    return factory
 
 
 def _num_pages(config: EngineConfig, network: DiffusionModel, dtype: torch.dtype, device: torch.device) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,8 +23,8 @@ from diffulex_core.errors import (
     InvalidSamplingParams,
     NonFiniteLogits,
     PromptTooLong,
-    RequestError,
 )
+from diffulex_core.generation import Generation, Prompt, StepResult
 from diffulex_core.host import Host
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
@@ -35,42 +35,6 @@ from diffulex_core.tracking import Ticket
 from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
 
 logger = logging.getLogger(__name__)
-
-Prompt = str | Sequence[int]
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class StepResult:
-    """What one engine step did.
-
-    Attributes:
-        plan, output: the forward and its decisions; both None when there was nothing to do.
-        seconds: wall time of the step.
-        finished: records of the requests that ended, by engine id (`req_id`).
-    """
-
-    plan: StepPlan | None
-    output: StepOutput | None
-    seconds: float
-    finished: tuple[ReqTrajectory, ...]
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class StreamEvent:
-    """State of a streamed request after a step.
-
-    Attributes:
-        canvas: the answer region; positions that are not decided may still change.
-        text: text of the decided prefix.
-        newly_decided: [n] positions decided in this step, and `confidence` [n] of each.
-        trajectory: the finished record in the last event, None before.
-    """
-
-    canvas: Canvas
-    text: str
-    newly_decided: IntArray
-    confidence: np.ndarray[Any, np.dtype[np.floating[Any]]]
-    trajectory: ReqTrajectory | None
 
 
 class Diffulex:
@@ -83,6 +47,8 @@ class Diffulex:
         plugins: names of the plugins to use; None = all that are installed.
         host: discovered plugins to use instead of discovering anew.
         config_file: YAML or TOML file with further keys; keywords given here win.
+        environ: variables that may set keys as `DIFFULEX_<SECTION>__<KEY>`; None = none. The command line passes its
+            own.
         strict: refuse keywords that no section owns instead of warning.
         **options: configuration keys (docs/configuration.md).
     Raises:
@@ -98,6 +64,7 @@ class Diffulex:
         plugins: Sequence[str] | None = None,
         host: Host | None = None,
         config_file: str | Path | None = None,
+        environ: Mapping[str, str] | None = None,
         strict: bool = False,
         **options: Any,
     ) -> None:
@@ -106,16 +73,17 @@ class Diffulex:
             options,
             host=host if host is not None else Host.discover(plugins),
             config_file=None if config_file is None else Path(config_file),
+            environ=environ,
             strict=strict,
         )
         self.config: EngineConfig = self._parts.config
         for warning in self.config.warnings:
             logger.warning(warning)
         self._tickets: dict[int, Ticket] = {}
+        self._ended: dict[int, Ticket] = {}
         self._finished_now: list[ReqTrajectory] = []
         self._next_id = 0
         self._epoch = time.perf_counter()
-        self._totals = _Totals()
 
     def __enter__(self) -> Diffulex:
         return self
@@ -124,6 +92,10 @@ class Diffulex:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def now(self) -> float:
+        """Seconds since this engine was created; the clock of all records."""
+        return time.perf_counter() - self._epoch
 
     @property
     def tokenizer(self) -> Any:
@@ -152,48 +124,25 @@ class Diffulex:
             InvalidSamplingParams: the two lists differ in length.
             RequestError: a single prompt (not a list) cannot be served.
         """
-        many = _as_list(prompts)
-        params = self._params_for(sampling_params, len(many))
-        before, started = self._totals, self._now()
-        ids: dict[int, int] = {}
-        done: dict[int, ReqTrajectory] = {}
-        for index, (prompt, each) in enumerate(zip(many, params, strict=True)):
-            try:
-                ids[self.add_request(prompt, each)] = index
-            except RequestError as error:
-                if many is not prompts:
-                    raise
-                done[index] = _refused(index, error, self._now())
-        try:
-            with Progress(total=len(many), shown=use_tqdm, log_interval=progress_log_interval) as progress:
-                progress.update(done=len(done), tokens=0)
-                while len(done) < len(many):
-                    for trajectory in self.step().finished:
-                        if trajectory.req_id in ids:
-                            index = ids[trajectory.req_id]
-                            done[index] = attrs.evolve(trajectory, req_id=index)
-                    progress.update(done=len(done), tokens=sum(each.tokens_visible for each in done.values()))
-        finally:
-            for request_id in ids:
-                self.abort_request(request_id)
-        return self._totals.since(before).outputs([done[i] for i in range(len(many))], self._now() - started)
+        with self.stream(prompts, sampling_params) as generation:
+            many = generation.count
+            with Progress(total=many, shown=use_tqdm, log_interval=progress_log_interval) as progress:
+                while not generation.done:
+                    generation.advance()
+                    progress.update(done=generation.num_done, tokens=generation.visible_tokens)
+            return generation.outputs
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[StreamEvent]:
-        """Answer one prompt, yielding its canvas after every step it took part in.
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Generation:
+        """Answer prompts and watch: iterate the result for the canvas of each prompt after every step.
 
-        Closing the iterator early aborts the request.
+        Arguments and errors are those of `generate`; leaving the result as a context manager aborts what is not done.
         """
-        [params] = self._params_for(sampling_params, 1)
-        request_id = self.add_request(prompt, params)
-        ticket = self._tickets[request_id]
-        try:
-            while request_id in self._tickets:
-                result = self.step()
-                event = self._event(ticket, result)
-                if event is not None:
-                    yield event
-        finally:
-            self.abort_request(request_id)
+        many = _as_list(prompts)
+        return Generation(self, many, self._params_for(sampling_params, len(many)), refuse_alone=many is prompts)
 
     def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> int:
         """Queue a request and return its id.
@@ -208,7 +157,7 @@ class Diffulex:
         tokens = self._check_prompt(prompt)
         request = parts.req(request_id=self._next_id, prompt=tokens, params=params, context=parts.req_context)
         parts.scheduler.add(request)
-        self._tickets[request.request_id] = Ticket(request=request, arrival=self._now())
+        self._tickets[request.request_id] = Ticket(request=request, arrival=self.now())
         self._next_id += 1
         parts.observer.on_request_added(request.request_id)
         return request.request_id
@@ -216,14 +165,15 @@ class Diffulex:
     def step(self) -> StepResult:
         """Run one forward over everything that is ready."""
         parts = self._open
-        began = self._now()
+        began = self.now()
+        self._ended.clear()
         plan = parts.scheduler.schedule()
         if plan is None:
             return StepResult(plan=None, output=None, seconds=0.0, finished=self._take_finished())
         canvases = self._trace(plan)
         output = parts.runner.execute(plan)
         done = parts.scheduler.update(plan, output)
-        ended = self._now()
+        ended = self.now()
         self._record(plan, output, canvases, began, ended)
         for request in done:
             self._finish(request.request_id, ended)
@@ -237,8 +187,17 @@ class Diffulex:
         """
         if not self._open.scheduler.abort(request_id):
             return False
-        self._finish(request_id, self._now())
+        self._finish(request_id, self.now())
         return True
+
+    def peek(self, request_id: int) -> tuple[Canvas, str]:
+        """Canvas and text so far of a request that is waiting, running, or ended in the latest step.
+
+        Raises:
+            KeyError: there is no such request.
+        """
+        ticket = self._tickets.get(request_id) or self._ended[request_id]
+        return ticket.request.canvas, self._text(ticket.request.output_tokens, ticket.request.params)
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing runs."""
@@ -280,9 +239,6 @@ class Diffulex:
             raise EngineClosed("This engine was closed. Create a new Diffulex to go on.")
         return self._parts
 
-    def _now(self) -> float:
-        return time.perf_counter() - self._epoch
-
     def _params_for(
         self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
     ) -> Sequence[SamplingParams]:
@@ -310,16 +266,16 @@ class Diffulex:
             raise EmptyPrompt("The prompt has no tokens; give some text or at least one token id.")
         if len(tokens) >= context.max_model_len:
             raise PromptTooLong(
-                f"The prompt has {len(tokens)} tokens, but max_model_len is {context.max_model_len} and the answer needs "
-                f"room too. Shorten the prompt to {context.max_model_len - 1} tokens or raise max_model_len."
+                f"The prompt has {len(tokens)} tokens, but max_model_len is {context.max_model_len} and the answer "
+                f"needs room too. Shorten it to {context.max_model_len - 1} tokens or raise max_model_len."
             )
         outside = tokens[(tokens < 0) | (tokens >= parts.vocab_size)]
         if len(outside):
             raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {parts.vocab_size - 1}).")
         if context.mask_token_id is not None and (tokens == context.mask_token_id).any():
             raise InvalidPrompt(
-                f"The prompt holds the mask token (id {context.mask_token_id}), which marks what the model has to fill in. "
-                "Remove it from the prompt."
+                f"The prompt holds the mask token (id {context.mask_token_id}), which marks what the model has to fill "
+                "in. Remove it from the prompt."
             )
         return tokens
 
@@ -340,7 +296,6 @@ class Diffulex:
                 ended=ended,
                 trace=canvases.get(window.request_id),
             )
-        self._totals = self._totals.plus(plan, output, ended - began)
         self._open.observer.on_step(plan, output, ended - began)
 
     def _stop_on_strings(self, plan: StepPlan, now: float) -> None:
@@ -358,7 +313,7 @@ class Diffulex:
 
     def _finish(self, request_id: int, now: float) -> None:
         """Turn a request that the scheduler let go into its record."""
-        ticket = self._tickets.pop(request_id)
+        ticket = self._ended[request_id] = self._tickets.pop(request_id)
         request = ticket.request
         reason = request.completion
         assert reason is not None, "the scheduler let go of a request that goes on"
@@ -396,87 +351,12 @@ class Diffulex:
         self._finished_now.clear()
         return finished
 
-    def _event(self, ticket: Ticket, result: StepResult) -> StreamEvent | None:
-        """The event of a step for one request, or None when it was not part of the step."""
-        if result.plan is None or result.output is None:
-            return None
-        request = ticket.request
-        for window, decision in zip(result.plan.windows, result.output.decisions, strict=True):
-            if window.request_id == request.request_id:
-                [record] = [each for each in result.finished if each.req_id == request.request_id] or [None]
-                return StreamEvent(
-                    canvas=request.canvas,
-                    text=self._text(request.output_tokens, request.params) if record is None else record.text,
-                    newly_decided=decision.positions[decision.accepted],
-                    confidence=decision.confidence[decision.accepted],
-                    trajectory=record,
-                )
-        return None
-
-
-@attrs.frozen(kw_only=True)
-class _Totals:
-    """Running sums over the engine's steps; differences of two values describe one call."""
-
-    steps: int = 0
-    prefill_rows: int = 0
-    prefill_time: float = 0.0
-    decode_rows: int = 0
-    decode_time: float = 0.0
-    head_rows: int = 0
-
-    def plus(self, plan: StepPlan, output: StepOutput, seconds: float) -> _Totals:
-        known = sum(window.span.catch_up for window in plan.windows)
-        share = known / plan.rows
-        return _Totals(
-            steps=self.steps + 1,
-            prefill_rows=self.prefill_rows + known,
-            prefill_time=self.prefill_time + seconds * share,
-            decode_rows=self.decode_rows + plan.rows - known,
-            decode_time=self.decode_time + seconds * (1 - share),
-            head_rows=self.head_rows + output.head_rows,
-        )
-
-    def since(self, before: _Totals) -> _Totals:
-        return _Totals(
-            steps=self.steps - before.steps,
-            prefill_rows=self.prefill_rows - before.prefill_rows,
-            prefill_time=self.prefill_time - before.prefill_time,
-            decode_rows=self.decode_rows - before.decode_rows,
-            decode_time=self.decode_time - before.decode_time,
-            head_rows=self.head_rows - before.head_rows,
-        )
-
-    def outputs(self, trajectories: Sequence[ReqTrajectory], total_time: float) -> GenerationOutputs:
-        return GenerationOutputs(
-            trajectories=tuple(trajectories),
-            batch_step_count=self.steps,
-            total_time=total_time,
-            prefill_tokens=self.prefill_rows,
-            prefill_time=self.prefill_time,
-            decode_rows=self.decode_rows,
-            decode_time=self.decode_time,
-            head_rows=self.head_rows,
-        )
-
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     """The prompts as a list; the very object given when it is one."""
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
-
-
-def _refused(index: int, error: RequestError, now: float) -> ReqTrajectory:
-    return ReqTrajectory(
-        req_id=index,
-        token_ids=(),
-        text="",
-        completion_reason=CompletionReason.ERROR,
-        error=f"{type(error).__name__}: {error}",
-        arrival=now,
-        finished=now,
-    )
 
 
 def _first_stop(text: str, stop: Sequence[str]) -> int | None:

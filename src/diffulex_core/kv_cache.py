@@ -106,7 +106,9 @@ class PagedKVCache:
         """Declare K/V of `[0, slots)` final; whole pages whose dependencies are final become shareable."""
         state = self._sequences[sequence]
         if not state.stored <= slots <= len(state.pages) * self._page_size:
-            raise ValueError(f"commit to {slots} slots, but {state.stored} are stored and {len(state.pages)} pages held")
+            raise ValueError(
+                f"commit to {slots} slots, but {state.stored} are stored and {len(state.pages)} pages held"
+            )
         state.stored = slots
         if not self._prefix_caching:
             return

@@ -34,7 +34,7 @@ class ReqStep:
     Attributes:
         step_id: number of the engine step.
         step_time: seconds that the whole engine step took.
-        is_prefill: nothing was sampled for the request in this step.
+        is_prefill: the step fed known tokens only: a chunk of the prompt, or replay after a preemption.
         num_generated_tokens: masks decided.
         rows: rows of the request, and `catch_up_rows` of them were known tokens (prompt, or replay after a preemption).
         running_token_ids: the window as it was fed; empty unless traces are on.
@@ -64,7 +64,8 @@ class ReqTrajectory:
         trajectory: its forwards in order.
         prompt_tokens: length of the prompt; `cached_tokens` of them were served from the prefix cache.
         tokens_written: masks decided, those past the end of the answer included.
-        arrival, admitted, first_token, last_token, finished: seconds since the engine started; None when it never happened.
+        arrival, admitted, first_token, last_token, finished: seconds since the engine started; None when it never
+            happened.
         preemptions: times the request lost its pages and was resumed.
     """
 
@@ -91,12 +92,12 @@ class ReqTrajectory:
 
     @property
     def nfe_prefill(self) -> int:
-        """Forwards in which nothing was sampled."""
+        """Forwards that fed known tokens only."""
         return sum(step.is_prefill for step in self.trajectory)
 
     @property
     def nfe_decode(self) -> int:
-        """Forwards in which tokens were sampled."""
+        """Forwards that denoised or stored running blocks."""
         return self.nfe - self.nfe_prefill
 
     @property
@@ -110,7 +111,7 @@ class ReqTrajectory:
 
     @property
     def tpf(self) -> float:
-        """Visible tokens per forward that sampled; 0 without one."""
+        """Visible tokens per decode forward (`nfe_decode`); 0 without one."""
         return self.tokens_visible / self.nfe_decode if self.nfe_decode else 0.0
 
     @property
@@ -178,7 +179,7 @@ class GenerationOutputs:
         trajectories: one for each prompt.
         batch_step_count: engine steps.
         total_time: seconds from the first arrival to the last end.
-        prefill_tokens: rows of known tokens that were computed; `prefill_time` is their share of the steps' time by rows.
+        prefill_tokens: rows of known tokens that were computed; `prefill_time` is their share of the steps' time.
         decode_rows: the other rows; `decode_time` is their share.
         head_rows: rows that went through the language-model head.
     """
@@ -241,7 +242,7 @@ class GenerationOutputs:
 
     @property
     def tpf(self) -> float:
-        """Mean over requests that decoded of visible tokens per sampling forward."""
+        """Mean over requests that decoded of visible tokens per decode forward."""
         return _mean([each.tpf for each in self.trajectories if each.nfe_decode])
 
     @property

@@ -30,7 +30,7 @@ class _Draft:
     prefills: list[tuple[Req, int]] = attrs.field(factory=list)
 
     def place(self, request: Req, stored: int) -> bool:
-        """Give a request its whole span, or one block's rows of a span that can be cut; False when that does not fit."""
+        """Give a request its whole span, or one block's rows of one that can be cut; False when that does not fit."""
         chunkable = request.chunkable(stored)
         span = request.plan(stored, min(self.left, self.block_size) if chunkable else self.left)
         if span is None:
@@ -57,11 +57,13 @@ class ContinuousScheduler:
 
     In each step every running request asks for its next span. Spans that cannot be cut are placed whole or wait;
     prefills take one block each and then share what is left of the budget, so a long prompt never stalls the others.
-    Those fed longest ago are placed first, so nobody starves. Pages go to the oldest request first; when they run out the
-    youngest running request is preempted: it loses its pages, keeps its tokens and returns to the queue.
+    Those fed longest ago are placed first, so nobody starves. Pages go to the oldest request first; when they run out
+    the youngest running request is preempted: it loses its pages, keeps its tokens and returns to the queue.
     """
 
-    def __init__(self, kv_cache: KVCacheManager, *, max_num_reqs: int, max_num_batched_tokens: int, block_size: int) -> None:
+    def __init__(
+        self, kv_cache: KVCacheManager, *, max_num_reqs: int, max_num_batched_tokens: int, block_size: int
+    ) -> None:
         self._kv = kv_cache
         self._max_num_reqs = max_num_reqs
         self._budget = max_num_batched_tokens
@@ -87,13 +89,13 @@ class ContinuousScheduler:
         pages = -(-request.most_slots() // self._kv.page_size)
         if pages > self._kv.num_pages:
             raise PromptTooLong(
-                f"The prompt and its answer may need {request.most_slots()} cache slots ({pages} pages), but the cache has "
-                f"{self._kv.num_pages} pages of {self._kv.page_size}. Raise num_pages or lower max_tokens."
+                f"The prompt and its answer may need {request.most_slots()} cache slots ({pages} pages), but the cache "
+                f"has {self._kv.num_pages} pages of {self._kv.page_size}. Raise num_pages or lower max_tokens."
             )
         if request.most_rows() > self._budget:
             raise PromptTooLong(
-                f"The request needs {request.most_rows()} rows in one step, but max_num_batched_tokens is {self._budget}. "
-                f"Set max_num_batched_tokens to at least {request.most_rows()}."
+                f"The request needs {request.most_rows()} rows in one step, but max_num_batched_tokens is "
+                f"{self._budget}. Set it to at least {request.most_rows()}."
             )
         entry = _Entry(request, self._arrivals)
         self._arrivals += 1

@@ -37,10 +37,7 @@ def choose_num_pages(
     affordable = int(available * utilization) // page_bytes
     if affordable < least:
         missing = least * page_bytes - int(available * utilization)
-        raise ConfigError(
-            [
-                f"The KV cache needs {least} pages of {page_bytes:,} bytes for one request of max_model_len, but "
-                f"{missing:,} bytes are missing. Lower max_model_len, raise gpu_memory_utilization or set num_pages."
-            ]
-        )
+        need = f"The KV cache needs {least} pages of {page_bytes:,} bytes for one request of max_model_len"
+        advice = "Lower max_model_len, raise gpu_memory_utilization or set num_pages."
+        raise ConfigError([f"{need}, but {missing:,} bytes are missing. {advice}"])
     return min(wanted, affordable)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import numpy as np
 
-from diffulex_core.outputs import BlockTrace, ReqStep, ReqTrajectory
+from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory
 from diffulex_core.protocols import Req
-from diffulex_core.types import Canvas, CompletionReason, Decision, Window
+from diffulex_core.types import Canvas, CompletionReason, Decision, StepOutput, StepPlan, Window
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -52,7 +54,7 @@ class Ticket:
             ReqStep(
                 step_id=step,
                 step_time=ended - began,
-                is_prefill=not span.groups,
+                is_prefill=not span.advances,
                 num_generated_tokens=written,
                 rows=len(span.tokens),
                 catch_up_rows=span.catch_up,
@@ -62,7 +64,14 @@ class Ticket:
         )
 
     def trajectory(
-        self, *, req_id: int, tokens: tuple[int, ...], text: str, reason: CompletionReason, error: str | None, now: float
+        self,
+        *,
+        req_id: int,
+        tokens: tuple[int, ...],
+        text: str,
+        reason: CompletionReason,
+        error: str | None,
+        now: float,
     ) -> ReqTrajectory:
         """The finished record."""
         return ReqTrajectory(
@@ -81,6 +90,42 @@ class Ticket:
             last_token=self.last_token,
             finished=now,
             preemptions=self.preemptions,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Totals:
+    """Running sums over engine steps."""
+
+    steps: int = 0
+    prefill_rows: int = 0
+    prefill_time: float = 0.0
+    decode_rows: int = 0
+    decode_time: float = 0.0
+    head_rows: int = 0
+
+    def plus(self, plan: StepPlan, output: StepOutput, seconds: float) -> Totals:
+        known = sum(window.span.catch_up for window in plan.windows)
+        share = known / plan.rows
+        return Totals(
+            steps=self.steps + 1,
+            prefill_rows=self.prefill_rows + known,
+            prefill_time=self.prefill_time + seconds * share,
+            decode_rows=self.decode_rows + plan.rows - known,
+            decode_time=self.decode_time + seconds * (1 - share),
+            head_rows=self.head_rows + output.head_rows,
+        )
+
+    def outputs(self, trajectories: Sequence[ReqTrajectory], total_time: float) -> GenerationOutputs:
+        return GenerationOutputs(
+            trajectories=tuple(trajectories),
+            batch_step_count=self.steps,
+            total_time=total_time,
+            prefill_tokens=self.prefill_rows,
+            prefill_time=self.prefill_time,
+            decode_rows=self.decode_rows,
+            decode_time=self.decode_time,
+            head_rows=self.head_rows,
         )
 
 

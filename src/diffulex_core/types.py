@@ -189,7 +189,7 @@ class SamplingBatch:
 
 @attrs.frozen(kw_only=True)
 class KVGeometry:
-    """Shape of one layer's attention: `num_heads` query heads over `num_kv_heads` key/value heads of `head_dim` numbers."""
+    """Shape of one layer's attention: query heads over key/value heads, `head_dim` numbers each."""
 
     num_heads: int
     num_kv_heads: int

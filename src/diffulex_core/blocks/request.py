@@ -201,7 +201,9 @@ class BlockRequest:
     def _chunk(self, stored: int, budget: int) -> Span | None:
         """A piece of the known tokens, cut where nothing before the cut depends on what comes after."""
         pattern = self._context.pattern
-        for end in range(min(stored + budget, self._table.start) // pattern.block_size, stored // pattern.block_size, -1):
+        for end in range(
+            min(stored + budget, self._table.start) // pattern.block_size, stored // pattern.block_size, -1
+        ):
             cut = end * pattern.block_size
             if pattern.dependency_end(cut - 1, self._prompt_len) <= cut:
                 return self._known_span(stored, cut, cut, Phase.DECODE)

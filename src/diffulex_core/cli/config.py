@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,13 +139,16 @@ def _print_table(rows: Sequence[Explained]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("key", "value", "default", "section", "set by")
-    for row in rows:
-        note = " (unused)" if row.unused else ""
-        style = "dim" if row.unused else "bold" if row.origin.by_user else None
-        section = row.spec.section if row.spec.owner == "core" else row.spec.owner
-        cells = (row.spec.name, _show(row.value), _show(row.spec.default), section, f"{row.origin}{note}")
-        table.add_row(*map(escape, cells), style=style)
+    table = Table(box=None, pad_edge=False)
+    for name in ("key", "value", "default", "set by"):
+        table.add_column(name, overflow="fold", no_wrap=name == "key")
+    for where, group in groupby(rows, key=lambda row: row.spec.where):
+        table.add_row(f"[italic]{escape(where)}")
+        for row in group:
+            note = " (unused)" if row.unused else ""
+            style = "dim" if row.unused else "bold" if row.origin.by_user else None
+            cells = (row.spec.name, _show(row.value), _show(row.spec.default), f"{row.origin}{note}")
+            table.add_row(*map(escape, cells), style=style)
     Console().print(table)
 
 

@@ -75,7 +75,7 @@ class Schema:
 
     def closest(self, name: str) -> str | None:
         """The known name that a misspelt one resembles most."""
-        matches = difflib.get_close_matches(name, [*self.by_name, *self.groups], n=1)
+        matches = difflib.get_close_matches(name, [*self.by_name, *self.groups], n=1, cutoff=0.5)
         return matches[0] if matches else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -108,8 +109,8 @@ class PackedSampler:
         accepted = accept(confidence, batch.group_of_row, batch.accept_threshold, batch.force_one)
         bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
         decisions = []
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
-            rows = slice(int(begin), int(end))
+        for begin, end in pairwise(bounds.tolist()):
+            rows = slice(begin, end)
             decisions.append(
                 Decision(
                     positions=batch.positions[rows],

@@ -1,0 +1,167 @@
+"""One call's prompts on their way through an engine: steps, stream events, and the outputs at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import attrs
+
+from diffulex_core.errors import RequestError
+from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
+from diffulex_core.pattern import IntArray
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.tracking import Totals
+from diffulex_core.types import Canvas, CompletionReason, FloatArray, StepOutput, StepPlan
+
+if TYPE_CHECKING:
+    from diffulex_core.engine import Diffulex
+
+Prompt = str | Sequence[int]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StepResult:
+    """What one engine step did.
+
+    Attributes:
+        plan, output: the forward and its decisions; both None when there was nothing to do.
+        seconds: wall time of the step.
+        finished: records of the requests that ended, by engine id (`req_id`).
+    """
+
+    plan: StepPlan | None
+    output: StepOutput | None
+    seconds: float
+    finished: tuple[ReqTrajectory, ...]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class StreamEvent:
+    """State of one streamed prompt after a step it took part in.
+
+    Attributes:
+        index: which prompt.
+        canvas: the answer region; positions that are not decided may still change.
+        text: text of the decided prefix.
+        newly_decided: [n] positions decided in this step, and `confidence` [n] of each.
+        trajectory: the finished record in the prompt's last event, None before.
+    """
+
+    index: int
+    canvas: Canvas
+    text: str
+    newly_decided: IntArray
+    confidence: FloatArray
+    trajectory: ReqTrajectory | None
+
+
+class Generation:
+    """Prompts that were handed to an engine together. A context manager; leaving it aborts what is not done.
+
+    Iterate it for `StreamEvent`s, or call `advance()` until `done`; then `outputs` holds the result.
+    """
+
+    def __init__(
+        self, engine: Diffulex, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, refuse_alone: bool
+    ) -> None:
+        """
+        Args:
+            refuse_alone: record a prompt that cannot be served as an error of its own instead of raising.
+        """
+        self._engine = engine
+        self.count = len(prompts)
+        self._index_of: dict[int, int] = {}
+        self._done: dict[int, ReqTrajectory] = {}
+        self._totals = Totals()
+        self._began = engine.now()
+        for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+            try:
+                self._index_of[engine.add_request(prompt, each)] = index
+            except RequestError as error:
+                if not refuse_alone:
+                    raise
+                self._done[index] = _refused(index, error, engine.now())
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        while not self.done:
+            result = self.advance()
+            yield from self._events(result)
+
+    @property
+    def done(self) -> bool:
+        """Whether every prompt has its record."""
+        return len(self._done) == self.count
+
+    @property
+    def num_done(self) -> int:
+        return len(self._done)
+
+    @property
+    def visible_tokens(self) -> int:
+        """Tokens of the answers that are done."""
+        return sum(each.tokens_visible for each in self._done.values())
+
+    @property
+    def outputs(self) -> GenerationOutputs:
+        """The records in prompt order. Only once `done`."""
+        if not self.done:
+            raise RuntimeError(f"{self.count - self.num_done} prompts are not done; iterate or advance() first")
+        return self._totals.outputs([self._done[i] for i in range(self.count)], self._engine.now() - self._began)
+
+    def advance(self) -> StepResult:
+        """Run one engine step and collect what ended."""
+        result = self._engine.step()
+        if result.plan is not None and result.output is not None:
+            self._totals = self._totals.plus(result.plan, result.output, result.seconds)
+        for record in result.finished:
+            index = self._index_of.get(record.req_id)
+            if index is not None:
+                self._done[index] = attrs.evolve(record, req_id=index)
+        return result
+
+    def close(self) -> None:
+        """Abort the requests that are not done."""
+        for request_id, index in self._index_of.items():
+            if index not in self._done:
+                self._engine.abort_request(request_id)
+
+    def _events(self, result: StepResult) -> Iterator[StreamEvent]:
+        if result.plan is None or result.output is None:
+            return
+        records = {record.req_id: record for record in result.finished}
+        for window, decision in zip(result.plan.windows, result.output.decisions, strict=True):
+            index = self._index_of.get(window.request_id)
+            if index is None:
+                continue
+            record = records.get(window.request_id)
+            canvas, text = self._engine.peek(window.request_id)
+            yield StreamEvent(
+                index=index,
+                canvas=canvas,
+                text=text if record is None else record.text,
+                newly_decided=decision.positions[decision.accepted],
+                confidence=decision.confidence[decision.accepted],
+                trajectory=None if record is None else self._done[index],
+            )
+
+
+def _refused(index: int, error: RequestError, now: float) -> ReqTrajectory:
+    return ReqTrajectory(
+        req_id=index,
+        token_ids=(),
+        text="",
+        completion_reason=CompletionReason.ERROR,
+        error=f"{type(error).__name__}: {error}",
+        arrival=now,
+        finished=now,
+    )
