@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests.core.forward import CPU, Rows, attention_batch, slot_mapping
 from torch import Tensor
 
 from diffulex_core.attention.cpu import TorchCPU
@@ -19,6 +18,7 @@ from diffulex_core.context import ForwardContext
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.protocols import AttentionBackend
 from diffulex_core.types import AttentionBatch, KVGeometry
+from tests.core.forward import CPU, Rows, attention_batch, slot_mapping
 
 BACKENDS: list[AttentionBackend] = [TorchReference(), TorchCPU()]
 IDS = ["torch_ref", "torch_cpu"]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from tests.core.forward import CPU, Rows, all_visible, block_causal, pages, run_model
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -23,6 +22,7 @@ from diffulex_core.layers.linear import PackedLinear
 from diffulex_core.layers.mlp import silu
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rope
+from tests.core.forward import CPU, Rows, all_visible, block_causal, pages, run_model
 
 FP32 = BuildContext(dtype=torch.float32, device=CPU)
 SPEC = DecoderSpec(

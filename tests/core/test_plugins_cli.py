@@ -11,13 +11,13 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from tests.core.throwaway import Site
 
 import diffulex_core
 from diffulex_core.cli.app import build_cli, main
 from diffulex_core.errors import UnknownNameError
 from diffulex_core.host import Host
 from diffulex_core.plugin import hookimpl
+from tests.core.throwaway import Site
 
 FRUIT = """
 @hookimpl
