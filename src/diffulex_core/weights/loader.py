@@ -109,10 +109,13 @@ def materialise(model: nn.Module, device: torch.device) -> None:
                 raise PluginError(f"Buffer {full_name!r} is not saved in checkpoints: compute it in forward().")
             if id(tensor) not in made:
                 made[id(tensor)] = (tensor, _on_device(tensor, device))
-            setattr(module, name, made[id(tensor)][1])
+            if made[id(tensor)][1] is not tensor:
+                setattr(module, name, made[id(tensor)][1])
 
 
 def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device == device:
+        return tensor
     moved = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
     return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved
 
