@@ -19,12 +19,13 @@ def check_values(settings: Settings, report: Report) -> None:
         fix = _out_of_bounds(setting)
         if fix is not None:
             report.problems.append(setting.problem(fix))
+            report.unusable.add(setting.spec.name)
         elif not setting.spec.info.built:
             _check_built(setting, report)
 
 
 def check_together(settings: Settings, report: Report) -> None:
-    """The rules between keys; a rule is left out when one of its keys cannot be read."""
+    """The rules between keys; a rule is left out when one of its keys is unusable."""
     for rule, keys in (
         (_pages_hold_blocks, ("block_size", "page_size")),
         (_pages_are_positive, ("num_pages",)),
@@ -94,8 +95,6 @@ def _check_built(setting: Setting, report: Report) -> None:
 
 def _pages_hold_blocks(settings: Settings) -> Iterator[str]:
     page, block = settings["page_size"], settings["block_size"]
-    if block.value < 1 or page.value < 1:
-        return
     if block.value > page.value:
         yield page.problem(
             f"a page cannot be smaller than a block; use a page_size of at least {block.value}, "

@@ -147,11 +147,8 @@ def from_generation_config(generation: Mapping[str, Any], schema: Schema) -> lis
     for group, leaves in schema.groups.items():
         table = generation.get(group)
         if isinstance(table, Mapping):
-            given += [
-                Given(name=f"{group}.{leaf}", value=table[leaf], origin=origin)
-                for leaf, spec in leaves.items()
-                if spec.info.generation_config and table.get(leaf) is not None
-            ]
+            value = {leaf: table.get(leaf) for leaf, spec in leaves.items() if spec.info.generation_config}
+            given.append(Given(name=group, value=value, origin=origin))
     for spec in schema:
         for path in spec.info.generation_config:
             value = _look_up(generation, path)

@@ -32,7 +32,10 @@ class Setting:
 
 @attrs.define
 class Report:
-    """What is wrong and what the user should know, gathered while a configuration is resolved."""
+    """What is wrong and what the user should know, gathered while a configuration is resolved.
+
+    `unusable` names the keys whose values cannot be read or are out of bounds; nothing more is concluded from them.
+    """
 
     problems: list[str] = attrs.field(factory=list)
     warnings: list[str] = attrs.field(factory=list)

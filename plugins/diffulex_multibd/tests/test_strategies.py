@@ -1,0 +1,110 @@
+"""multi_bd and d2f: who sees whom, what they need of a family, and what they make of the configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffulex_core.compat import missing_capabilities
+from diffulex_core.config import EngineConfig, resolve
+from diffulex_core.errors import IncompatibleError
+from diffulex_core.host import Host
+from diffulex_core.plugin import AttentionPattern, Capability, ModelFamily, Phase, hookimpl
+from diffulex_multibd import plugin as multibd
+
+CHECKPOINT: Mapping[str, Any] = {"architectures": ["ToyLM"], "max_position_embeddings": 512, "mask_token_id": 7}
+
+
+def toy(*capabilities: str) -> ModelFamily:
+    return ModelFamily(
+        name="toy", architectures=("ToyLM",), build="toy:build", weights="toy:WEIGHTS", provides=capabilities
+    )
+
+
+EVERYTHING = toy(Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.FULL_PREFIX)
+
+
+def host_of(family: ModelFamily = EVERYTHING) -> Host:
+    @hookimpl
+    def diffulex_register_models(register: Callable[[ModelFamily], None]) -> None:
+        register(family)
+
+    module = ModuleType("toy_plugin")
+    vars(module)["diffulex_register_models"] = diffulex_register_models
+    return Host.discover(["multibd"], {}, extra=[module])
+
+
+def configure(family: ModelFamily = EVERYTHING, **options: object) -> EngineConfig:
+    return resolve("toy", options, host=host_of(family), checkpoint=CHECKPOINT)
+
+
+def pattern_of(strategy: str, block_size: int = 4) -> AttentionPattern:
+    entry = host_of().strategies.entry(strategy)
+    make = host_of().load(entry.descriptor.pattern, provenance=entry.provenance)
+    pattern: AttentionPattern = make(block_size)
+    return pattern
+
+
+@pytest.mark.parametrize("alias", ["multi_block_diffusion", "block_diffusion"])
+def test_multi_bd_answers_to_its_other_names(alias: str) -> None:
+    assert configure(decoding_strategy=alias).decoding.decoding_strategy == "multi_bd"
+
+
+def test_multi_bd_rows_see_to_the_end_of_their_block_in_prompt_and_answer() -> None:
+    pattern = pattern_of("multi_bd")
+    assert pattern.block_size == 4
+    for phase in Phase:
+        assert pattern.key_end(np.arange(10), 6, phase).tolist() == [4, 4, 4, 4, 8, 8, 8, 8, 12, 12]
+
+
+def test_d2f_prompt_rows_see_the_prompt_and_the_rest_its_blocks() -> None:
+    pattern = pattern_of("d2f")
+    assert pattern.key_end(np.arange(10), 6, Phase.PREFILL).tolist() == [6, 6, 6, 6, 6, 6, 8, 8, 12, 12]
+    assert pattern.key_end(np.arange(4, 10), 6, Phase.DECODE).tolist() == [8, 8, 8, 8, 12, 12]
+
+
+def test_d2f_turns_prefix_caching_off_and_says_so_only_to_who_asked_for_it() -> None:
+    silent = configure(decoding_strategy="d2f")
+    assert silent.cache.enable_prefix_caching is False
+    assert silent.warnings == ()
+    asked = configure(decoding_strategy="d2f", enable_prefix_caching=True)
+    assert asked == silent
+    [warning] = asked.warnings
+    assert "enable_prefix_caching" in warning
+    assert "'d2f'" in warning
+
+
+def test_multi_bd_shares_prefixes_unless_told_otherwise() -> None:
+    assert configure(decoding_strategy="multi_bd").cache.enable_prefix_caching is True
+    assert configure(decoding_strategy="multi_bd", enable_prefix_caching=False).cache.enable_prefix_caching is False
+
+
+@pytest.mark.parametrize(
+    ("strategy", "needed"),
+    [
+        ("multi_bd", {Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL}),
+        ("d2f", {Capability.MASK_TOKEN, Capability.FULL_PREFIX}),
+    ],
+)
+def test_each_needs_a_mask_token_and_its_visibility(strategy: str, needed: set[str]) -> None:
+    assert missing_capabilities(toy(), host_of().strategies.get(strategy)) == needed
+    assert configure(toy(*needed), decoding_strategy=strategy).strategy.name == strategy
+    for capability in needed:
+        with pytest.raises(IncompatibleError, match=capability):
+            configure(toy(*needed - {capability}), decoding_strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["multi_bd", "d2f"])
+def test_neither_edits_decided_tokens(strategy: str) -> None:
+    assert configure(decoding_strategy=strategy).unused == ("edit_threshold", "remask_threshold")
+
+
+def test_the_plugin_imports_no_torch() -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {multibd.__name__}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

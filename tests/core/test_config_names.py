@@ -1,0 +1,211 @@
+"""Which family and strategy are chosen, which keys they bring, and what is said when they cannot be chosen."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import attrs
+import pytest
+
+from diffulex_core.config import Origin, resolve
+from diffulex_core.errors import ConfigError, IncompatibleError, PluginError
+from diffulex_core.host import Host
+from diffulex_core.plugin import Capability, hookimpl
+from tests.core.config_kit import (
+    ALPHA,
+    ALPHA_OWN,
+    BETA,
+    BLOCKS,
+    CHECKPOINT,
+    PAIRS,
+    PREFIX,
+    AlphaOptions,
+    PairsOptions,
+    configure,
+    make_host,
+    problems_of,
+)
+
+
+@attrs.frozen(kw_only=True)
+class ClashingOptions:
+    page_size: int = 3
+
+
+@attrs.frozen(kw_only=True)
+class OptionsWithoutDefault:
+    heat: float
+
+
+def test_the_family_is_inferred_from_the_architecture() -> None:
+    config = configure()
+    assert config.family is ALPHA
+    assert config.model.model_name == "alpha"
+    assert config.origins["model_name"] == Origin(source="checkpoint", detail="config.json")
+
+
+def test_the_model_type_decides_where_no_architecture_is_known() -> None:
+    assert configure(checkpoint={**CHECKPOINT, "architectures": ["Unheard"]}).family is ALPHA
+    assert configure(checkpoint={**CHECKPOINT, "architectures": None}).family is ALPHA
+
+
+def test_an_architecture_outranks_the_model_type() -> None:
+    assert configure(checkpoint={**CHECKPOINT, "model_type": "beta"}).family is ALPHA
+
+
+def test_a_checkpoint_that_nobody_claims_lists_families_and_plugins_that_are_not_loaded() -> None:
+    @hookimpl
+    def diffulex_register_models(register: object) -> None:
+        raise OSError("kernel is missing")
+
+    broken = ModuleType("broken_plugin")
+    vars(broken)["diffulex_register_models"] = diffulex_register_models
+    checkpoint = {**CHECKPOINT, "architectures": ["GammaLM"], "model_type": "gamma"}
+    [problem] = problems_of(checkpoint=checkpoint, host=make_host(extra=(broken,)))
+    assert "architectures GammaLM; model_type gamma" in problem
+    assert "alpha (AlphaLM, SharedLM, alpha)" in problem
+    assert "beta (BetaLM, SharedLM, beta)" in problem
+    assert "'broken_plugin'" in problem
+    assert "OSError: kernel is missing" in problem
+
+
+def test_a_checkpoint_that_two_families_claim_is_ambiguous_until_one_is_named() -> None:
+    shared = {**CHECKPOINT, "architectures": ["SharedLM"]}
+    [problem] = problems_of(checkpoint=shared)
+    assert "'alpha', 'beta'" in problem
+    assert "Give model_name" in problem
+    assert configure({"model_name": "alpha"}, checkpoint=shared).family is ALPHA
+
+
+def test_an_alias_is_replaced_by_the_name() -> None:
+    config = configure({"model_name": "alpha_chat", "decoding_strategy": "block_wise"})
+    assert (config.model.model_name, config.decoding.decoding_strategy) == ("alpha", "blocks")
+    assert config.origins["model_name"].by_user
+
+
+def test_a_name_overrides_a_checkpoint_that_no_family_claims() -> None:
+    checkpoint = {**CHECKPOINT, "architectures": ["GammaLM"], "model_type": "gamma"}
+    assert configure({"model_name": "alpha"}, checkpoint=checkpoint).family is ALPHA
+
+
+def test_a_name_that_contradicts_the_checkpoint_is_refused_naming_both() -> None:
+    [problem] = problems_of({"model_name": "beta", "decoding_strategy": "blocks"})
+    assert "model_name is 'beta'" in problem
+    assert "config.json belongs to 'alpha'" in problem
+
+
+def test_an_unknown_family_or_strategy_is_refused_with_the_closest_name_beside_other_problems() -> None:
+    problems = problems_of({"model_name": "alpa", "decoding_strategy": "block", "page_size": 5})
+    assert len(problems) == 3
+    assert "Did you mean 'alpha'?" in problems[0]
+    assert "Did you mean 'blocks'?" in problems[1]
+    assert "page_size" in problems[2]
+
+
+def test_without_a_checkpoint_a_name_is_needed() -> None:
+    [problem] = problems_of(checkpoint=None)
+    assert "no config.json" in problem
+    assert configure({"model_name": "alpha"}, checkpoint=None).family is ALPHA
+
+
+def test_the_strategy_is_the_familys_default_unless_named() -> None:
+    config = configure()
+    assert config.strategy is BLOCKS
+    assert config.origins["decoding_strategy"] == Origin(source="family", detail="alpha")
+    assert configure({"decoding_strategy": "prefix"}).strategy is PREFIX
+
+
+def test_a_checkpoint_may_name_its_strategy() -> None:
+    config = configure(generation_config={"decoding_strategy": "prefix"})
+    assert config.strategy is PREFIX
+    assert config.origins["decoding_strategy"].detail == "generation_config.json"
+
+
+def test_a_family_without_default_strategy_needs_one() -> None:
+    [problem] = problems_of(checkpoint={**CHECKPOINT, "architectures": ["BetaLM"]})
+    assert "'beta' has no default strategy" in problem
+    assert "blocks" in problem
+
+
+def test_a_family_and_a_strategy_that_do_not_fit_are_refused_with_what_is_missing() -> None:
+    with pytest.raises(IncompatibleError) as caught:
+        configure(
+            {"decoding_strategy": "prefix", "num_pages": 0}, checkpoint={**CHECKPOINT, "architectures": ["BetaLM"]}
+        )
+    assert len(caught.value.problems) == 2
+    assert Capability.FULL_PREFIX in caught.value.problems[0]
+    assert "blocks" in caught.value.problems[0]
+
+
+def test_a_family_may_refuse_a_config_json() -> None:
+    [problem] = problems_of(checkpoint={**CHECKPOINT, "layers": "missing"})
+    assert problem == "config.json does not suit the model family 'alpha': layers is missing; add it."
+
+
+def test_family_and_strategy_bring_their_own_keys() -> None:
+    config = configure({"heat": 0.25, "decoding_strategy": "pairs", "pair_order": ["left"]})
+    assert config.family_options == AlphaOptions(heat=0.25)
+    assert config.strategy_options == PairsOptions(pair_order=("left",))
+    assert config.origins["rounds"].source == "default"
+    assert configure().strategy_options is None
+
+
+@pytest.mark.parametrize(
+    ("given", "owner"), [({"heat": 2}, "model family 'alpha'"), ({"pair_order": ["up"]}, "strategy 'pairs'")]
+)
+def test_their_keys_are_checked_and_owned(given: dict[str, object], owner: str) -> None:
+    [problem] = problems_of({"decoding_strategy": "pairs", **given})
+    assert f"(given by the caller; {owner})" in problem
+
+
+def test_a_key_of_a_plugin_that_is_not_selected_is_refused_with_its_owner() -> None:
+    [problem] = problems_of({"pair_order": ["left"]})
+    assert "pair_order (given by the caller) belongs to strategy 'pairs'" in problem
+
+
+def test_a_family_and_a_strategy_may_share_one_class() -> None:
+    config = configure({"decoding_strategy": "alpha_own", "heat": 0.75})
+    assert config.family_options is config.strategy_options
+    assert config.family_options == AlphaOptions(heat=0.75)
+
+
+def test_defaults_of_family_and_strategy_are_values_like_any_other() -> None:
+    assert configure().decoding.buffer_size == 3
+    pairs = configure({"decoding_strategy": "pairs"})
+    assert (pairs.decoding.block_size, pairs.decoding.buffer_size) == (8, 2)
+    host = make_host(families=(attrs.evolve(ALPHA, defaults={"buffr_size": 3}),))
+    [problem] = problems_of(host=host)
+    assert "model family 'alpha'" in problem
+
+
+def test_a_checkpoint_sets_a_plugins_key_where_the_plugin_allows_it() -> None:
+    assert configure(generation_config={"sampler": {"heat": 0.1}}).family_options == AlphaOptions(heat=0.1)
+    assert configure(generation_config={"heat": 0.2, "sampler": {"heat": 0.1}}).family_options.heat == 0.2
+    assert configure(generation_config={"rounds": 9}).family_options.rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [("ClashingOptions", "'page_size' is declared by core and by"), ("OptionsWithoutDefault", "'heat'.*no default")],
+)
+def test_a_class_of_keys_that_breaks_the_rules_is_a_plugin_error(cls: str, message: str) -> None:
+    host = make_host(families=(attrs.evolve(ALPHA, config_cls=f"tests.core.test_config_names:{cls}"),))
+    with pytest.raises(PluginError, match=message):
+        configure(host=host)
+
+
+def test_a_class_that_cannot_be_imported_is_a_plugin_error_but_harmless_while_not_selected() -> None:
+    broken = attrs.evolve(PAIRS, config_cls="tests.core.no_such_module:Options")
+    host = make_host(strategies=(BLOCKS, ALPHA_OWN, broken))
+    assert "oops" in configure({"oops": 1}, host=host).warnings[0]
+    with pytest.raises(PluginError, match="no_such_module"):
+        configure({"decoding_strategy": "pairs"}, host=host)
+
+
+def test_a_host_without_families_says_so() -> None:
+    with pytest.raises(ConfigError, match="No model family is registered"):
+        resolve("ckpt", host=Host.discover([], {}), checkpoint=CHECKPOINT)
+
+
+def test_the_families_claims_do_not_depend_on_registration_order() -> None:
+    assert configure(host=make_host(families=(BETA, ALPHA))) == configure()
