@@ -65,7 +65,7 @@ def load_weights(
     if not isinstance(model, nn.Module):
         raise PluginError(f"The model is a {type(model).__name__}; weights can only be loaded into a torch.nn.Module.")
     inventory = take_inventory(folder)
-    materialise(model, device)
+    materialise(model.requires_grad_(False), device)
     ledger = Ledger.of(model)
     context = LoadContext(
         config=config,
