@@ -11,8 +11,8 @@ import torch
 
 from diffulex_core.attention import AttentionCase, select_backend
 from diffulex_core.blocks import BlockRequest
-from diffulex_core.checkpoint import read_generation_config, read_json_config
-from diffulex_core.config import EngineConfig, read_config_file, resolve
+from diffulex_core.config import EngineConfig
+from diffulex_core.config.load import LoadedConfig
 from diffulex_core.context import BuildContext
 from diffulex_core.host import Host
 from diffulex_core.kv_cache import PagedKVCache
@@ -35,8 +35,6 @@ from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sizing import choose_num_pages, free_memory
-from diffulex_core.sources import resolve_model
-from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer
 from diffulex_core.tracing import JsonTrace, TorchProfiler
 from diffulex_core.warmup import warm_up
 from diffulex_core.weights import load_weights
@@ -59,27 +57,16 @@ class Parts:
     profiler: TorchProfiler | None
 
 
-def assemble(
-    model: str,
-    options: Mapping[str, Any],
-    *,
-    host: Host,
-    config_file: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-    strict: bool = False,
-) -> Parts:
-    """Resolve the configuration, load the checkpoint and build every part.
+def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
+    """Load the checkpoint and build every part.
 
     Raises:
         ConfigError, CheckpointError, UnknownNameError: see `Diffulex`.
     """
-    config, folder, tokenizer = load_config(
-        model, options, host=host, config_file=config_file, environ=environ, strict=strict
-    )
-    checkpoint = read_json_config(folder)
+    config, checkpoint, tokenizer = loaded.config, loaded.checkpoint, loaded.tokenizer
     device = choose_device(config.parallel.device, config.parallel.device_ids)
     dtype = choose_dtype(config.model.dtype, checkpoint, device)
-    network = _load_model(config, host, folder, checkpoint, BuildContext(dtype=dtype, device=device))
+    network = _load_model(config, host, loaded.folder, checkpoint, BuildContext(dtype=dtype, device=device))
     strategy = host.strategies.entry(config.strategy.name)
     make_pattern = host.load(strategy.descriptor.pattern, provenance=strategy.provenance)
     pattern: AttentionPattern = make_pattern(config.decoding.block_size)
@@ -147,39 +134,6 @@ def assemble(
         observer=_observer(config, host, profiler),
         profiler=profiler,
     )
-
-
-def load_config(
-    model: str,
-    options: Mapping[str, Any],
-    *,
-    host: Host,
-    config_file: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-    strict: bool = False,
-) -> tuple[EngineConfig, Path, Any]:
-    """Resolve the configuration of a checkpoint; returns it with the checkpoint's folder and its tokenizer.
-
-    Args:
-        environ: variables that may set keys; None = none.
-    """
-    folder = resolve_model(model, host)
-    checkpoint = read_json_config(folder)
-    tokenizer_path = options.get("tokenizer_path")
-    tokenizer = load_tokenizer(Path(str(tokenizer_path)) if tokenizer_path else folder)
-    config = resolve(
-        model,
-        options,
-        host=host,
-        checkpoint=checkpoint,
-        generation_config=read_generation_config(folder),
-        tokenizer_mask_id=mask_id_from_tokenizer(folder, tokenizer),
-        tokenizer_eos_ids=eos_ids_from_tokenizer(tokenizer),
-        config_file=None if config_file is None else read_config_file(config_file),
-        environ=environ,
-        strict=strict,
-    )
-    return config, folder, tokenizer
 
 
 def choose_device(device: str, device_ids: tuple[int, ...]) -> torch.device:

@@ -41,7 +41,9 @@ def diffulex_register_components(register: Register[Component]) -> None:
 @hookimpl
 def diffulex_add_commands(cli: click.Group) -> None:
     from diffulex_core.cli.config import config
+    from diffulex_core.cli.generate import generate
     from diffulex_core.cli.plugins import plugins
 
+    cli.add_command(generate)
     cli.add_command(plugins)
     cli.add_command(config)

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffulex_core.assembly import Parts, assemble
 from diffulex_core.config import EngineConfig
+from diffulex_core.config.load import load_config
 from diffulex_core.errors import (
     ConfigError,
     EmptyPrompt,
@@ -43,7 +44,8 @@ class Diffulex:
     Use it as a context manager, or call `close()`; both free the device memory. One engine is driven from one thread.
 
     Args:
-        model: a checkpoint directory, or a name that a model source resolves (`tiny/llada`, a hub id).
+        model: a checkpoint directory, or a name that a model source resolves (`tiny/llada`, a hub id); None = as
+            `config_file` or `environ` say.
         plugins: names of the plugins to use; None = all that are installed.
         host: discovered plugins to use instead of discovering anew.
         config_file: YAML or TOML file with further keys; keywords given here win.
@@ -59,7 +61,7 @@ class Diffulex:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None = None,
         *,
         plugins: Sequence[str] | None = None,
         host: Host | None = None,
@@ -68,14 +70,16 @@ class Diffulex:
         strict: bool = False,
         **options: Any,
     ) -> None:
-        self._parts: Parts | None = assemble(
-            str(model),
+        host = host if host is not None else Host.discover(plugins)
+        loaded = load_config(
+            None if model is None else str(model),
             options,
-            host=host if host is not None else Host.discover(plugins),
+            host=host,
             config_file=None if config_file is None else Path(config_file),
             environ=environ,
             strict=strict,
         )
+        self._parts: Parts | None = assemble(loaded, host=host)
         self.config: EngineConfig = self._parts.config
         for warning in self.config.warnings:
             logger.warning(warning)

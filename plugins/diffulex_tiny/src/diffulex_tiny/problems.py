@@ -16,7 +16,7 @@ import attrs
 
 Split = Literal["train", "eval"]
 
-MAX_OPERAND = 50
+MAX_OPERAND = 99
 MAX_RESULT = 3 * MAX_OPERAND
 EVAL_SHARE = 16
 """One operand triple in this many belongs to the evaluation split."""

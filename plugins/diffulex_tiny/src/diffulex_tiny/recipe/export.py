@@ -14,7 +14,6 @@ from diffulex_tiny.recipe import tokenizer as vocabulary
 OUTER_NAMES = {
     "model.embed_tokens.weight": "model.transformer.wte.weight",
     "model.norm.weight": "model.transformer.ln_f.weight",
-    "lm_head.weight": "model.transformer.ff_out.weight",
 }
 BLOCK_NAMES = {
     "input_layernorm": "attn_norm",
@@ -45,7 +44,7 @@ def export(network: LlamaForCausalLM, folder: Path) -> None:
     vocabulary.write_tokenizer(folder)
     tokenizer = vocabulary.build_tokenizer()
     eos, mask = tokenizer.token_to_id(vocabulary.EOS), tokenizer.token_to_id(vocabulary.MASK)
-    tensors = {_name(name): tensor.detach().float().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {_name(name): tensor.detach().float().contiguous() for name, tensor in network.named_parameters()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = network.config
     _write(
@@ -75,7 +74,7 @@ def export(network: LlamaForCausalLM, folder: Path) -> None:
             "attention_layer_norm": False,
             "include_bias": False,
             "include_qkv_bias": False,
-            "weight_tying": False,
+            "weight_tying": True,
             "scale_logits": False,
             "input_emb_norm": False,
             "mask_token_id": mask,

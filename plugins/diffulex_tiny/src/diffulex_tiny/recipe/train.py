@@ -26,11 +26,11 @@ class Recipe:
     ffn_size: int = 384
     context: int = 512
     rope_theta: float = 10000.0
-    steps: int = 12000
+    steps: int = 9000
     batch: int = 128
     learning_rate: float = 2e-3
     warmup: int = 300
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     spell_names: float = 0.1
     drill_share: float = 0.5
     drill_until: float = 0.7
@@ -67,10 +67,25 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         attn_implementation="sdpa",
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         use_cache=False,
     )
-    return LlamaForCausalLM(config)
+    network = LlamaForCausalLM(config)
+    start_numbers_from_digits(network.model.embed_tokens.weight, tokenizer)
+    return network
+
+
+@torch.no_grad()
+def start_numbers_from_digits(embedding: Tensor, tokenizer: Tokenizer) -> None:
+    """Set the first value of each number's embedding to the sum of one random vector for each of its digits.
+
+    A number is one token; sharing its digits' vectors lets what is learned of one sum serve all with the same digits.
+    """
+    digits = torch.randn(3, 10, embedding.shape[1]) * embedding.std()
+    for word in vocabulary.number_words():
+        [index] = tokenizer.encode(word).ids
+        units, tens, hundreds = int(word) % 10, int(word) // 10 % 10, int(word) // 100
+        embedding[index] = 0.25 * embedding[index] + digits[0, units] + digits[1, tens] + digits[2, hundreds]
 
 
 class Stream:

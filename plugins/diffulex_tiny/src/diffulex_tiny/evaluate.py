@@ -1,0 +1,68 @@
+"""How many unseen problems a checkpoint answers exactly, and at how many tokens per forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+from diffulex_core.engine import Diffulex
+from diffulex_core.sampling_params import SamplingParams
+
+from diffulex_tiny.problems import Problem
+
+MAX_TOKENS = 32
+
+
+@attrs.frozen(kw_only=True)
+class Score:
+    """Result of one evaluation.
+
+    Attributes:
+        exact: answers equal to the expected text, character for character, that ended by themselves.
+        total: problems asked.
+        tpf: mean visible tokens per forward that sampled.
+        tpf_total: the same with prefill-only forwards counted.
+        nfe: mean forwards per answer.
+        throughput: visible tokens per second, all problems in one batch queue.
+    """
+
+    exact: int
+    total: int
+    tpf: float
+    tpf_total: float
+    nfe: float
+    throughput: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.exact / self.total
+
+    def interval(self, z: float = 1.96) -> tuple[float, float]:
+        """Wilson interval of the accuracy; 95 % at the default `z`."""
+        p, n = self.accuracy, self.total
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return middle - half, middle + half
+
+
+def evaluate(engine: Diffulex, asked: Sequence[Problem], *, use_tqdm: bool = False, **params: object) -> Score:
+    """Ask every problem greedily and compare the answers exactly.
+
+    Args:
+        params: further sampling parameters, such as `thresholds`.
+    """
+    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, **params)  # type: ignore[arg-type]
+    outputs = engine.generate([problem.prompt for problem in asked], sampling, use_tqdm=use_tqdm)
+    exact = sum(
+        output.eos_token_generated and output.text == problem.answer
+        for output, problem in zip(outputs, asked, strict=True)
+    )
+    return Score(
+        exact=exact,
+        total=len(asked),
+        tpf=outputs.tpf,
+        tpf_total=outputs.tpf_total,
+        nfe=outputs.nfe,
+        throughput=outputs.throughput,
+    )

@@ -1,0 +1,86 @@
+"""`diffulex generate`: answer prompts from arguments, a file or standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from diffulex_core.cli.config import config_options, read_settings
+from diffulex_core.host import Host
+
+
+@click.command("generate")
+@click.argument("prompts", nargs=-1)
+@click.option(
+    "--file", "-f", "prompt_file", type=click.File("r", encoding="utf-8"), help="One prompt per line; - = stdin."
+)
+@config_options
+@click.option("--temperature", type=float, help="0 = greedy.")
+@click.option("--max-tokens", type=int, help="Limit on new tokens of each answer.")
+@click.option("--max-nfe", type=int, help="Limit on forwards of each answer.")
+@click.option("--max-repetition-run", type=int, help="Stop after this many equal tokens in a row.")
+@click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the end-of-text token.")
+@click.option("--top-p", type=float, help="Draw from the smallest set of tokens that reaches this probability.")
+@click.option("--top-k", type=int, help="Draw from this many most probable tokens.")
+@click.option("--min-p", type=float, help="Drop tokens below this share of the most probable one.")
+@click.option("--seed", type=int, help="Seed of the draws; the same seed gives the same answers.")
+@click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--live", is_flag=True, help="Show the answers while they are denoised.")
+@click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")
+@click.pass_obj
+def generate(
+    host: Host,
+    prompts: Sequence[str],
+    prompt_file: Any,
+    model: str | None,
+    config_file: Path | None,
+    settings: Sequence[str],
+    live: bool,
+    machine: bool,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPTS, or one prompt per line of --file or standard input.
+
+    Sampling options that are not given are the checkpoint's recommendation. Exit status 1 when a prompt failed.
+    """
+    texts = _read_prompts(prompts, prompt_file)
+    if live and machine:
+        raise click.UsageError("--live draws in the terminal and --json prints for machines; give one of them.")
+
+    from diffulex_core.cli import render
+    from diffulex_core.engine import Diffulex
+    from diffulex_core.sampling_params import SamplingParams
+
+    given = {name: value for name, value in sampling.items() if value is not None and value != ()}
+    options = read_settings(settings)
+    with Diffulex(model, host=host, config_file=config_file, environ=os.environ, strict=True, **options) as engine:
+        params = SamplingParams(**{**engine.config.sampling_defaults, **given})
+        if live:
+            outputs = render.live(engine, texts, params)
+        else:
+            outputs = engine.generate(list(texts), params, use_tqdm=not machine and sys.stderr.isatty())
+    if machine:
+        click.echo(render.as_json(texts, outputs))
+    else:
+        render.answers(texts, outputs, shown=live)
+    if any(output.error for output in outputs):
+        sys.exit(1)
+
+
+def _read_prompts(prompts: Sequence[str], prompt_file: Any) -> Sequence[str]:
+    if prompts and prompt_file is not None:
+        raise click.UsageError("Prompts were given as arguments and by --file; give one of them.")
+    if prompts:
+        return prompts
+    source = prompt_file if prompt_file is not None else click.get_text_stream("stdin")
+    if source.isatty():
+        raise click.UsageError("No prompt. Give one as an argument, a file with --file, or pipe prompts to stdin.")
+    lines = [line.rstrip("\n") for line in source if line.strip()]
+    if not lines:
+        raise click.UsageError("No prompt: the input has no line with text.")
+    return lines
