@@ -259,13 +259,7 @@ class Diffulex:
     def _check_prompt(self, prompt: Prompt) -> IntArray:
         parts, context = self._open, self._open.req_context
         ids = parts.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        try:
-            tokens = np.array(ids, dtype=np.int64, ndmin=1)
-            exact = bool((tokens == np.asarray(ids)).all()) and tokens.ndim == 1
-        except (TypeError, ValueError, OverflowError):
-            exact = False
-        if not exact:
-            raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
+        tokens = _as_ids(ids)
         if len(tokens) == 0:
             raise EmptyPrompt("The prompt has no tokens; give some text or at least one token id.")
         if len(tokens) >= context.max_model_len:
@@ -361,6 +355,13 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
+
+
+def _as_ids(prompt: Sequence[int]) -> IntArray:
+    given = np.asarray(prompt)
+    if given.ndim != 1 or (len(given) > 0 and not np.issubdtype(given.dtype, np.integer)):
+        raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
+    return given.astype(np.int64)
 
 
 def _first_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -35,8 +35,9 @@ from diffulex_core.host import Host
 @click.pass_obj
 def generate(
     host: Host,
+    /,
     prompts: Sequence[str],
-    prompt_file: Any,
+    prompt_file: TextIO | None,
     model: str | None,
     config_file: Path | None,
     settings: Sequence[str],
@@ -57,7 +58,7 @@ def generate(
     from diffulex_core.sampling_params import SamplingParams
 
     given = {name: value for name, value in sampling.items() if value is not None and value != ()}
-    options = read_settings(settings)
+    options: dict[str, Any] = dict(read_settings(settings))
     with Diffulex(model, host=host, config_file=config_file, environ=os.environ, strict=True, **options) as engine:
         params = SamplingParams(**{**engine.config.sampling_defaults, **given})
         if live:
@@ -72,12 +73,12 @@ def generate(
         sys.exit(1)
 
 
-def _read_prompts(prompts: Sequence[str], prompt_file: Any) -> Sequence[str]:
+def _read_prompts(prompts: Sequence[str], prompt_file: TextIO | None) -> Sequence[str]:
     if prompts and prompt_file is not None:
         raise click.UsageError("Prompts were given as arguments and by --file; give one of them.")
     if prompts:
         return prompts
-    source = prompt_file if prompt_file is not None else click.get_text_stream("stdin")
+    source: TextIO = prompt_file if prompt_file is not None else click.get_text_stream("stdin")
     if source.isatty():
         raise click.UsageError("No prompt. Give one as an argument, a file with --file, or pipe prompts to stdin.")
     lines = [line.rstrip("\n") for line in source if line.strip()]

@@ -61,11 +61,11 @@ def _read(config: Mapping[str, object]) -> tuple[DecoderSpec | None, list[str]]:
     qkv_bias = reader.flag("include_qkv_bias") or bias
     if reader.flag("bias_for_layer_norm", default=bias):
         problems.append("The norms would have a bias, which is not supported: set bias_for_layer_norm to false.")
-    if config.get("n_kv_heads") is not None and reader.flag("multi_query_attention") and kv_heads != 1:
+    if "n_kv_heads" not in reader.wrong and reader.flag("multi_query_attention") and kv_heads != 1:
         problems.append(f"multi_query_attention contradicts n_kv_heads={kv_heads}: remove one of the two.")
-    if rows < vocab_size:
+    if not reader.wrong & {"embedding_size", "vocab_size"} and rows < vocab_size:
         problems.append(f"embedding_size is {rows}, less than vocab_size {vocab_size}.")
-    if hidden % heads:
+    if not reader.wrong & {"d_model", "n_heads"} and hidden % heads:
         problems.append(f"d_model {hidden} is not a multiple of n_heads {heads}.")
     if problems:
         return None, problems
@@ -104,6 +104,7 @@ class _Reader:
 
     config: Mapping[str, object]
     problems: list[str] = attrs.field(factory=list, init=False)
+    wrong: set[str] = attrs.field(factory=set, init=False)
 
     def size(self, key: str, *, default: int | None = None) -> int:
         value = self.config.get(key)
@@ -134,4 +135,5 @@ class _Reader:
 
     def _reject(self, key: str, wanted: str) -> None:
         state = f"is {self.config[key]!r}" if key in self.config else "is missing"
+        self.wrong.add(key)
         self.problems.append(f"{key} {state}; config.json must give {wanted}.")
