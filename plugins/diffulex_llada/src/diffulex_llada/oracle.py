@@ -30,6 +30,7 @@ def hf_reference(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ll
         config: the parsed config.json.
         tensors: the checkpoint's tensors by their own names; without a head bias, which Llama cannot have.
     """
+    default_kv_heads = 1 if config.get("multi_query_attention") else config["n_heads"]
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.get("embedding_size") or config["vocab_size"],
@@ -37,8 +38,7 @@ def hf_reference(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ll
             intermediate_size=config.get("mlp_hidden_size") or config.get("mlp_ratio", 4) * config["d_model"],
             num_hidden_layers=config["n_layers"],
             num_attention_heads=config["n_heads"],
-            num_key_value_heads=config.get("n_kv_heads")
-            or (1 if config.get("multi_query_attention") else config["n_heads"]),
+            num_key_value_heads=config.get("n_kv_heads") or default_kv_heads,
             rms_norm_eps=config["rms_norm_eps"],
             rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
             attention_bias=bool(config.get("include_qkv_bias") or config.get("include_bias")),
