@@ -21,6 +21,7 @@ def without(*names: str, **more: Any) -> dict[str, Any]:
     ("checkpoint", "limit"),
     [
         (without(max_position_embeddings=512), 512),
+        (without(max_position_embeddings=1), 1),
         (without("max_position_embeddings", max_sequence_length=256), 256),
         (without("max_position_embeddings", text_config={"max_position_embeddings": 128}), 128),
         (without(max_position_embeddings=100_000), 2048),
@@ -103,6 +104,14 @@ def test_end_tokens_are_those_of_all_sources_together(
         tokenizer_eos_ids=tokenizer,
     )
     assert config.model.eos_token_ids == expected
+
+
+def test_the_origin_of_end_tokens_names_every_source_that_gave_one() -> None:
+    config = configure(generation_config={"eos_token_id": 3}, tokenizer_eos_ids=(9,))
+    assert config.origins["eos_token_ids"].detail == "config.json, generation_config.json, tokenizer"
+    assert configure(tokenizer_eos_ids=(2,)).origins["eos_token_ids"] == CONFIG_JSON
+    only_tokenizer = configure(checkpoint=without("eos_token_id"), tokenizer_eos_ids=(9,))
+    assert only_tokenizer.origins["eos_token_ids"] == Origin(source="tokenizer")
 
 
 def test_end_tokens_of_the_user_replace_the_others() -> None:

@@ -101,6 +101,10 @@ def test_one_key_is_shown_alone_with_its_meaning_under_any_of_its_names(folder: 
         assert "page_size (int): Positions per page; a multiple of block_size. Allowed: 4, 8, 16, 32." in done.output
         assert "block_size " not in done.output.splitlines()[0]
         assert "buffer_size" not in done.output
+    assert "Allowed: >= 0, <= 1." in run("explain", "--model", str(folder), "accept_threshold").output
+    assert "Allowed: > 0, <= 1." in run("explain", "--model", str(folder), "gpu_memory_utilization").output
+    assert "(list of int)" in run("explain", "--model", str(folder), "eos_token_ids").output
+    assert "(int or null)" in run("explain", "--model", str(folder), "mask_token_id").output
     done = run("explain", "--model", str(folder), "tensor_parallel_size")
     assert "Not built yet: works as 1." in done.output
 
@@ -146,6 +150,10 @@ def test_a_setting_without_key_or_value_is_a_usage_error(setting: str) -> None:
     assert "KEY=VALUE" in done.output
 
 
+def test_a_directory_is_no_config_file(tmp_path: Path) -> None:
+    assert run("explain", "--model", "x", "--config", str(tmp_path)).exit_code == 2
+
+
 def test_the_last_of_equal_settings_counts_and_a_value_may_hold_an_equals_sign() -> None:
     settings = read_settings(["page-size=8", "page_size=16", "trace_path=a=b"])
     assert {name: text.text for name, text in settings.items()} == {"page_size": "16", "trace_path": "a=b"}
@@ -175,3 +183,5 @@ def test_the_schema_describes_every_key_flat_and_nested() -> None:
     assert [choice["type"] for choice in properties["model"]["anyOf"]] == ["string", "object"]
     assert properties["alpha"]["properties"].keys() == {"heat", "alpha_heat", "rounds"}
     assert "pair_order" in properties
+    objects = [schema, properties["cache"], properties["alpha"], properties["decoding_thresholds"]]
+    assert [entry["additionalProperties"] for entry in objects] == [False] * 4

@@ -265,9 +265,13 @@ def test_a_key_without_machinery_takes_its_default_only(spec: KeySpec) -> None:
         assert (not problems_of({spec.name: value})) == (value in usable), value
 
 
-def test_the_refusal_of_a_key_without_machinery_names_the_value_to_use() -> None:
-    [problem] = problems_of({"tensor_parallel_size": 2})
-    assert problem.endswith("this version cannot do that yet; use 1.")
+@pytest.mark.parametrize(
+    ("name", "value", "usable"),
+    [("tensor_parallel_size", 2, "1"), ("master_port", 29500, "0"), ("moe_gemm_impl", "naive", "'triton'")],
+)
+def test_the_refusal_of_a_key_without_machinery_names_the_value_to_use(name: str, value: object, usable: str) -> None:
+    [problem] = problems_of({name: value})
+    assert problem.endswith(f"this version cannot do that yet; use {usable}.")
 
 
 def test_asking_for_machinery_that_is_missing_by_giving_its_default_warns() -> None:
@@ -359,6 +363,12 @@ def test_the_torch_profiler_needs_a_directory() -> None:
     assert "profiler_config.torch_profiler_dir" in problem
     config = configure({"profiler": "torch", "torch_profiler_dir": "traces"})
     assert config.runtime.profiler_config.torch_profiler_dir == "traces"
+
+
+def test_an_adapter_needs_a_directory() -> None:
+    assert any(problem.startswith("lora_path is ''") for problem in problems_of({"use_lora": True}))
+    given = problems_of({"use_lora": True, "lora_path": "adapter"})
+    assert not any("use_lora needs" in problem for problem in given)
 
 
 def test_the_first_device_id_becomes_the_device() -> None:
