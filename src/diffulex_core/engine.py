@@ -259,7 +259,12 @@ class Diffulex:
     def _check_prompt(self, prompt: Prompt) -> IntArray:
         parts, context = self._open, self._open.req_context
         ids = parts.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        tokens = _as_ids(ids)
+        if not all(isinstance(token, (int, np.integer)) and not isinstance(token, bool) for token in ids):
+            raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
+        outside = [token for token in ids if not 0 <= token < parts.vocab_size]
+        if outside:
+            raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {parts.vocab_size - 1}).")
+        tokens = np.array(ids, dtype=np.int64)
         if len(tokens) == 0:
             raise EmptyPrompt("The prompt has no tokens; give some text or at least one token id.")
         if len(tokens) >= context.max_model_len:
@@ -267,9 +272,6 @@ class Diffulex:
                 f"The prompt has {len(tokens)} tokens, but max_model_len is {context.max_model_len} and the answer "
                 f"needs room too. Shorten it to {context.max_model_len - 1} tokens or raise max_model_len."
             )
-        outside = tokens[(tokens < 0) | (tokens >= parts.vocab_size)]
-        if len(outside):
-            raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {parts.vocab_size - 1}).")
         if context.mask_token_id is not None and (tokens == context.mask_token_id).any():
             raise InvalidPrompt(
                 f"The prompt holds the mask token (id {context.mask_token_id}), which marks what the model has to fill "
@@ -355,13 +357,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
-
-
-def _as_ids(prompt: Sequence[int]) -> IntArray:
-    given = np.asarray(prompt)
-    if given.ndim != 1 or (len(given) > 0 and not np.issubdtype(given.dtype, np.integer)):
-        raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
-    return given.astype(np.int64)
 
 
 def _first_stop(text: str, stop: Sequence[str]) -> int | None:

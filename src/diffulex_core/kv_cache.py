@@ -134,7 +134,7 @@ class PagedKVCache:
             assert (page in self._free) == (self._references[page] == 0), f"page {page}: free and in use, or neither"
             assert self._references[page] <= 1 or page in self._key_of_page, f"page {page}: shared but not published"
         for key, entry in self._entry_of_key.items():
-            assert self._key_of_page[self._page_of_entry[entry]] == key, f"entry {entry}: points at another page"
+            assert self._key_of_page.get(self._page_of_entry[entry]) == key, f"entry {entry}: points at another page"
         assert len(self._entry_of_key) == len(self._page_of_entry) == len(self._key_of_page)
         for sequence, state in self._sequences.items():
             assert len(set(state.pages)) == len(state.pages), f"sequence {sequence}: holds a page twice"

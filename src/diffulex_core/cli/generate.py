@@ -78,7 +78,7 @@ def _read_prompts(prompts: Sequence[str], prompt_file: TextIO | None) -> Sequenc
         raise click.UsageError("Prompts were given as arguments and by --file; give one of them.")
     if prompts:
         return prompts
-    source: TextIO = prompt_file if prompt_file is not None else click.get_text_stream("stdin")
+    source = sys.stdin if prompt_file is None else prompt_file
     if source.isatty():
         raise click.UsageError("No prompt. Give one as an argument, a file with --file, or pipe prompts to stdin.")
     lines = [line.rstrip("\n") for line in source if line.strip()]

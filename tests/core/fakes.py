@@ -1,0 +1,145 @@
+"""A two-layer network of hashes over paged memory: whatever a row reads wrongly changes what it decides.
+
+A layer's key/value pair is the row's hidden number before the layer; attention hashes all visible pairs in order. So a
+pair of the second layer depends on everything that its row saw when it was computed, as in a transformer: a wrong page,
+a wrong slot, a stale pair, or visibility that is off by one ends in other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+import numpy as np
+
+from diffulex_core.packing import pack
+from diffulex_core.pattern import AttentionPattern
+from diffulex_core.types import Decision, SampleGroup, StepOutput, StepPlan, Window
+
+WORDS = 12
+"""Tokens 0 .. WORDS - 1 are decided; `EOS` is one of them."""
+EOS = 7
+MASK = 99
+LAYERS = 2
+
+_TOP = 2**64
+_PRIME = 0x9E3779B97F4A7C15
+
+
+def embed(token: int, position: int) -> int:
+    """Hidden number before the first layer."""
+    return hash((token, position))
+
+
+def digest(pairs: Sequence[int]) -> int:
+    """What attention makes of the visible pairs of one layer."""
+    return hash(tuple(pairs))
+
+
+def mix(hidden: int, attended: int) -> int:
+    """Hidden number after a layer."""
+    return hash((hidden, attended))
+
+
+def choose(seed: int, position: int, hidden: int) -> tuple[int, float]:
+    """The token that a row's final hidden number stands for, and a confidence in [0, 1)."""
+    number = hash((seed, position, hidden)) * _PRIME % _TOP
+    number ^= number >> 29
+    number = number * 0xBF58476D1CE4E5B9 % _TOP
+    return number % WORDS, (number >> 40) / 2.0**24
+
+
+class HashRunner:
+    """A model runner whose network is the hash network and whose memory is a list of numbers for each layer.
+
+    Memory that nobody wrote holds numbers of its own. `broken` names requests whose logits come out non-finite.
+    """
+
+    def __init__(self, *, pattern: AttentionPattern, num_pages: int, page_size: int) -> None:
+        self._pattern = pattern
+        self._page_size = page_size
+        slots = num_pages * page_size
+        self.memory = [[hash((-1, layer, slot)) for slot in range(slots)] for layer in range(LAYERS)]
+        self.broken: set[int] = set()
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        step = pack(plan, self._pattern, [None], self._page_size)
+        [visibility] = step.visibility
+        hidden = [embed(int(token), int(at)) for token, at in zip(step.input_ids, step.positions, strict=True)]
+        spots = list(zip(step.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True))
+        for memory in self.memory:
+            for row in range(plan.rows):
+                memory[step.slots[row]] = hidden[row]
+            seen: dict[tuple[int, int, int], int] = {}
+            for spot in set(spots[: plan.rows]):
+                sequence, first, last = spot
+                table = step.page_tables[sequence]
+                keys = np.arange(first, last)
+                slots = table[keys // self._page_size] * self._page_size + keys % self._page_size
+                seen[spot] = digest([memory[slot] for slot in slots.tolist()])
+            for row in range(plan.rows):
+                hidden[row] = mix(hidden[row], seen[spots[row]])
+        batch = step.sampling
+        found: dict[int, tuple[int, float]] = {}
+        for row, position, owner in zip(step.head_rows, batch.positions, batch.window_of_row, strict=True):
+            seed = plan.windows[owner].params.seed or 0
+            found[len(found)] = choose(seed, int(position), hidden[row])
+        decisions = []
+        for index, window in enumerate(plan.windows):
+            rows = [row for row, owner in enumerate(batch.window_of_row) if owner == index]
+            taken = self._accepted(rows, found, batch.group_of_row, batch.accept_threshold, batch.force_one)
+            finite = window.request_id not in self.broken
+            decisions.append(
+                Decision(
+                    positions=batch.positions[rows],
+                    tokens=np.array([found[row][0] for row in rows], dtype=np.int64),
+                    confidence=np.array([found[row][1] for row in rows], dtype=np.float32),
+                    accepted=np.array([finite and row in taken for row in rows], dtype=np.bool_),
+                    finite=finite,
+                )
+            )
+        return StepOutput(decisions=tuple(decisions), head_rows=len(step.head_rows))
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _accepted(
+        self,
+        rows: Sequence[int],
+        found: dict[int, tuple[int, float]],
+        group_of_row: Sequence[int],
+        threshold: Sequence[float],
+        force_one: Sequence[bool],
+    ) -> set[int]:
+        taken: set[int] = set()
+        for group in sorted({int(group_of_row[row]) for row in rows}):
+            members = [row for row in rows if group_of_row[row] == group]
+            sure = {row for row in members if found[row][1] > threshold[group]}
+            if not sure and force_one[group]:
+                sure = {max(members, key=lambda row: (found[row][1], -row))}
+            taken |= sure
+        return taken
+
+
+@attrs.frozen
+class ScriptedRunner:
+    """A model runner without a model: it accepts the positions that `take` names, with the tokens of `token_at`."""
+
+    take: Callable[[Window, SampleGroup], Sequence[int]]
+    token_at: Callable[[int], int]
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        return StepOutput(decisions=tuple(self._decide(window) for window in plan.windows), head_rows=0)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _decide(self, window: Window) -> Decision:
+        asked = [int(position) for group in window.span.groups for position in group.positions]
+        taken = {int(position) for group in window.span.groups for position in self.take(window, group)}
+        return Decision(
+            positions=np.array(asked, dtype=np.int64),
+            tokens=np.array([self.token_at(position) for position in asked], dtype=np.int64),
+            confidence=np.full(len(asked), 0.5, dtype=np.float32),
+            accepted=np.array([position in taken for position in asked], dtype=np.bool_),
+        )
