@@ -67,6 +67,7 @@ def _unselected_owners(name: str, host: Host) -> Iterator[str]:
                 cls = host.load(reference, provenance=entry.provenance)
                 own = build_schema([Section(name=kind, owner=f"{kind} '{entry.descriptor.name}'", cls=cls, titles=())])
             except PluginError:
+                # A plugin that is not selected may be broken without being in the way.
                 continue
             if name in own.by_name:
                 yield own.by_name[name].owner
