@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 import attrs
+
 from diffulex_core.engine import Diffulex
 from diffulex_core.sampling_params import SamplingParams
-
 from diffulex_tiny.problems import Problem
 
 MAX_TOKENS = 32

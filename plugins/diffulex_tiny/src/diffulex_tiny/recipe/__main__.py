@@ -40,7 +40,8 @@ def measure(folder: Path, count: int) -> None:
             score = evaluate(engine, asked, thresholds={"accept_threshold": threshold})
             low, high = score.interval()
             print(
-                f"{threshold:6.2f}  {score.accuracy:6.1%}  {low:.1%} - {high:.1%}  {score.tpf:5.2f}  {score.tpf_total:5.2f}",
+                f"{threshold:6.2f}  {score.accuracy:6.1%}  {low:.1%} - {high:.1%}  "
+                f"{score.tpf:5.2f}  {score.tpf_total:5.2f}",
                 flush=True,
             )
 

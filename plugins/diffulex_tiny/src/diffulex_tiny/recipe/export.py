@@ -43,10 +43,11 @@ def export(network: LlamaForCausalLM, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.write_tokenizer(folder)
     tokenizer = vocabulary.build_tokenizer()
-    eos, mask = tokenizer.token_to_id(vocabulary.EOS), tokenizer.token_to_id(vocabulary.MASK)
+    eos, mask = (vocabulary.token_id(tokenizer, token) for token in (vocabulary.EOS, vocabulary.MASK))
     tensors = {_name(name): tensor.detach().float().contiguous() for name, tensor in network.named_parameters()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = network.config
+    assert config.rope_parameters is not None
     _write(
         folder / "config.json",
         {

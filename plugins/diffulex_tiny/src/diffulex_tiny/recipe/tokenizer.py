@@ -36,6 +36,13 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary has."""
+    found = tokenizer.token_to_id(token)
+    assert found is not None, f"the vocabulary has no {token!r}"
+    return found
+
+
 def number_words() -> list[str]:
     """Every number token's text: bare 0..`MAX_RESULT`, then the same with a leading space."""
     return [f"{space}{n}" for space in ("", " ") for n in range(problems.MAX_RESULT + 1)]

@@ -66,7 +66,6 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
         max_position_embeddings=recipe.context,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
-        attn_implementation="sdpa",
         tie_word_embeddings=True,
         use_cache=False,
     )
@@ -94,7 +93,7 @@ class Stream:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self._recipe = recipe
         self._tokenizer = tokenizer
-        self._eos = tokenizer.token_to_id(vocabulary.EOS)
+        self._eos = vocabulary.token_id(tokenizer, vocabulary.EOS)
         self._numbers = {tokenizer.encode(word).ids[0]: int(word) for word in vocabulary.number_words()}
 
     def batch(self, step: int) -> Batch:
@@ -121,7 +120,6 @@ class Stream:
         fillable = corruption.answer_region(lengths, ends, ids.shape[1])
         layout = corruption.Layout(prompt=lengths, total=ends, results=results, fillable=fillable)
         return Batch(ids=ids, layout=layout)
-
 
     def _drill(self, rng: random.Random) -> Batch:
         """Unrelated equations in a row, without a prompt: many more sums for each token than a story holds."""
@@ -168,7 +166,7 @@ def train(recipe: Recipe, workdir: Path, report_every: int = 100, save_every: in
     Progress lines go to standard output; the state is written every `save_every` steps and at the end.
     """
     tokenizer = vocabulary.build_tokenizer()
-    mask_id = tokenizer.token_to_id(vocabulary.MASK)
+    mask_id = vocabulary.token_id(tokenizer, vocabulary.MASK)
     network = build_network(recipe, tokenizer)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
