@@ -8,14 +8,13 @@ from collections.abc import Callable
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
-from tests.core.oracles import pairs, visible_end
 
 from diffulex_core.errors import OutOfPages
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
+from tests.core.oracles import pairs, visible_end
 
 LENGTH = 24
 """Tokens of every sequence, prompt and answer; a multiple of all block sizes."""

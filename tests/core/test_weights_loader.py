@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.core.checkpoints import write_weights
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext
 from diffulex_core.errors import CheckpointError, PluginError
 from diffulex_core.layers.linear import Linear, PackedLinear
 from diffulex_core.weights import LoadContext, LoadReport, Rename, ResolvedWeight, Skip, WeightRules, load_weights
+from tests.core.checkpoints import write_weights
 
 CPU = torch.device("cpu")
 RULES = WeightRules(
