@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def _load_model(
         checkpoint,
         dtype=ctx.dtype,
         device=ctx.device,
+        progress=sys.stderr.isatty(),
     )
     model: DiffusionModel = network.eval()
     return model

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """[rows, vocab] -> [rows] int64: the most probable token, ties to the highest id."""
+    """[rows, vocab] -> [rows] int64: the most probable token, ties to the highest id; 0 where a row holds NaN."""
     best = logits.amax(dim=1, keepdim=True)
     ids = torch.arange(logits.shape[1], device=logits.device)
-    return torch.where(logits == best, ids, -1).amax(dim=1)
+    return torch.where(logits == best, ids, 0).amax(dim=1)
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
