@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import (
@@ -157,7 +157,7 @@ def test_a_stream_ends_with_the_record_that_generate_returns(ready: Diffulex) ->
     assert events[-1].text == expected.text
     decided = [int(position) for event in events for position in event.newly_decided]
     assert len(decided) == len(set(decided))
-    for earlier, later in zip(events, events[1:], strict=False):
+    for earlier, later in pairwise(events):
         fixed = earlier.canvas.tokens[earlier.canvas.decided]
         assert (later.canvas.tokens[: len(earlier.canvas.tokens)][earlier.canvas.decided] == fixed).all()
 
@@ -231,7 +231,9 @@ def test_two_engines_in_one_process_do_not_disturb_each_other() -> None:
         found: dict[int, tuple[int, ...]] = {}
         while not (one.is_finished() and other.is_finished()):
             for index, each in enumerate((one, other)):
-                found.update({index: record.token_ids for record in each.step().finished if record.req_id == ids[index]})
+                for record in each.step().finished:
+                    if record.req_id == ids[index]:
+                        found[index] = record.token_ids
     assert [[found[0]], [found[1]]] == alone
 
 
@@ -259,7 +261,8 @@ def test_a_bad_prompt_is_refused_before_anything_changes(
 def test_in_a_list_only_the_bad_prompts_fail(ready: Diffulex) -> None:
     good = prompt(9)
     outputs = ready.generate(["", good, [1, MASK], prompt(300), good], GREEDY)
-    assert [output.completion_reason is CompletionReason.ERROR for output in outputs] == [True, False, True, True, False]
+    failed = [output.completion_reason is CompletionReason.ERROR for output in outputs]
+    assert failed == [True, False, True, True, False]
     assert outputs[1].token_ids == outputs[4].token_ids == ready.generate(good, GREEDY)[0].token_ids
     assert "EmptyPrompt" in (outputs[0].error or "")
     assert "mask token" in (outputs[2].error or "")
@@ -282,7 +285,7 @@ def test_a_request_that_can_never_fit_is_refused_with_the_number_it_needs() -> N
 
 def test_weights_that_yield_nan_fail_the_request_and_not_the_engine() -> None:
     with engine(enable_prefix_caching=False) as made:
-        network = made._open.runner._model  # type: ignore[attr-defined]  # noqa: SLF001
+        network = made._open.runner._model  # type: ignore[attr-defined]
         with torch.no_grad():
             network.embed.weight[77] = torch.nan
         outputs = made.generate([prompt(9), [77, 3, 4]], GREEDY)
