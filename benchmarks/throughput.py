@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffulex_tiny import problems
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_tiny import problems
 
 COUNT = 16
 
