@@ -19,8 +19,11 @@ DISTRIBUTIONS = (".", *(f"plugins/{name}" for name in PLUGINS))
 TORCH = next(line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line.startswith("torch=="))
 PROBLEMS = (
     "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?",
-    "Q: Tom has 25 coins, finds 14 more and loses 9. How many are left?",
-    "Q: Mia has 40 stickers, gives away 18 and buys 5 more. How many are left?",
+    "Q: Tara has 14 marbles, gets 25 more and sells 27. How many marbles are left?",
+    "Q: Paul has 24 pears. First Paul sells 3, then picks up 16 more. How many pears does Paul have now?",
+    "Q: There are 20 oranges in a box. Leo puts in 16 and removes 1. How many are left?",
+    "Q: A shop has 24 pears. It sells 12 in the morning and buys 28 more in the evening. "
+    "How many pears does the shop have now?",
 )
 
 

@@ -15,6 +15,7 @@ import pytest
 from diffulex_core import errors, hookspecs, plugin
 from diffulex_core.host import Host
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_tiny.problems import MAX_OPERAND, split_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -121,6 +122,16 @@ def test_the_readme_gives_the_two_commands_and_continuous_integration_runs_the_s
     assert [DEMO + "\n" in block for block in commands].count(True) == 1
     assert [TESTS + "\n" in block for block in commands].count(True) == 1
     assert TESTS in read(".ci/run").splitlines()
+
+
+def test_the_problems_shown_to_users_were_not_trained_on() -> None:
+    shown = "\n".join(read(page) for page in ("README.md", "noxfile.py", "plugins/diffulex/README.md"))
+    stories = [re.findall(r"\d+", story) for story in re.findall(r'"Q: ([^"]+?)[."]*"', shown)]
+    operands = {tuple(map(int, numbers)) for numbers in stories if numbers}
+    assert len(operands) >= 5
+    for first, second, third in operands:
+        assert split_of((first, second, third)) == "eval"
+        assert max(first, second, third) <= MAX_OPERAND
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
