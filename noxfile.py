@@ -22,8 +22,10 @@ PROBLEMS = (
     "Q: Tara has 14 marbles, gets 25 more and sells 27. How many marbles are left?",
     "Q: Paul has 24 pears. First Paul sells 3, then picks up 16 more. How many pears does Paul have now?",
     "Q: There are 20 oranges in a box. Leo puts in 16 and removes 1. How many are left?",
-    "Q: A shop has 24 pears. It sells 12 in the morning and buys 28 more in the evening. "
-    "How many pears does the shop have now?",
+    (
+        "Q: A shop has 24 pears. It sells 12 in the morning and buys 28 more in the evening. "
+        "How many pears does the shop have now?"
+    ),
 )
 
 
