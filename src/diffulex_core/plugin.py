@@ -7,11 +7,11 @@ the reference is loaded once, when an engine needs it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 import attrs
 import pluggy
+from frozendict import frozendict
 
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
 from diffulex_core.protocols import (
@@ -88,7 +88,7 @@ def _names(value: Iterable[str]) -> frozenset[str]:
 
 
 def _frozen_mapping(value: Mapping[str, object]) -> Mapping[str, object]:
-    return MappingProxyType(dict(value))
+    return frozendict(value)
 
 
 @attrs.frozen(kw_only=True)

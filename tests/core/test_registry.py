@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import string
 from collections.abc import Callable
 from types import ModuleType
@@ -237,3 +238,11 @@ def test_a_composite_observer_passes_events_on_in_order_and_closes_all() -> None
         observer.close()
     events = ["added 7", "step 1 0.5", "finished 7 stop_eos", "closed"]
     assert log == [f"{name} {event}" for event in events for name in ("a", "b")]
+
+
+def test_descriptors_can_be_pickled_and_hashed() -> None:
+    family = ModelFamily(name="toy", build="toy:build", weights="toy:WEIGHTS", defaults={"block_size": 8})
+    strategy = DecodingStrategy(name="fill", pattern="toy:pattern", forces={"enable_prefix_caching": False})
+    for descriptor in (family, strategy):
+        assert pickle.loads(pickle.dumps(descriptor)) == descriptor
+        assert hash(descriptor) == hash(pickle.loads(pickle.dumps(descriptor)))

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import attrs
 import cattrs
+from frozendict import frozendict
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -159,6 +160,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(_is_literal, _literal)
     converter.register_structure_hook_factory(_is_homogeneous_tuple, _tuple_hook)
     converter.register_unstructure_hook(types.MappingProxyType, dict)
+    converter.register_unstructure_hook(frozendict, dict)
     converter.register_unstructure_hook_func(_is_frozenset, sorted)
     return converter
 
