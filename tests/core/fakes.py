@@ -66,7 +66,9 @@ class HashRunner:
         step = pack(plan, self._pattern, [None], self._page_size)
         [visibility] = step.visibility
         hidden = [embed(int(token), int(at)) for token, at in zip(step.input_ids, step.positions, strict=True)]
-        spots = list(zip(step.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True))
+        spots = list(
+            zip(step.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True)
+        )
         for memory in self.memory:
             for row in range(plan.rows):
                 memory[step.slots[row]] = hidden[row]

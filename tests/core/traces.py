@@ -67,7 +67,9 @@ class Row:
     stored: tuple[int, int]
 
 
-def run(request: BlockRequest, count: int, token_at: Callable[[int], int] = lambda position: 7, limit: int = 200) -> list[Row]:
+def run(
+    request: BlockRequest, count: int, token_at: Callable[[int], int] = lambda position: 7, limit: int = 200
+) -> list[Row]:
     """Step the request to its end without a scheduler."""
     stored = 0
     rows: list[Row] = []
