@@ -101,7 +101,7 @@ def test_a_rename_that_cannot_be_followed_is_refused_when_it_is_written(
         Rename(source, target, shard=shard)
 
 
-def test_a_placeholder_that_stands_twice_must_be_equal_in_both_places() -> None:
+def test_a_variable_that_stands_twice_must_be_equal_in_both_places() -> None:
     rule = Rename("a.{i}.b.{i}", "c.{i}")
     assert rule.resolve("a.3.b.3") == ("c.3", None)
     assert rule.resolve("a.3.b.4") is None

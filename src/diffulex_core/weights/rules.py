@@ -1,7 +1,7 @@
 """Declarative weight rules: which checkpoint names go to which parameters.
 
 Patterns match whole names. `{i}` (any single word) is a whole number, `{q,k,v}` is one of the listed words; where a
-placeholder stands again on the other side it takes the same value. `*` in a `Skip` is any text.
+variable stands again on the other side it takes the same value. `*` in a `Skip` is any text.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import attrs
 from diffulex_core.errors import PluginError
 from diffulex_core.weights.types import LoadContext, ResolvedWeight, ShardId
 
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_VARIABLE = re.compile(r"\{([^{}]*)\}")
 
 
 @attrs.frozen
 class NamePattern:
-    """A name with placeholders.
+    """A name with variables.
 
     Attributes:
         text: the pattern as written.
-        placeholders: its distinct placeholders without braces, in order of appearance.
+        variables: its distinct variables without braces, in order of appearance.
     """
 
     text: str
-    placeholders: tuple[str, ...] = attrs.field(init=False)
+    variables: tuple[str, ...] = attrs.field(init=False)
     _regex: re.Pattern[str] = attrs.field(init=False, repr=False, eq=False)
 
-    @placeholders.default
-    def _find_placeholders(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(_PLACEHOLDER.findall(self.text)))
+    @variables.default
+    def _find_variables(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_VARIABLE.findall(self.text)))
 
     @_regex.default
     def _compile(self) -> re.Pattern[str]:
         pieces, seen = [], list[str]()
-        for index, piece in enumerate(_PLACEHOLDER.split(self.text)):
+        for index, piece in enumerate(_VARIABLE.split(self.text)):
             if index % 2 == 0:
                 pieces.append(re.escape(piece).replace(r"\*", ".*"))
             elif piece in seen:
@@ -48,22 +48,22 @@ class NamePattern:
         return re.compile("".join(pieces))
 
     def match(self, name: str) -> Mapping[str, str] | None:
-        """The value of each placeholder, or None when the name does not fit."""
+        """The value of each variable, or None when the name does not fit."""
         found = self._regex.fullmatch(name)
-        return None if found is None else dict(zip(self.placeholders, found.groups(), strict=True))
+        return None if found is None else dict(zip(self.variables, found.groups(), strict=True))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The name with every placeholder replaced."""
-        return _PLACEHOLDER.sub(lambda found: values[found[1]], self.text)
+        """The name with every variable replaced."""
+        return _VARIABLE.sub(lambda found: values[found[1]], self.text)
 
 
-def _alternatives(placeholder: str) -> str:
-    words = placeholder.split(",")
+def _alternatives(variable: str) -> str:
+    words = variable.split(",")
     if len(words) > 1 and all(words):
         return "|".join(re.escape(word) for word in words)
-    if placeholder.isidentifier():
+    if variable.isidentifier():
         return "0|[1-9][0-9]*"
-    raise PluginError(f"{{{placeholder}}} is no placeholder; write {{i}} for a number, {{a,b}} for one of two words.")
+    raise PluginError(f"{{{variable}}} is no variable; write {{i}} for a number, {{a,b}} for one of two words.")
 
 
 @attrs.frozen
@@ -72,8 +72,8 @@ class Rename:
 
     Attributes:
         source: pattern of the checkpoint name.
-        target: the model's name; may use the placeholders of `source`.
-        shard: part of a packed target; may be a placeholder of `source`.
+        target: the model's name; may use the variables of `source`.
+        shard: part of a packed target; may be a variable of `source`.
     """
 
     source: str
@@ -96,11 +96,11 @@ class Rename:
         return None if self.shard is None else NamePattern(self.shard)
 
     def __attrs_post_init__(self) -> None:
-        used = {*self._target.placeholders, *(self._shard.placeholders if self._shard else ())}
-        if used != set(self._source.placeholders):
+        used = {*self._target.variables, *(self._shard.variables if self._shard else ())}
+        if used != set(self._source.variables):
             raise PluginError(
                 f"Rename({self.source!r}, {self.target!r}, shard={self.shard!r}): the source must use the same"
-                f" placeholders as target and shard together."
+                f" variables as target and shard together."
             )
         if "*" in self.source + self.target:
             raise PluginError(f"Rename({self.source!r}, {self.target!r}): '*' is for Skip only.")
