@@ -16,7 +16,7 @@ import attrs
 
 Split = Literal["train", "eval"]
 
-MAX_OPERAND = 99
+MAX_OPERAND = 50
 MAX_RESULT = 3 * MAX_OPERAND
 EVAL_SHARE = 16
 """One operand triple in this many belongs to the evaluation split."""
@@ -54,16 +54,17 @@ def split_of(operands: tuple[int, int, int]) -> Split:
     return "eval" if int.from_bytes(digest[:4], "big") % EVAL_SHARE == 0 else "train"
 
 
-def sample(rng: random.Random, split: Split, *, spell_names: float = 0.0) -> Problem:
+def sample(rng: random.Random, split: Split, *, largest: int = MAX_OPERAND, spell_names: float = 0.0) -> Problem:
     """Draw one problem of `split`.
 
     Args:
         rng: source of randomness; the same state gives the same problem.
         split: which operand triples are allowed.
+        largest: largest operand.
         spell_names: share of problems whose name is a random spelling that the vocabulary does not hold.
     """
     while True:
-        operands = (rng.randint(1, MAX_OPERAND), rng.randint(1, MAX_OPERAND), rng.randint(1, MAX_OPERAND))
+        operands = (rng.randint(1, largest), rng.randint(1, largest), rng.randint(1, largest))
         signs = (rng.choice((1, -1)), rng.choice((1, -1)))
         first = operands[0] + signs[0] * operands[1]
         second = first + signs[1] * operands[2]
@@ -88,10 +89,10 @@ def problems(seed: int, split: Split, count: int) -> Iterator[Problem]:
             yield problem
 
 
-def equation(rng: random.Random) -> str:
+def equation(rng: random.Random, largest: int = MAX_OPERAND) -> str:
     """One sum or difference in the form and the ranges of a worked answer, such as `42 - 7 = 35.`"""
     while True:
-        a, b, sign = rng.randint(0, 2 * MAX_OPERAND), rng.randint(1, MAX_OPERAND), rng.choice((1, -1))
+        a, b, sign = rng.randint(0, 2 * largest), rng.randint(1, largest), rng.choice((1, -1))
         if a + sign * b >= 0:
             return f"{a} {'+' if sign > 0 else '-'} {b} = {a + sign * b}."
 

@@ -26,14 +26,16 @@ class Recipe:
     ffn_size: int = 384
     context: int = 512
     rope_theta: float = 10000.0
-    steps: int = 9000
+    steps: int = 7500
     batch: int = 128
     learning_rate: float = 2e-3
     warmup: int = 300
     weight_decay: float = 0.1
     spell_names: float = 0.1
-    drill_share: float = 0.5
-    drill_until: float = 0.7
+    drill_share: float = 0.6
+    drill_until: float = 0.75
+    first_largest: int = 12
+    largest_from: float = 0.5
     seed: int = 0
 
 
@@ -99,10 +101,14 @@ class Stream:
     def batch(self, step: int) -> Batch:
         """The batch of one step: problems, or in some steps of the early part of training bare equations."""
         rng = random.Random(f"{self._recipe.seed}-{step}")
+        largest = self.largest(step)
         early = step < self._recipe.drill_until * self._recipe.steps
         if early and rng.random() < self._recipe.drill_share:
-            return self._drill(rng)
-        drawn = [problems.sample(rng, "train", spell_names=self._recipe.spell_names) for _ in range(self._recipe.batch)]
+            return self._drill(rng, largest)
+        drawn = [
+            problems.sample(rng, "train", largest=largest, spell_names=self._recipe.spell_names)
+            for _ in range(self._recipe.batch)
+        ]
         prompts = [encoding.ids for encoding in self._tokenizer.encode_batch([p.prompt for p in drawn])]
         answers = [encoding.ids for encoding in self._tokenizer.encode_batch([p.answer for p in drawn])]
         totals = []
@@ -121,11 +127,16 @@ class Stream:
         layout = corruption.Layout(prompt=lengths, total=ends, results=results, fillable=fillable)
         return Batch(ids=ids, layout=layout)
 
-    def _drill(self, rng: random.Random) -> Batch:
+    def largest(self, step: int) -> int:
+        """Largest operand of one step: it grows until `largest_from` of the run and then stays at the top."""
+        grown = min(1.0, step / (self._recipe.largest_from * self._recipe.steps))
+        return round(self._recipe.first_largest + grown * (problems.MAX_OPERAND - self._recipe.first_largest))
+
+    def _drill(self, rng: random.Random, largest: int) -> Batch:
         """Unrelated equations in a row, without a prompt: many more sums for each token than a story holds."""
         rows = []
         for _ in range(self._recipe.batch):
-            words = [problems.equation(rng) for _ in range(DRILL_EQUATIONS)]
+            words = [problems.equation(rng, largest) for _ in range(DRILL_EQUATIONS)]
             rows.append(" ".join(words))
         ids = torch.tensor([encoding.ids for encoding in self._tokenizer.encode_batch(rows)])
         results = torch.zeros(ids.shape, dtype=torch.bool)
