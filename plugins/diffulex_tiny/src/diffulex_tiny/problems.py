@@ -16,8 +16,10 @@ import attrs
 
 Split = Literal["train", "eval"]
 
-MAX_OPERAND = 50
-MAX_RESULT = 3 * MAX_OPERAND
+MAX_OPERAND = 30
+LARGEST_NUMBER = 150
+"""Largest number with a token of its own; leaves room for wider operands."""
+
 EVAL_SHARE = 16
 """One operand triple in this many belongs to the evaluation split."""
 

@@ -22,12 +22,11 @@ class TinySource:
         if not name.startswith(PREFIX):
             return None
         folder = Path(str(files("diffulex_tiny"))) / "checkpoints"
-        wanted = folder / name.removeprefix(PREFIX)
-        known = names()
-        if wanted.name not in known:
+        wanted, known = name.removeprefix(PREFIX), names()
+        if wanted not in known:
             listed = ", ".join(PREFIX + each for each in known) or "none"
             raise CheckpointError(name, [f"There is no embedded checkpoint {name!r}. Those that exist: {listed}."])
-        return wanted
+        return folder / wanted
 
 
 def names() -> list[str]:

@@ -18,7 +18,7 @@ PATTERN = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 def build_tokenizer() -> Tokenizer:
     """A byte-level BPE without merges whose vocabulary holds whole words (`ignore_merges`).
 
-    Numbers 0..`MAX_RESULT` are single tokens, with and without a leading space; any other text falls back to bytes,
+    Numbers 0..`LARGEST_NUMBER` are single tokens, with and without a leading space; any other text falls back to bytes,
     so no input is unknown and `decode(encode(text)) == text`.
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -44,8 +44,8 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def number_words() -> list[str]:
-    """Every number token's text: bare 0..`MAX_RESULT`, then the same with a leading space."""
-    return [f"{space}{n}" for space in ("", " ") for n in range(problems.MAX_RESULT + 1)]
+    """Every number token's text: bare 0..`LARGEST_NUMBER`, then the same with a leading space."""
+    return [f"{space}{n}" for space in ("", " ") for n in range(problems.LARGEST_NUMBER + 1)]
 
 
 def story_words() -> list[str]:

@@ -35,7 +35,7 @@ class Recipe:
     drill_share: float = 0.6
     drill_until: float = 0.75
     first_largest: int = 12
-    largest_from: float = 0.5
+    largest_from: float = 0.237
     seed: int = 0
 
 
