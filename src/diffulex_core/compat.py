@@ -9,8 +9,11 @@ from diffulex_core.plugin import DecodingStrategy, ModelFamily
 
 
 def missing_capabilities(family: ModelFamily, strategy: DecodingStrategy) -> frozenset[str]:
-    """Capabilities that the strategy requires and the family does not provide; empty when they fit."""
-    return strategy.requires - family.provides
+    """Capabilities that the strategy requires and the family does not provide; empty when they fit.
+
+    How a family's logits are aligned counts as a capability: `aligned_logits` or `shifted_logits`.
+    """
+    return strategy.requires - family.provides - {f"{family.logits}_logits"}
 
 
 def require_compatible(

@@ -67,6 +67,8 @@ class Capability:
     """The network may be run with every position seeing every other (fixed-length canvas generation)."""
     EDIT = "edit"
     """The network was trained to revise decided tokens (edit sampling)."""
+    ALIGNED_LOGITS = "aligned_logits"
+    """Row i of the logits predicts position i. Follows from the family's `logits`; it need not be listed."""
     SOFT_INPUTS = "soft_inputs"
     """The network accepts blended embeddings in place of token ids (token merge)."""
 

@@ -15,7 +15,7 @@ from diffulex_core.compat import missing_capabilities, require_compatible
 from diffulex_core.errors import IncompatibleError, PluginError, UnknownNameError
 from diffulex_core.host import Host
 from diffulex_core.observers import CompositeObserver, combine
-from diffulex_core.plugin import DecodingStrategy, ModelFamily, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, hookimpl
 from diffulex_core.refs import load_reference
 from diffulex_core.registry import Provenance, Registry
 from diffulex_core.types import CompletionReason, StepOutput, StepPlan
@@ -246,3 +246,10 @@ def test_descriptors_can_be_pickled_and_hashed() -> None:
     for descriptor in (family, strategy):
         assert pickle.loads(pickle.dumps(descriptor)) == descriptor
         assert hash(descriptor) == hash(pickle.loads(pickle.dumps(descriptor)))
+
+
+def test_a_strategy_for_aligned_logits_does_not_fit_a_family_with_shifted_ones() -> None:
+    wish = strategy("fill", Capability.ALIGNED_LOGITS)
+    shifted = ModelFamily(name="pear", build="m:build", weights="m:WEIGHTS", logits="shifted")
+    assert missing_capabilities(family("apple"), wish) == frozenset()
+    assert missing_capabilities(shifted, wish) == {"aligned_logits"}
