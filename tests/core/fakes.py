@@ -1,7 +1,7 @@
-"""A two-layer network of hashes over paged memory: whatever a row reads wrongly changes what it decides.
+"""A network of hashes over paged memory: whatever a row reads wrongly changes what it decides.
 
 A layer's key/value pair is the row's hidden number before the layer; attention hashes all visible pairs in order. So a
-pair of the second layer depends on everything that its row saw when it was computed, as in a transformer: a wrong page,
+pair of a later layer depends on everything that its row saw when it was computed, as in a transformer: a wrong page,
 a wrong slot, a stale pair, or visibility that is off by one ends in other tokens.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import numpy as np
 
-from diffulex_core.packing import pack
+from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.types import Decision, SampleGroup, StepOutput, StepPlan, Window
 
@@ -20,7 +20,7 @@ WORDS = 12
 """Tokens 0 .. WORDS - 1 are decided; `EOS` is one of them."""
 EOS = 7
 MASK = 99
-LAYERS = 2
+LAYERS = 3
 
 _TOP = 2**64
 _PRIME = 0x9E3779B97F4A7C15
@@ -64,39 +64,32 @@ class HashRunner:
 
     def execute(self, plan: StepPlan) -> StepOutput:
         step = pack(plan, self._pattern, [None], self._page_size)
-        [visibility] = step.visibility
-        hidden = [embed(int(token), int(at)) for token, at in zip(step.input_ids, step.positions, strict=True)]
-        spots = list(
-            zip(step.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True)
-        )
-        for memory in self.memory:
-            for row in range(plan.rows):
-                memory[step.slots[row]] = hidden[row]
-            seen: dict[tuple[int, int, int], int] = {}
-            for spot in set(spots[: plan.rows]):
-                sequence, first, last = spot
-                table = step.page_tables[sequence]
-                keys = np.arange(first, last)
-                slots = table[keys // self._page_size] * self._page_size + keys % self._page_size
-                seen[spot] = digest([memory[slot] for slot in slots.tolist()])
-            for row in range(plan.rows):
-                hidden[row] = mix(hidden[row], seen[spots[row]])
+        hidden = self._forward(plan.rows, step)
         batch = step.sampling
-        found: dict[int, tuple[int, float]] = {}
-        for row, position, owner in zip(step.head_rows, batch.positions, batch.window_of_row, strict=True):
-            seed = plan.windows[owner].params.seed or 0
-            found[len(found)] = choose(seed, int(position), hidden[row])
         decisions = []
         for index, window in enumerate(plan.windows):
-            rows = [row for row, owner in enumerate(batch.window_of_row) if owner == index]
-            taken = self._accepted(rows, found, batch.group_of_row, batch.accept_threshold, batch.force_one)
             finite = window.request_id not in self.broken
+            tokens, confidences, accepted = [], [], []
+            rows = np.flatnonzero(batch.window_of_row == index)
+            for group in np.unique(batch.group_of_row[rows]).tolist():
+                members = rows[batch.group_of_row[rows] == group].tolist()
+                found = [
+                    choose(window.params.seed or 0, int(batch.positions[row]), hidden[step.head_rows[row]])
+                    for row in members
+                ]
+                sure = [confidence > batch.accept_threshold[group] for _, confidence in found]
+                if not any(sure) and batch.force_one[group]:
+                    best = max(range(len(found)), key=lambda at: (found[at][1], -at))
+                    sure[best] = True
+                tokens += [token for token, _ in found]
+                confidences += [confidence for _, confidence in found]
+                accepted += [finite and each for each in sure]
             decisions.append(
                 Decision(
                     positions=batch.positions[rows],
-                    tokens=np.array([found[row][0] for row in rows], dtype=np.int64),
-                    confidence=np.array([found[row][1] for row in rows], dtype=np.float32),
-                    accepted=np.array([finite and row in taken for row in rows], dtype=np.bool_),
+                    tokens=np.array(tokens, dtype=np.int64),
+                    confidence=np.array(confidences, dtype=np.float32),
+                    accepted=np.array(accepted, dtype=np.bool_),
                     finite=finite,
                 )
             )
@@ -105,22 +98,26 @@ class HashRunner:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _accepted(
-        self,
-        rows: Sequence[int],
-        found: dict[int, tuple[int, float]],
-        group_of_row: Sequence[int],
-        threshold: Sequence[float],
-        force_one: Sequence[bool],
-    ) -> set[int]:
-        taken: set[int] = set()
-        for group in sorted({int(group_of_row[row]) for row in rows}):
-            members = [row for row in rows if group_of_row[row] == group]
-            sure = {row for row in members if found[row][1] > threshold[group]}
-            if not sure and force_one[group]:
-                sure = {max(members, key=lambda row: (found[row][1], -row))}
-            taken |= sure
-        return taken
+    def _forward(self, rows: int, step: PackedStep) -> list[int]:
+        """Final hidden numbers; K/V of all rows are written before any row of the layer reads."""
+        [visibility] = step.visibility
+        hidden = [embed(*row) for row in zip(step.input_ids.tolist(), step.positions.tolist(), strict=True)][:rows]
+        views = list(
+            zip(step.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True)
+        )[:rows]
+        for memory in self.memory:
+            for slot, number in zip(step.slots[:rows].tolist(), hidden, strict=True):
+                memory[slot] = number
+            seen = {view: digest([memory[slot] for slot in self._slots(step, *view)]) for view in set(views)}
+            hidden = [mix(own, seen[view]) for own, view in zip(hidden, views, strict=True)]
+        return hidden
+
+    def _slots(self, step: PackedStep, sequence: int, first: int, last: int) -> list[int]:
+        keys = np.arange(first, last)
+        slots: list[int] = (
+            step.page_tables[sequence, keys // self._page_size] * self._page_size + keys % self._page_size
+        ).tolist()
+        return slots
 
 
 @attrs.frozen

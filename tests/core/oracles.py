@@ -6,6 +6,8 @@ implementation in it: tokens are a plain list, and every step computes the whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 from tests.core.fakes import LAYERS, choose, digest, embed, mix
@@ -49,15 +51,33 @@ class Answer:
     rows: tuple[int, ...]
 
 
-def pairs(tokens: list[int], ends: list[int]) -> tuple[list[list[int]], list[int]]:
-    """K/V of every layer and the final hidden numbers of a whole sequence, position `p` seeing `[0, ends[p])`."""
-    hidden = [embed(token, position) for position, token in enumerate(tokens)]
-    layers = []
-    for _ in range(LAYERS):
-        layers.append(hidden)
+def pairs(tokens: Sequence[int], ends: Sequence[int], fixed: Sequence[Sequence[int]] = ()) -> list[list[int]]:
+    """K/V of every layer, then the final hidden numbers, of positions that see `[0, ends[p])`.
+
+    `fixed` holds the K/V of leading positions, for each layer, where they were computed in an earlier forward.
+    """
+    layers = [[embed(token, position) for position, token in enumerate(tokens)]]
+    for layer in range(LAYERS):
+        if fixed:
+            layers[layer][: len(fixed[layer])] = fixed[layer]
+        hidden = layers[layer]
         seen = {end: digest(hidden[:end]) for end in set(ends)}
-        hidden = [mix(own, seen[end]) for own, end in zip(hidden, ends, strict=True)]
-    return layers, hidden
+        layers.append([mix(own, seen[end]) for own, end in zip(hidden, ends, strict=True)])
+    return layers
+
+
+def sequence_pairs(
+    tokens: Sequence[int], prompt: int, block: int, *, full_prefix: bool, first_step: bool = False
+) -> list[list[int]]:
+    """`pairs` of a whole sequence under the strategy's rules.
+
+    With `full_prefix` the whole blocks of the prompt keep the K/V of the first forward, in which every prompt row saw
+    the prompt and nothing else.
+    """
+    whole = prompt - prompt % block
+    fixed = pairs(tokens[:prompt], [prompt] * prompt) if full_prefix and len(tokens) >= prompt else []
+    ends = [visible_end(at, prompt, block, full_prefix=full_prefix, first_step=first_step) for at in range(len(tokens))]
+    return pairs(tokens, ends, [layer[:whole] for layer in fixed])
 
 
 def visible_end(position: int, prompt: int, block: int, *, full_prefix: bool, first_step: bool = False) -> int:
@@ -104,10 +124,7 @@ def decode_alone(setting: Setting, ask: Ask) -> Answer:
 
         end = (fed[-1][0] + 1) * block
         tokens = [ask.prompt[at] if at < length else answer.get(at, setting.mask) for at in range(end)]
-        ends = [
-            visible_end(at, length, block, full_prefix=setting.full_prefix, first_step=not rows) for at in range(end)
-        ]
-        _, hidden = pairs(tokens, ends)
+        *_, hidden = sequence_pairs(tokens, length, block, full_prefix=setting.full_prefix, first_step=not rows)
         rows.append(end - (stored if rows else 0))
 
         taken: dict[int, int] = {}

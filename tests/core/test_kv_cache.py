@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from diffulex_core.errors import OutOfPages
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
-from tests.core.oracles import pairs, visible_end
+from tests.core.oracles import sequence_pairs, visible_end
 
 LENGTH = 24
 """Tokens of every sequence, prompt and answer; a multiple of all block sizes."""
@@ -36,9 +36,8 @@ class Shadow:
 
 
 def final_pairs(tokens: list[int], prompt: int, block: int, *, full_prefix: bool) -> list[Pair]:
-    ends = [visible_end(at, prompt, block, full_prefix=full_prefix) for at in range(len(tokens))]
-    layers, hidden = pairs(tokens, ends)
-    return list(zip(*layers, hidden, strict=True))
+    layers = sequence_pairs(tokens, prompt, block, full_prefix=full_prefix)[:-1]
+    return list(zip(*layers, strict=True))
 
 
 class Pages(RuleBasedStateMachine):

@@ -1,0 +1,129 @@
+"""Building requests and schedulers of one setting, and driving them to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+import numpy as np
+from hypothesis import strategies as st
+
+from diffulex_core.blocks import BlockRequest
+from diffulex_core.kv_cache import PagedKVCache
+from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
+from diffulex_core.scheduler import ContinuousScheduler
+from tests.core.fakes import EOS, MASK, HashRunner
+from tests.core.oracles import Ask, Setting
+
+
+@st.composite
+def settings_of_engines(draw: st.DrawFn, *, max_model_len: int = 40) -> Setting:
+    """What the requests of an engine share: multi_bd with one or several blocks, and d2f."""
+    return Setting(
+        block_size=draw(st.sampled_from([1, 2, 4])),
+        buffer_size=draw(st.sampled_from([1, 2, 3])),
+        full_prefix=draw(st.booleans()),
+        mask=MASK,
+        eos=frozenset({EOS}),
+        max_model_len=draw(st.sampled_from([18, max_model_len])),
+        add_block=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
+        semi_complete=draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
+        accept=draw(st.sampled_from([0.3, 0.6, 0.9])),
+        stability=draw(st.sampled_from([0.0, 0.0, 0.5])),
+        always_force=draw(st.booleans()),
+    )
+
+
+@st.composite
+def asks(draw: st.DrawFn, *, longest_prompt: int = 14) -> Ask:
+    """A request; prompts are few, so that they share prefixes."""
+    same = draw(st.integers(0, longest_prompt))
+    length = draw(st.integers(1, longest_prompt))
+    return Ask(
+        prompt=tuple(int(at >= same) for at in range(length)),
+        seed=draw(st.integers(0, 3)),
+        max_tokens=draw(st.integers(1, 12)),
+        ignore_eos=draw(st.booleans()),
+        stop=draw(st.sampled_from([frozenset(), frozenset(), frozenset({3, 5})])),
+        repetition=draw(st.sampled_from([None, None, 2])),
+    )
+
+
+def pattern_of(setting: Setting) -> AttentionPattern:
+    kind = FullPrefix if setting.full_prefix else BlockCausal
+    return kind(block_size=setting.block_size)
+
+
+def context_of(setting: Setting) -> ReqContext:
+    return ReqContext(
+        pattern=pattern_of(setting),
+        buffer_size=setting.buffer_size,
+        mask_token_id=setting.mask,
+        eos_token_ids=setting.eos,
+        max_model_len=setting.max_model_len,
+        thresholds=DecodingThresholds(
+            add_block_threshold=setting.add_block,
+            semi_complete_threshold=setting.semi_complete,
+            accept_threshold=setting.accept,
+            token_stability_threshold=setting.stability,
+        ),
+        force_rule="always" if setting.always_force else "after_semi_complete",
+    )
+
+
+def request_of(setting: Setting, ask: Ask, request_id: int = 0, max_nfe: int | None = None) -> BlockRequest:
+    return BlockRequest(
+        request_id=request_id,
+        prompt=np.array(ask.prompt, dtype=np.int64),
+        params=SamplingParams(
+            seed=ask.seed,
+            max_tokens=ask.max_tokens,
+            max_nfe=max_nfe,
+            ignore_eos=ask.ignore_eos,
+            stop_token_ids=tuple(ask.stop),
+            max_repetition_run=ask.repetition,
+        ),
+        context=context_of(setting),
+    )
+
+
+@attrs.frozen
+class Service:
+    """A scheduler with its pages and a runner for one setting."""
+
+    scheduler: ContinuousScheduler
+    cache: PagedKVCache
+    runner: HashRunner
+
+    @classmethod
+    def of(
+        cls,
+        setting: Setting,
+        *,
+        num_pages: int = 200,
+        page_size: int | None = None,
+        budget: int = 1000,
+        max_num_reqs: int = 8,
+        prefix_caching: bool = True,
+    ) -> Service:
+        page_size = page_size or setting.block_size
+        pattern = pattern_of(setting)
+        cache = PagedKVCache(num_pages=num_pages, page_size=page_size, pattern=pattern, prefix_caching=prefix_caching)
+        scheduler = ContinuousScheduler(
+            cache, max_num_reqs=max_num_reqs, max_num_batched_tokens=budget, block_size=setting.block_size
+        )
+        return cls(scheduler, cache, HashRunner(pattern=pattern, num_pages=num_pages, page_size=page_size))
+
+    def run(self, requests: Iterable[BlockRequest], limit: int = 2000) -> list[int]:
+        """Serve the requests to their end; returns the rows of each step."""
+        for request in requests:
+            self.scheduler.add(request)
+        rows: list[int] = []
+        while (plan := self.scheduler.schedule()) is not None:
+            rows.append(plan.rows)
+            assert len(rows) < limit, "the scheduler makes no progress"
+            self.scheduler.update(plan, self.runner.execute(plan))
+        self.scheduler.check_integrity()
+        return rows

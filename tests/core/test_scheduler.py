@@ -1,0 +1,480 @@
+"""The scheduler: whatever else is served, and whatever is taken away meanwhile, a request answers as it does alone."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from diffulex_core.blocks import BlockRequest
+from diffulex_core.errors import PromptTooLong
+from diffulex_core.types import CompletionReason, StepPlan
+from tests.core.fakes import EOS, MASK, WORDS
+from tests.core.oracles import Answer, Ask, Setting, decode_alone
+from tests.core.serving import Service, asks, request_of, settings_of_engines
+
+PICK = st.integers(0, 9)
+
+PLAIN = Setting(
+    block_size=4,
+    buffer_size=2,
+    full_prefix=False,
+    mask=MASK,
+    eos=frozenset({EOS}),
+    max_model_len=64,
+    add_block=0.1,
+    semi_complete=0.9,
+    accept=0.9,
+    stability=0.0,
+    always_force=False,
+)
+
+
+def ask(prompt_len: int, *, seed: int = 0, max_tokens: int = 12, first: int = 0, ignore_eos: bool = True) -> Ask:
+    prompt = tuple((first + at) % WORDS for at in range(prompt_len))
+    return Ask(prompt=prompt, seed=seed, max_tokens=max_tokens, ignore_eos=ignore_eos)
+
+
+@attrs.define
+class Live:
+    """A request that the test still expects to be served."""
+
+    request: BlockRequest
+    answer: Answer
+    fed: int = 0
+    last_fed: int = 0
+    """Step in which it was fed last, or was added."""
+
+
+class Serving(RuleBasedStateMachine):
+    """Requests come and go while pages, rows and places are short."""
+
+    @initialize(
+        setting=settings_of_engines(),
+        blocks_per_page=st.sampled_from([1, 2]),
+        slots=st.sampled_from([12, 28, 40, 200]),
+        extra_rows=st.sampled_from([0, 1, 4, 9, 200]),
+        max_num_reqs=st.integers(1, 4),
+        prefix_caching=st.booleans(),
+    )
+    def start(
+        self,
+        setting: Setting,
+        blocks_per_page: int,
+        slots: int,
+        extra_rows: int,
+        max_num_reqs: int,
+        *,
+        prefix_caching: bool,
+    ) -> None:
+        self.setting = setting
+        self.page_size = setting.block_size * blocks_per_page
+        self.num_pages = -(-slots // self.page_size)
+        self.budget = max(2, setting.buffer_size) * setting.block_size + extra_rows
+        self.max_num_reqs = max_num_reqs
+        self.service = Service.of(
+            setting,
+            num_pages=self.num_pages,
+            page_size=self.page_size,
+            budget=self.budget,
+            max_num_reqs=max_num_reqs,
+            prefix_caching=prefix_caching,
+        )
+        self.live: dict[int, Live] = {}
+        self.gone: list[int] = []
+        self.next = 0
+        self.step = 0
+        self.idle_steps = 0
+
+    @rule(ask=asks())
+    def add(self, ask: Ask) -> None:
+        request = request_of(self.setting, ask, self.next)
+        answer = decode_alone(self.setting, ask)
+        if self._pages(ask) > self.num_pages or self._rows(ask, answer) > self.budget:
+            before = (self.service.scheduler.num_waiting, self.service.scheduler.num_running)
+            with pytest.raises(PromptTooLong):
+                self.service.scheduler.add(request)
+            assert (self.service.scheduler.num_waiting, self.service.scheduler.num_running) == before
+            assert not self.service.scheduler.abort(self.next)
+            return
+        self.service.scheduler.add(request)
+        with pytest.raises(KeyError):
+            self.service.scheduler.add(request)
+        self.live[self.next] = Live(request, answer, last_fed=self.step)
+        self.next += 1
+
+    @precondition(lambda self: self.live)
+    @rule(times=st.integers(1, 6))
+    def steps(self, times: int) -> None:
+        for _ in range(times):
+            if self.live:
+                self._step()
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK)
+    def aborts(self, pick: int) -> None:
+        number = self._pick(pick)
+        live = self.live.pop(number)
+        assert self.service.scheduler.abort(number)
+        assert live.request.completion is CompletionReason.ABORTED
+        self._is_prefix(live)
+        self.gone.append(number)
+
+    @rule(number=st.integers(-1, 40))
+    def aborts_nobody(self, number: int) -> None:
+        if number not in self.live:
+            assert not self.service.scheduler.abort(number)
+
+    @precondition(lambda self: self.live)
+    @rule(pick=PICK)
+    def breaks(self, pick: int) -> None:
+        """From now on the request's logits are not finite."""
+        self.service.runner.broken.add(self._pick(pick))
+
+    @invariant()
+    def books_balance(self) -> None:
+        scheduler = self.service.scheduler
+        scheduler.check_integrity()
+        assert scheduler.num_waiting + scheduler.num_running == len(self.live)
+        assert scheduler.num_running <= self.max_num_reqs
+        assert scheduler.has_work() == bool(self.live)
+        if not self.live:
+            assert self.service.cache.num_free_pages == self.num_pages
+
+    def teardown(self) -> None:
+        bound = self.step + 20 + 4 * sum(self._work(live) for live in self.live.values())
+        while self.live:
+            assert self.step < bound, "the scheduler makes no progress"
+            self._step()
+        self.books_balance()
+        assert self.service.scheduler.schedule() is None
+
+    def _step(self) -> None:
+        plan = self.service.scheduler.schedule()
+        assert plan is not None
+        self.step += 1
+        self._check(plan)
+        output = self.service.runner.execute(plan)
+        done = {request.request_id for request in self.service.scheduler.update(plan, output)}
+        for window in plan.windows:
+            live = self.live[window.request_id]
+            live.fed += 1
+            assert live.request.nfe <= live.fed
+            if window.request_id in self.service.runner.broken:
+                assert live.request.completion is CompletionReason.ERROR
+                self._is_prefix(live)
+            elif live.request.completion is not None:
+                assert live.request.completion.value == live.answer.reason
+                assert tuple(live.request.output_tokens.tolist()) == live.answer.tokens
+                assert live.request.nfe == live.fed
+            assert (window.request_id in done) == (live.request.completion is not None)
+        for number in done:
+            del self.live[number]
+            self.gone.append(number)
+
+    def _check(self, plan: StepPlan) -> None:
+        """Budgets, order of arrival, and who holds which page."""
+        numbers = [window.request_id for window in plan.windows]
+        assert 0 < len(numbers) == len(set(numbers)) <= self.max_num_reqs
+        assert set(numbers) <= set(self.live)
+        assert plan.rows == sum(window.span.end - window.span.start for window in plan.windows)
+        assert 0 < plan.rows <= self.budget
+        never_fed = [number for number, live in self.live.items() if not live.fed]
+        new = [number for number in numbers if not self.live[number].fed]
+        assert sorted(new) == sorted(never_fed)[: len(new)], "somebody jumped the queue"
+        written: list[int] = []
+        held: list[int] = []
+        for window in plan.windows:
+            table = window.page_table.tolist()
+            assert window.span.end <= len(table) * self.page_size
+            assert window.span.start <= window.span.store_until <= window.span.end
+            written += table[window.span.start // self.page_size :]
+            held += table
+        assert all(held.count(page) == 1 for page in written), "a page that is written has two holders"
+        for number in numbers:
+            self.live[number].last_fed = self.step
+        oldest = self.live[min(self.live)]
+        assert self.step - oldest.last_fed <= 2 * self.max_num_reqs + 2, "the oldest request starves"
+
+    def _pick(self, pick: int) -> int:
+        return sorted(self.live)[pick % len(self.live)]
+
+    def _pages(self, ask: Ask) -> int:
+        limit = min(len(ask.prompt) + ask.max_tokens, self.setting.max_model_len)
+        whole_blocks = -(-limit // self.setting.block_size) * self.setting.block_size
+        return -(-whole_blocks // self.page_size)
+
+    def _rows(self, ask: Ask, answer: Answer) -> int:
+        """The most rows that must be fed at once."""
+        block = self.setting.block_size
+        limit = min(len(ask.prompt) + ask.max_tokens, self.setting.max_model_len)
+        blocks = -(-limit // block) - len(ask.prompt) // block
+        return max(min(max(2, self.setting.buffer_size), blocks) * block, answer.rows[0] * self.setting.full_prefix)
+
+    def _work(self, live: Live) -> int:
+        return len(live.answer.rows) + live.request.most_slots() // self.setting.block_size
+
+    def _is_prefix(self, live: Live) -> None:
+        given = tuple(live.request.output_tokens.tolist())
+        assert given == live.answer.tokens[: len(given)]
+
+
+Serving.TestCase.settings = settings(deadline=None, stateful_step_count=30)
+TestServing = Serving.TestCase
+
+
+@given(settings_of_engines(), asks(), st.sampled_from([1, 2, 4]))
+@settings(deadline=None)
+def test_alone_a_request_takes_the_forwards_and_rows_of_the_rules(setting: Setting, ask: Ask, pages: int) -> None:
+    answer = decode_alone(setting, ask)
+    request = request_of(setting, ask)
+    rows = Service.of(setting, page_size=pages * setting.block_size).run([request])
+    assert tuple(request.output_tokens.tolist()) == answer.tokens
+    assert request.completion is not None
+    assert request.completion.value == answer.reason
+    assert tuple(rows) == answer.rows
+    assert request.nfe == len(answer.rows)
+
+
+@given(settings_of_engines(), asks(), st.integers(1, 12))
+@settings(deadline=None)
+def test_a_smaller_max_tokens_gives_a_prefix_of_a_larger_one(setting: Setting, ask: Ask, more: int) -> None:
+    asked = [ask, attrs.evolve(ask, max_tokens=ask.max_tokens + more)]
+    few, many = (request_of(setting, each, number) for number, each in enumerate(asked))
+    Service.of(setting).run([few, many])
+    shorter, longer = few.output_tokens.tolist(), many.output_tokens.tolist()
+    assert shorter == longer[: len(shorter)]
+    if few.completion is CompletionReason.LENGTH_TOKENS:
+        assert len(shorter) == ask.max_tokens
+    else:
+        assert shorter == longer
+
+
+@given(settings_of_engines(), st.lists(asks(), min_size=2, max_size=4), st.integers(0, 30))
+@settings(deadline=None)
+def test_nothing_after_a_stop_token_and_no_mask_comes_out(setting: Setting, asked: list[Ask], steps: int) -> None:
+    service = Service.of(setting, num_pages=60, budget=40)
+    requests = [request_of(setting, each, number) for number, each in enumerate(asked)]
+    for request in requests:
+        if request.most_rows() <= 40:
+            service.scheduler.add(request)
+    for _ in range(steps):
+        plan = service.scheduler.schedule()
+        if plan is None:
+            break
+        service.scheduler.update(plan, service.runner.execute(plan))
+    for request, each in zip(requests, asked, strict=True):
+        tokens = request.output_tokens.tolist()
+        stops = set(each.stop) | (set() if each.ignore_eos else {EOS})
+        assert len(tokens) <= each.max_tokens
+        assert not set(tokens) & (stops | {MASK})
+
+
+def test_a_request_that_can_never_fit_the_cache_is_refused_with_the_number_needed() -> None:
+    service = Service.of(PLAIN, num_pages=4)
+    with pytest.raises(PromptTooLong, match=r"6 pages.*4 pages of 4"):
+        service.scheduler.add(request_of(PLAIN, ask(9, max_tokens=12)))
+    assert not service.scheduler.has_work()
+    service.run([request_of(PLAIN, ask(4, max_tokens=12))])
+
+
+@pytest.mark.parametrize(("full_prefix", "needed"), [(False, 8), (True, 24)])
+def test_a_request_that_can_never_fit_a_step_is_refused_with_the_number_needed(full_prefix: bool, needed: int) -> None:
+    setting = attrs.evolve(PLAIN, full_prefix=full_prefix)
+    service = Service.of(setting, budget=needed - 1)
+    with pytest.raises(PromptTooLong, match=f"at least {needed}"):
+        service.scheduler.add(request_of(setting, ask(20)))
+    assert not service.scheduler.has_work()
+    Service.of(setting, budget=needed).run([request_of(setting, ask(20))])
+
+
+def test_a_refused_request_leaves_the_others_alone() -> None:
+    service = Service.of(PLAIN, num_pages=5)
+    fits, too_long = request_of(PLAIN, ask(4), 0), request_of(PLAIN, ask(20), 1)
+    service.scheduler.add(fits)
+    with pytest.raises(PromptTooLong):
+        service.scheduler.add(too_long)
+    service.run([])
+    assert len(fits.output_tokens) == 12
+    assert too_long.completion is None
+
+
+def test_a_long_prompt_never_stalls_those_who_decode() -> None:
+    service = Service.of(PLAIN, budget=16)
+    service.scheduler.add(request_of(PLAIN, ask(4, max_tokens=40), 0))
+    _step(service)
+    service.scheduler.add(request_of(PLAIN, ask(40, first=5), 1))
+    spans = []
+    for _ in range(5):
+        plan = _step(service)
+        windows = {window.request_id: window.span for window in plan.windows}
+        assert 0 in windows
+        if 1 in windows:
+            spans.append((windows[1].start, windows[1].end))
+    assert [begin for begin, _ in spans[1:]] == [end for _, end in spans[:-1]]
+    assert len(spans) >= 4
+
+
+def test_prompts_share_what_the_decoding_requests_leave_of_the_budget() -> None:
+    service = Service.of(PLAIN, budget=20)
+    for number in range(2):
+        service.scheduler.add(request_of(PLAIN, ask(40, first=number), number))
+    plan = _step(service)
+    assert [len(window.span.tokens) for window in plan.windows] == [16, 4]
+
+
+def test_windows_that_do_not_fit_take_turns() -> None:
+    setting = attrs.evolve(PLAIN, buffer_size=1)
+    service = Service.of(setting, budget=8)
+    for number in range(3):
+        service.scheduler.add(request_of(setting, ask(3, first=number, max_tokens=30), number))
+    fed = [window.request_id for _ in range(12) for window in _step(service).windows]
+    assert all(5 <= fed.count(number) <= 9 for number in range(3))
+
+
+def test_the_prompt_of_a_full_prefix_pattern_is_fed_in_one_step_or_none() -> None:
+    setting = attrs.evolve(PLAIN, full_prefix=True)
+    service = Service.of(setting, budget=28)
+    service.scheduler.add(request_of(setting, ask(4, max_tokens=30), 0))
+    _step(service)
+    service.scheduler.add(request_of(setting, ask(24, first=3), 1))
+    plans = [_step(service) for _ in range(4)]
+    first = next(window.span for plan in plans for window in plan.windows if window.request_id == 1)
+    assert (first.start, first.end) == (0, 28)
+
+
+def test_a_finished_prompt_serves_the_next_request_from_the_cache() -> None:
+    service = Service.of(PLAIN)
+    [cold] = [service.run([request_of(PLAIN, ask(8), 0)])]
+    [warm] = [service.run([request_of(PLAIN, ask(8), 1)])]
+    assert (cold[0], warm[0]) == (12, 4), "the cached prompt costs no row, and its first step already decodes"
+    assert cold[1:] == warm[1:]
+
+
+def test_an_answer_serves_the_next_turn_of_the_conversation_from_the_cache() -> None:
+    service = Service.of(PLAIN)
+    first = request_of(PLAIN, ask(8, max_tokens=20), 0)
+    service.run([first])
+    turn = (*ask(8).prompt, *first.output_tokens.tolist(), 1, 2, 3)
+    rows = service.run([request_of(PLAIN, Ask(prompt=turn, seed=0, max_tokens=4, ignore_eos=True), 1)])
+    last_block_of_the_answer = 4
+    assert rows[0] <= last_block_of_the_answer + 3 + 5
+
+
+def test_a_request_with_broken_logits_ends_alone_and_publishes_nothing() -> None:
+    service = Service.of(PLAIN)
+    service.runner.broken.add(0)
+    broken, fine = request_of(PLAIN, ask(8), 0), request_of(PLAIN, ask(8), 1)
+    service.run([broken, fine])
+    assert broken.completion is CompletionReason.ERROR
+    assert tuple(fine.output_tokens.tolist()) == decode_alone(PLAIN, ask(8)).tokens
+
+
+def test_abort_gives_the_pages_back_at_once_and_a_second_one_finds_nobody() -> None:
+    service = Service.of(PLAIN, num_pages=8)
+    request = request_of(PLAIN, ask(8), 0)
+    service.scheduler.add(request)
+    _step(service)
+    assert service.cache.num_free_pages < 8
+    assert service.scheduler.abort(0, CompletionReason.STOP_STRING)
+    assert service.cache.num_free_pages == 8
+    assert not service.scheduler.abort(0)
+    assert request.completion is CompletionReason.STOP_STRING
+    assert service.scheduler.schedule() is None
+
+
+def test_a_request_aborted_while_its_step_runs_takes_nothing_from_it() -> None:
+    service = Service.of(PLAIN)
+    requests = [request_of(PLAIN, ask(8, first=number), number) for number in range(2)]
+    for request in requests:
+        service.scheduler.add(request)
+    plan = service.scheduler.schedule()
+    assert plan is not None
+    output = service.runner.execute(plan)
+    service.scheduler.abort(0)
+    assert service.scheduler.update(plan, output) == []
+    assert len(requests[0].output_tokens) == 0
+    service.run([])
+    assert tuple(requests[1].output_tokens.tolist()) == decode_alone(PLAIN, ask(8, first=1)).tokens
+
+
+def test_memory_of_a_resumed_request_is_what_it_would_have_been() -> None:
+    """Two requests over pages for little more than one: the younger is preempted, again and again."""
+    asked = [ask(8, max_tokens=16), ask(8, first=5, max_tokens=16)]
+    for full_prefix in (False, True):
+        setting = attrs.evolve(PLAIN, full_prefix=full_prefix)
+        service = Service.of(setting, num_pages=7)
+        requests = [request_of(setting, each, number) for number, each in enumerate(asked)]
+        rows = service.run(requests)
+        assert [tuple(request.output_tokens.tolist()) for request in requests] == [
+            decode_alone(setting, each).tokens for each in asked
+        ]
+        assert sum(rows) > sum(sum(decode_alone(setting, each).rows) for each in asked), "nobody was preempted"
+
+
+@pytest.mark.parametrize("full_prefix", [False, True])
+@pytest.mark.parametrize("budget", [12, 30, 1000])
+def test_a_preempted_request_costs_the_older_one_nothing(full_prefix: bool, budget: int) -> None:
+    setting = attrs.evolve(PLAIN, full_prefix=full_prefix)
+    service = Service.of(setting, num_pages=7, budget=budget)
+    older, younger = (request_of(setting, ask(8, first=3 * number, max_tokens=16), number) for number in range(2))
+    service.run([older, younger])
+    assert older.nfe <= len(decode_alone(setting, ask(8, max_tokens=16)).rows) + (8 // 4 if budget == 12 else 0)
+
+
+def test_a_plan_is_a_value_that_can_travel() -> None:
+    service = Service.of(PLAIN)
+    service.scheduler.add(request_of(PLAIN, ask(6), 0))
+    plan = service.scheduler.schedule()
+    assert plan is not None
+    copy: StepPlan = pickle.loads(pickle.dumps(plan))
+    assert copy.rows == plan.rows
+    assert copy.windows[0].params == plan.windows[0].params
+    np.testing.assert_array_equal(copy.windows[0].page_table, plan.windows[0].page_table)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        plan.step = 3  # type: ignore[misc]
+
+
+def _twice_waiting(service: Service) -> None:
+    waiting = vars(service.scheduler)["_waiting"]
+    waiting.append(waiting[0])
+
+
+def _lost(service: Service) -> None:
+    vars(service.scheduler)["_waiting"].clear()
+
+
+def _waits_and_runs(service: Service) -> None:
+    entries = vars(service.scheduler)["_known"]
+    vars(service.scheduler)["_waiting"].append((0, entries[0]))
+
+
+def _leaked(service: Service) -> None:
+    service.cache.open(77, np.empty(0, dtype=np.int64), 1)
+    service.cache.reserve(77, 4)
+    for number in range(2):
+        service.scheduler.abort(number)
+
+
+@pytest.mark.parametrize("damage", [_twice_waiting, _lost, _waits_and_runs, _leaked])
+def test_the_integrity_check_finds(damage: Callable[[Service], None]) -> None:
+    service = Service.of(PLAIN, max_num_reqs=1)
+    for number in range(2):
+        service.scheduler.add(request_of(PLAIN, ask(8), number))
+    _step(service)
+    service.scheduler.check_integrity()
+    damage(service)
+    with pytest.raises(AssertionError):
+        service.scheduler.check_integrity()
+
+
+def _step(service: Service) -> StepPlan:
+    plan = service.scheduler.schedule()
+    assert plan is not None
+    service.scheduler.update(plan, service.runner.execute(plan))
+    return plan
