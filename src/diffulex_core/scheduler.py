@@ -193,9 +193,7 @@ class ContinuousScheduler:
                 try:
                     self._kv.reserve(request_id, spans[request_id].end)
                 except OutOfPages:
-                    victim = max(self._running.values(), key=lambda other: other.arrival)
-                    self._preempt(victim)
-                    granted.pop(victim.request.request_id, None)
+                    self._preempt(max(self._running.values(), key=lambda other: other.arrival))
                 else:
                     granted[request_id] = spans[request_id]
                     break

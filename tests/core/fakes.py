@@ -41,9 +41,9 @@ def mix(hidden: int, attended: int) -> int:
     return hash((hidden, attended))
 
 
-def choose(seed: int, position: int, hidden: int) -> tuple[int, float]:
-    """The token that a row's final hidden number stands for, and a confidence in [0, 1)."""
-    number = hash((seed, position, hidden)) * _PRIME % _TOP
+def choose(seed: int, draw: int, position: int, hidden: int) -> tuple[int, float]:
+    """The token that a row's final hidden number stands for in step `draw` of a request, and a confidence in [0, 1)."""
+    number = hash((seed, draw, position, hidden)) * _PRIME % _TOP
     number ^= number >> 29
     number = number * 0xBF58476D1CE4E5B9 % _TOP
     return number % WORDS, (number >> 40) / 2.0**24
@@ -74,7 +74,7 @@ class HashRunner:
             for group in np.unique(batch.group_of_row[rows]).tolist():
                 members = rows[batch.group_of_row[rows] == group].tolist()
                 found = [
-                    choose(window.params.seed or 0, int(batch.positions[row]), hidden[step.head_rows[row]])
+                    choose(window.params.seed or 0, window.draw, int(batch.positions[row]), hidden[step.head_rows[row]])
                     for row in members
                 ]
                 sure = [confidence > batch.accept_threshold[group] for _, confidence in found]

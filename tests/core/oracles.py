@@ -134,7 +134,7 @@ def decode_alone(setting: Setting, ask: Ask) -> Answer:
             options = []
             for at in range(number * block, number * block + block):
                 if not decided(at):
-                    token, confidence = choose(ask.seed, at, hidden[at])
+                    token, confidence = choose(ask.seed, len(rows) - 1, at, hidden[at])
                     options.append((confidence, at, token))
             sure = [option for option in options if option[0] > setting.accept]
             if not sure and options:

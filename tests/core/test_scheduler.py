@@ -375,6 +375,13 @@ def test_a_request_with_broken_logits_ends_alone_and_publishes_nothing() -> None
     assert tuple(fine.output_tokens.tolist()) == decode_alone(PLAIN, ask(8)).tokens
 
 
+def test_a_newcomer_waits_until_there_are_pages_for_what_it_has() -> None:
+    service = Service.of(PLAIN, num_pages=8, budget=16, prefix_caching=False)
+    requests = [request_of(PLAIN, ask(20, first=number, max_tokens=4), number) for number in range(2)]
+    rows = service.run(requests)
+    assert sum(rows) == sum(sum(decode_alone(PLAIN, ask(20, first=number, max_tokens=4)).rows) for number in range(2))
+
+
 def test_abort_gives_the_pages_back_at_once_and_a_second_one_finds_nobody() -> None:
     service = Service.of(PLAIN, num_pages=8)
     request = request_of(PLAIN, ask(8), 0)
