@@ -39,8 +39,8 @@ def settings_of_engines(draw: st.DrawFn, *, max_model_len: int = 40) -> Setting:
 @st.composite
 def asks(draw: st.DrawFn, *, longest_prompt: int = 14) -> Ask:
     """A request; prompts are few, so that they share prefixes."""
-    same = draw(st.integers(0, longest_prompt))
-    length = draw(st.integers(1, longest_prompt))
+    same = draw(st.sampled_from([0, 5, longest_prompt]))
+    length = draw(st.one_of(st.sampled_from([4, 8, 8, 11]), st.integers(1, longest_prompt)))
     return Ask(
         prompt=tuple(int(at >= same) for at in range(length)),
         seed=draw(st.integers(0, 3)),

@@ -58,7 +58,7 @@ class Serving(RuleBasedStateMachine):
         setting=settings_of_engines(),
         blocks_per_page=st.sampled_from([1, 2]),
         slots=st.sampled_from([12, 28, 40, 200]),
-        extra_rows=st.sampled_from([0, 1, 4, 9, 200]),
+        extra_rows=st.sampled_from([-3, 0, 0, 1, 4, 9, 200]),
         max_num_reqs=st.integers(1, 4),
         prefix_caching=st.booleans(),
     )
@@ -75,7 +75,7 @@ class Serving(RuleBasedStateMachine):
         self.setting = setting
         self.page_size = setting.block_size * blocks_per_page
         self.num_pages = -(-slots // self.page_size)
-        self.budget = max(2, setting.buffer_size) * setting.block_size + extra_rows
+        self.budget = max(1, max(2, setting.buffer_size) * setting.block_size + extra_rows)
         self.max_num_reqs = max_num_reqs
         self.service = Service.of(
             setting,

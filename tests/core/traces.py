@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import attrs
 import numpy as np
 
 from diffulex_core.blocks import BlockRequest, BlockState
 from diffulex_core.pattern import AttentionPattern, BlockCausal
-from diffulex_core.protocols import ReqContext
+from diffulex_core.protocols import AutoNFE, ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import Decision, Span
 
@@ -25,21 +26,27 @@ def make_request(
     max_tokens: int = 16,
     pattern: AttentionPattern | None = None,
     thresholds: DecodingThresholds | None = None,
+    overrides: Mapping[str, float] | None = None,
     max_model_len: int = 4096,
-    **params: object,
+    auto_nfe: AutoNFE | None = None,
+    eos: Collection[int] = (EOS,),
+    request_id: int = 0,
+    first_token: int = 1,
+    **params: Any,
 ) -> BlockRequest:
-    """A request over the prompt 1, 2, 3, ... with the default thresholds."""
+    """A request over the prompt `first_token`, `first_token + 1`, ... with the default thresholds."""
     return BlockRequest(
-        request_id=0,
-        prompt=np.arange(1, prompt_len + 1),
-        params=SamplingParams(max_tokens=max_tokens, **params),  # type: ignore[arg-type]
+        request_id=request_id,
+        prompt=np.arange(first_token, first_token + prompt_len),
+        params=SamplingParams(max_tokens=max_tokens, thresholds=overrides or {}, **params),
         context=ReqContext(
             pattern=pattern or BlockCausal(block_size=block_size),
             buffer_size=buffer_size,
             mask_token_id=MASK,
-            eos_token_ids=frozenset({EOS}),
+            eos_token_ids=frozenset(eos),
             max_model_len=max_model_len,
             thresholds=thresholds or DecodingThresholds(),
+            auto_nfe=auto_nfe,
         ),
     )
 

@@ -126,23 +126,19 @@ class BlockRequest:
         return not in_prompt_phase and stored < self._table.start
 
     def apply(self, span: Span, decision: Decision) -> None:
-        if not span.advances:
-            self._nfe += 1
-            self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
-            return
         positions = decision.positions[decision.accepted]
         tokens = decision.tokens[decision.accepted]
-        starts_block = self._starts_block()
         asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
-        if not np.isin(positions, asked).all():
-            raise ValueError(f"request {self._id}: decided positions outside the span's groups")
-        if starts_block:
-            self._table.activate()
-        self._table.decide(positions, tokens)
-        self._stop.notice(positions, tokens)
+        if not np.isin(positions, asked).all() or len(np.unique(positions)) != len(positions):
+            raise ValueError(f"request {self._id}: decided positions outside the span's groups, or twice")
+        if span.advances:
+            if self._starts_block():
+                self._table.activate()
+            self._table.decide(positions, tokens)
+            self._stop.notice(positions, tokens)
+            self._draws += 1
+            self._table.settle()
         self._nfe += 1
-        self._draws += 1
-        self._table.settle()
         self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
 
     def finish(self, reason: CompletionReason) -> None:
