@@ -73,7 +73,7 @@ class NonFiniteLogits(DiffulexError):
         names = ", ".join(map(str, self.request_ids))
         super().__init__(
             f"Non-finite logits for request(s) {names}. "
-            "Check the checkpoint for damaged weights, or try dtype='float32'."
+            "Check the checkpoint for damaged weights and logit_bias for a ban on every token, or try dtype='float32'."
         )
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeGuard
+from typing import Literal, TypeGuard, TypeVar
 
 import attrs
+import numpy as np
 
 from diffulex_core.errors import InvalidSamplingParams
 
 Confidence = Literal["prob", "margin", "neg_entropy"]
 CONFIDENCES: tuple[Confidence, ...] = ("prob", "margin", "neg_entropy")
+
+COOLEST, HOTTEST = 1e-6, 1e6
+"""Temperatures above 0 beyond which tempered logits leave the range of float32."""
+STRONGEST_BIAS = 1e6
+"""Largest logit bias either way; -inf, which forbids a token, is allowed as well."""
+
+T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
@@ -43,20 +51,49 @@ class DecodingThresholds:
         ]
 
 
+def _plain(value: T) -> T:
+    """A numpy scalar as the Python number that it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# Not one generic function: type checkers would accept everything as an argument of the constructor.
+def _number(value: float) -> float:
+    return _plain(value)
+
+
+def _whole(value: int) -> int:
+    return _plain(value)
+
+
+def _whole_or_none(value: int | None) -> int | None:
+    return _plain(value)
+
+
+def _flag(value: bool) -> bool:
+    return _plain(value)
+
+
+# What cannot be converted is passed on as it is, for the validation to name.
 def _texts(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+    return tuple(value or ()) if isinstance(value, Iterable) and not isinstance(value, str) else _one(value)
 
 
-def _token_ids(value: Iterable[int] | None) -> tuple[int, ...]:
-    return tuple(value or ())
+def _token_ids(value: int | Iterable[int] | None) -> tuple[int, ...]:
+    return tuple(map(_plain, value)) if isinstance(value, Iterable) else _one(_plain(value))
+
+
+def _one(value: T | None) -> tuple[T, ...]:
+    return () if value is None else (value,)
 
 
 def _by_name(value: Mapping[str, float] | None) -> Mapping[str, float]:
-    return dict(value or {})
+    return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value or {}
 
 
 def _by_token(value: Mapping[int, float] | None) -> Mapping[int, float]:
-    return dict(value or {})
+    if not isinstance(value, Mapping):
+        return value or {}
+    return {_plain(token): _plain(bias) for token, bias in value.items()}
 
 
 @attrs.frozen(kw_only=True)
@@ -64,8 +101,8 @@ class SamplingParams:
     """How one request is decoded.
 
     Attributes:
-        temperature: 0 is greedy (ties go to the highest token id); above 0 tokens are drawn from the tempered
-            distribution.
+        temperature: 0 is greedy (ties go to the highest token id); above 0 (1e-6 to 1e6) tokens are drawn from the
+            tempered distribution.
         max_tokens: limit on new tokens.
         max_nfe: limit on forwards that the request takes part in, prefill included; None = no limit.
         max_repetition_run: stop when the answer ends in this many equal tokens; None = never.
@@ -80,25 +117,25 @@ class SamplingParams:
         confidence: what is compared with `accept_threshold`: the probability of the chosen token, the margin between
             the two most probable tokens, or the negative entropy in nats.
         thresholds: overrides of the engine's decoding thresholds, by name.
-        logit_bias: added to the logits of these token ids.
+        logit_bias: added to the logits of these token ids; -inf forbids a token.
         skip_special_tokens: leave special tokens out of the text.
     """
 
-    temperature: float = 1.0
-    max_tokens: int = 512
-    max_nfe: int | None = None
-    max_repetition_run: int | None = None
-    ignore_eos: bool = False
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float = 0.0
-    seed: int | None = None
+    temperature: float = attrs.field(default=1.0, converter=_number)
+    max_tokens: int = attrs.field(default=512, converter=_whole)
+    max_nfe: int | None = attrs.field(default=None, converter=_whole_or_none)
+    max_repetition_run: int | None = attrs.field(default=None, converter=_whole_or_none)
+    ignore_eos: bool = attrs.field(default=False, converter=_flag)
+    top_p: float = attrs.field(default=1.0, converter=_number)
+    top_k: int | None = attrs.field(default=None, converter=_whole_or_none)
+    min_p: float = attrs.field(default=0.0, converter=_number)
+    seed: int | None = attrs.field(default=None, converter=_whole_or_none)
     stop: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     stop_token_ids: tuple[int, ...] = attrs.field(default=(), converter=_token_ids)
     confidence: Confidence = "prob"
     thresholds: Mapping[str, float] = attrs.field(factory=dict, converter=_by_name)
     logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=_by_token)
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool = attrs.field(default=True, converter=_flag)
 
     def __attrs_post_init__(self) -> None:
         problems = [*self._number_problems(), *self._other_problems()]
@@ -111,8 +148,11 @@ class SamplingParams:
 
     def _number_problems(self) -> list[str]:
         problems = []
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            problems.append(f"temperature is {self.temperature!r}; give 0 for greedy decoding or a positive number.")
+        if not _is_number(self.temperature) or not (self.temperature == 0 or COOLEST <= self.temperature <= HOTTEST):
+            problems.append(
+                f"temperature is {self.temperature!r}; give 0 for greedy decoding or a number from {COOLEST:g} to "
+                f"{HOTTEST:g}."
+            )
         for name, value, optional in (
             ("max_tokens", self.max_tokens, False),
             ("max_nfe", self.max_nfe, True),
@@ -137,11 +177,20 @@ class SamplingParams:
             problems.append("stop holds an empty or non-text entry; give non-empty strings.")
         if any(not _is_int(token) or token < 0 for token in self.stop_token_ids):
             problems.append("stop_token_ids holds something that is not a token id.")
-        if any(not _is_int(token) or token < 0 or not _is_number(bias) for token, bias in self.logit_bias.items()):
-            problems.append("logit_bias maps token ids to numbers; another kind of key or value was given.")
+        for name, flag in (("ignore_eos", self.ignore_eos), ("skip_special_tokens", self.skip_special_tokens)):
+            if not isinstance(flag, bool):
+                problems.append(f"{name} is {flag!r}; give True or False.")
+        if not isinstance(self.logit_bias, Mapping) or not all(
+            _is_int(token) and token >= 0 and _is_bias(bias) for token, bias in self.logit_bias.items()
+        ):
+            problems.append(
+                f"logit_bias maps token ids to numbers between {-STRONGEST_BIAS:g} and {STRONGEST_BIAS:g}, or -inf to "
+                "forbid a token; another kind of key or value was given."
+            )
         names = [field.name for field in attrs.fields(DecodingThresholds)]
-        unknown = [name for name in self.thresholds if name not in names]
-        if unknown:
+        if not isinstance(self.thresholds, Mapping):
+            problems.append(f"thresholds is {self.thresholds!r}; give a dict from threshold names to numbers.")
+        elif unknown := [name for name in self.thresholds if name not in names]:
             problems.append(f"thresholds holds {', '.join(map(repr, unknown))}; the names are {', '.join(names)}.")
         else:
             problems += attrs.evolve(DecodingThresholds(), **self.thresholds).problems()
@@ -152,5 +201,10 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+def _is_bias(value: object) -> bool:
+    return value == -math.inf or (_is_number(value) and abs(value) <= STRONGEST_BIAS)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    # NaN is the only number that differs from itself; math.isnan fails on whole numbers beyond float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value

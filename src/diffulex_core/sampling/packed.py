@@ -69,11 +69,11 @@ class PackedSampler:
         if not limited.any():
             return scores
         rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
-        owners = [params[index] for index in row_params[limited]]
+        owners, vocab = [params[index] for index in row_params[limited]], self._vocab_size
         scores[rows] = restrict(
             scores[rows],
             torch.tensor([each.top_p for each in owners], device=scores.device),
-            torch.tensor([each.top_k or self._vocab_size for each in owners], device=scores.device),
+            torch.tensor([min(each.top_k or vocab, vocab) for each in owners], device=scores.device),
             torch.tensor([each.min_p for each in owners], device=scores.device),
         )
         return scores
