@@ -15,6 +15,7 @@ from diffulex_core.blocks import BlockRequest
 from diffulex_core.config import EngineConfig
 from diffulex_core.config.load import LoadedConfig
 from diffulex_core.context import BuildContext
+from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.kv_store import KVStore, page_bytes
@@ -138,12 +139,21 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
 
 
 def choose_device(device: str, device_ids: tuple[int, ...]) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:i" means here; `device_ids` picks among CUDA devices."""
+    """The device that "auto", "cpu", "cuda" or "cuda:i" means here; `device_ids` picks among CUDA devices.
+
+    Raises:
+        ConfigError: there is no such CUDA device.
+    """
+    count = torch.cuda.device_count()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if count or device_ids else "cpu"
     if device == "cuda":
-        return torch.device("cuda", device_ids[0] if device_ids else 0)
-    return torch.device(device)
+        device = f"cuda:{device_ids[0] if device_ids else 0}"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and chosen.index >= count:
+        seen = f"{count} CUDA device{'s' * (count != 1)}, numbered from 0" if count else "no CUDA device"
+        raise ConfigError([f"device {chosen} is wanted, but torch sees {seen}. Use device='cpu' or one that exists."])
+    return chosen
 
 
 def choose_dtype(dtype: str, checkpoint: Mapping[str, Any], device: torch.device) -> torch.dtype:

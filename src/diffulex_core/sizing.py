@@ -29,9 +29,13 @@ def choose_num_pages(
         utilization: share of `available` that may be used.
         available: free bytes after the weights are loaded and a step's peak is set aside.
     Raises:
-        ConfigError: not even one request of full length fits; the message says how many bytes are missing.
+        ConfigError: the pages asked for, or those of one request of full length, do not fit; the message says how many
+            bytes are missing.
     """
     if requested > 0:
+        if requested * page_bytes > available:
+            need = f"num_pages is {requested}, which takes {requested * page_bytes:,} bytes, but {available:,} are free"
+            raise ConfigError([f"{need}. Use at most {available // page_bytes}, or -1 to derive it from the memory."])
         return requested
     affordable = int(available * utilization) // page_bytes
     if affordable < least:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import torch
 
+from diffulex_core.errors import ConfigError
 from diffulex_core.types import CompletionReason, StepOutput, StepPlan
 
 if TYPE_CHECKING:
@@ -19,8 +20,17 @@ class JsonTrace:
     """Writes one JSON object per event to a file as it happens; memory use does not grow with the run."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = path.open("w", encoding="utf-8")
+        """
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                [f"trace_path is {str(path)!r}: {error.strerror}. Name a file that can be written."]
+            ) from error
 
     def on_request_added(self, request_id: int) -> None:
         self._write({"event": "added", "request": request_id})

@@ -17,7 +17,11 @@ from diffulex_core.host import Host
 @click.command("generate")
 @click.argument("prompts", nargs=-1)
 @click.option(
-    "--file", "-f", "prompt_file", type=click.File("r", encoding="utf-8"), help="One prompt per line; - = stdin."
+    "--file",
+    "-f",
+    "prompt_file",
+    type=click.File("r", encoding="utf-8-sig", errors="surrogateescape"),
+    help="One prompt per line; - = stdin.",
 )
 @config_options
 @click.option("--temperature", type=float, help="0 = greedy.")
@@ -50,6 +54,9 @@ def generate(
     Sampling options that are not given are the checkpoint's recommendation. Exit status 1 when a prompt failed.
     """
     texts = _read_prompts(prompts, prompt_file)
+    for number, text in enumerate(texts, start=1):
+        if not _is_text(text):
+            raise click.UsageError(f"Prompt {number} is not valid UTF-8. Convert the input first.")
     if live and machine:
         raise click.UsageError("--live draws in the terminal and --json prints for machines; give one of them.")
 
@@ -58,6 +65,7 @@ def generate(
     from diffulex_core.sampling_params import SamplingParams
 
     given = {name: value for name, value in sampling.items() if value is not None and value != ()}
+    SamplingParams(**given)  # a mistake in the options shows before anything is loaded
     options: dict[str, Any] = dict(read_settings(settings))
     with Diffulex(model, host=host, config_file=config_file, environ=os.environ, strict=True, **options) as engine:
         params = SamplingParams(**{**engine.config.sampling_defaults, **given})
@@ -85,3 +93,8 @@ def _read_prompts(prompts: Sequence[str], prompt_file: TextIO | None) -> Sequenc
     if not lines:
         raise click.UsageError("No prompt: the input has no line with text.")
     return lines
+
+
+def _is_text(text: str) -> bool:
+    """Whether every byte could be decoded; those that could not became halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -61,6 +61,8 @@ def read_config_file(path: Path) -> ConfigFile:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"The config file {path} cannot be read: {error.strerror}. Check the path."]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"The config file {path} is not UTF-8 text ({error.reason}). Convert it."]) from error
     try:
         match path.suffix.lower():
             case ".toml":
