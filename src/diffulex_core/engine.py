@@ -5,27 +5,19 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import attrs
-import numpy as np
 
+from diffulex_core.admission import Prompt, as_list, check_params, check_prompt, check_token_ids
 from diffulex_core.assembly import Parts, assemble
 from diffulex_core.config import EngineConfig
 from diffulex_core.config.load import load_config
-from diffulex_core.errors import (
-    ConfigError,
-    EmptyPrompt,
-    EngineClosed,
-    InvalidPrompt,
-    InvalidSamplingParams,
-    NonFiniteLogits,
-    PromptTooLong,
-)
-from diffulex_core.generation import Generation, Prompt, StepResult
+from diffulex_core.errors import ConfigError, EngineClosed, NonFiniteLogits
+from diffulex_core.generation import Generation, StepResult
 from diffulex_core.host import Host
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
@@ -145,53 +137,75 @@ class Diffulex:
 
         Arguments and errors are those of `generate`; leaving the result as a context manager aborts what is not done.
         """
-        many = _as_list(prompts)
+        many = as_list(prompts)
         return Generation(self, many, self._params_for(sampling_params, len(many)), refuse_alone=many is prompts)
 
-    def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> int:
+    def add_request(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        deliver: Callable[[ReqTrajectory], None] | None = None,
+    ) -> int:
         """Queue a request and return its id.
 
+        Args:
+            deliver: called with the record as soon as the request ended; None = it is part of the next step's
+                `finished`.
         Raises:
-            EmptyPrompt, PromptTooLong, InvalidPrompt: the prompt cannot be served; nothing changed.
+            EmptyPrompt, PromptTooLong, InvalidPrompt, InvalidSamplingParams: it cannot be served; nothing changed.
         """
         parts = self._open
         [params] = self._params_for(sampling_params, 1)
+        check_token_ids(params, parts.vocab_size)
         if params.seed is None:
             params = attrs.evolve(params, seed=random.getrandbits(63))
-        tokens = self._check_prompt(prompt)
+        tokens = check_prompt(prompt, tokenizer=parts.tokenizer, vocab_size=parts.vocab_size, context=parts.req_context)
         request = parts.req(request_id=self._next_id, prompt=tokens, params=params, context=parts.req_context)
         parts.scheduler.add(request)
-        self._tickets[request.request_id] = Ticket(request=request, arrival=self.now())
+        self._tickets[request.request_id] = Ticket(
+            request=request, arrival=self.now(), deliver=deliver or self._finished_now.append
+        )
         self._next_id += 1
         parts.observer.on_request_added(request.request_id)
         return request.request_id
 
-    def step(self) -> StepResult:
-        """Run one forward over everything that is ready."""
+    def step(self, *, collect: bool = True) -> StepResult:
+        """Run one forward over everything that is ready.
+
+        Args:
+            collect: hand out the records of ended requests; False leaves them for a later step.
+        """
         parts = self._open
         began = self.now()
         self._ended.clear()
         plan = parts.scheduler.schedule()
         if plan is None:
-            return StepResult(plan=None, output=None, seconds=0.0, finished=self._take_finished())
+            return StepResult(plan=None, output=None, seconds=0.0, finished=self._take_finished() if collect else ())
         canvases = self._trace(plan)
         output = parts.runner.execute(plan)
         done = parts.scheduler.update(plan, output)
         ended = self.now()
         self._record(plan, output, canvases, began, ended)
-        for request in done:
-            self._finish(request.request_id, ended)
-        self._stop_on_strings(plan, ended)
-        return StepResult(plan=plan, output=output, seconds=ended - began, finished=self._take_finished())
+        gone = [*(request.request_id for request in done), *self._stop_on_strings(plan)]
+        reasons = {request_id: self._finish(request_id, ended) for request_id in gone}
+        # Observers come last: one that raises must not cost anybody a record.
+        parts.observer.on_step(plan, output, ended - began)
+        for request_id, reason in reasons.items():
+            parts.observer.on_request_finished(request_id, reason)
+        return StepResult(
+            plan=plan, output=output, seconds=ended - began, finished=self._take_finished() if collect else ()
+        )
 
     def abort_request(self, request_id: int) -> bool:
         """End a request now; its pages are free at once. False when it is not here (any more).
 
-        Its record, with the longest decided prefix as answer, is part of the next step's `finished`.
+        Its record, with the longest decided prefix as answer, is delivered as `add_request` says.
         """
-        if not self._open.scheduler.abort(request_id):
+        parts = self._open
+        if not parts.scheduler.abort(request_id):
             return False
-        self._finish(request_id, self.now())
+        parts.observer.on_request_finished(request_id, self._finish(request_id, self.now()))
         return True
 
     def peek(self, request_id: int) -> tuple[Canvas, str]:
@@ -229,9 +243,11 @@ class Diffulex:
             return
         for request_id in list(self._tickets):
             self.abort_request(request_id)
-        self._parts.observer.close()
-        self._parts.runner.close()
-        self._parts = None
+        parts, self._parts = self._parts, None
+        try:
+            parts.observer.close()
+        finally:
+            parts.runner.close()
 
     def exit(self) -> None:
         """The same as `close()`."""
@@ -248,36 +264,7 @@ class Diffulex:
     ) -> Sequence[SamplingParams]:
         if given is None:
             given = SamplingParams(**self.config.sampling_defaults)
-        if isinstance(given, SamplingParams):
-            return [given] * count
-        if len(given) != count:
-            raise InvalidSamplingParams(
-                f"{count} prompts but {len(given)} sampling parameters; give one for all, or one for each prompt."
-            )
-        return list(given)
-
-    def _check_prompt(self, prompt: Prompt) -> IntArray:
-        parts, context = self._open, self._open.req_context
-        ids = parts.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        if not all(isinstance(token, (int, np.integer)) and not isinstance(token, bool) for token in ids):
-            raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
-        outside = [token for token in ids if not 0 <= token < parts.vocab_size]
-        if outside:
-            raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {parts.vocab_size - 1}).")
-        tokens = np.array(ids, dtype=np.int64)
-        if len(tokens) == 0:
-            raise EmptyPrompt("The prompt has no tokens; give some text or at least one token id.")
-        if len(tokens) >= context.max_model_len:
-            raise PromptTooLong(
-                f"The prompt has {len(tokens)} tokens, but max_model_len is {context.max_model_len} and the answer "
-                f"needs room too. Shorten it to {context.max_model_len - 1} tokens or raise max_model_len."
-            )
-        if context.mask_token_id is not None and (tokens == context.mask_token_id).any():
-            raise InvalidPrompt(
-                f"The prompt holds the mask token (id {context.mask_token_id}), which marks what the model has to fill "
-                "in. Remove it from the prompt."
-            )
-        return tokens
+        return check_params(given, count)
 
     def _trace(self, plan: StepPlan) -> Mapping[int, Canvas]:
         if not self.config.runtime.save_trace:
@@ -296,12 +283,13 @@ class Diffulex:
                 ended=ended,
                 trace=canvases.get(window.request_id),
             )
-        self._open.observer.on_step(plan, output, ended - began)
 
-    def _stop_on_strings(self, plan: StepPlan, now: float) -> None:
+    def _stop_on_strings(self, plan: StepPlan) -> list[int]:
+        """Take requests whose answer holds a stop string by now from the scheduler; returns their ids."""
+        stopped = []
         for window in plan.windows:
-            ticket = self._tickets.get(window.request_id)
-            if ticket is None or not window.params.stop:
+            ticket = self._tickets[window.request_id]
+            if ticket.request.completion is not None or not window.params.stop:
                 continue
             tokens = ticket.request.output_tokens
             if len(tokens) == ticket.visible:
@@ -309,10 +297,11 @@ class Diffulex:
             ticket.visible = len(tokens)
             if _first_stop(self._text(tokens, window.params), window.params.stop) is not None:
                 self._open.scheduler.abort(window.request_id, CompletionReason.STOP_STRING)
-                self._finish(window.request_id, now)
+                stopped.append(window.request_id)
+        return stopped
 
-    def _finish(self, request_id: int, now: float) -> None:
-        """Turn a request that the scheduler let go into its record."""
+    def _finish(self, request_id: int, now: float) -> CompletionReason:
+        """Turn a request that the scheduler let go into its record, and deliver it."""
         ticket = self._ended[request_id] = self._tickets.pop(request_id)
         request = ticket.request
         reason = request.completion
@@ -325,12 +314,12 @@ class Diffulex:
             text = text[:cut]
             tokens = tokens[: self._tokens_before(tokens, request.params)]
         error = str(NonFiniteLogits([request_id])) if reason is CompletionReason.ERROR else None
-        self._finished_now.append(
+        ticket.deliver(
             ticket.trajectory(
                 req_id=request_id, tokens=tuple(tokens.tolist()), text=text, reason=reason, error=error, now=now
             )
         )
-        self._open.observer.on_request_finished(request_id, reason)
+        return reason
 
     def _tokens_before(self, tokens: IntArray, params: SamplingParams) -> int:
         """Number of leading tokens whose text holds no stop string."""
@@ -350,13 +339,6 @@ class Diffulex:
         finished = tuple(self._finished_now)
         self._finished_now.clear()
         return finished
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
-    """The prompts as a list; the very object given when it is one."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))):
-        return [prompts]  # type: ignore[list-item]
-    return prompts  # type: ignore[return-value]
 
 
 def _first_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import attrs
+import numpy as np
 
+from diffulex_core.admission import Prompt
 from diffulex_core.errors import RequestError
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
@@ -18,7 +20,16 @@ from diffulex_core.types import Canvas, CompletionReason, FloatArray, StepOutput
 if TYPE_CHECKING:
     from diffulex_core.engine import Diffulex
 
-Prompt = str | Sequence[int]
+_NO_POSITIONS: IntArray = np.empty(0, dtype=np.int64)
+_NO_CONFIDENCE: FloatArray = np.empty(0, dtype=np.float32)
+_NO_CANVAS = Canvas(
+    start=0,
+    tokens=_NO_POSITIONS,
+    decided=np.empty(0, dtype=np.bool_),
+    committed=0,
+    block_size=0,
+    running_blocks=(),
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -28,7 +39,8 @@ class StepResult:
     Attributes:
         plan, output: the forward and its decisions; both None when there was nothing to do.
         seconds: wall time of the step.
-        finished: records of the requests that ended, by engine id (`req_id`).
+        finished: records of the requests that ended, by engine id (`req_id`); those of `generate` and `stream` go
+            there instead.
     """
 
     plan: StepPlan | None
@@ -39,11 +51,11 @@ class StepResult:
 
 @attrs.frozen(kw_only=True, eq=False)
 class StreamEvent:
-    """State of one streamed prompt after a step it took part in.
+    """State of one streamed prompt after a step it took part in, or when it ended without one (refused, aborted).
 
     Attributes:
         index: which prompt.
-        canvas: the answer region; positions that are not decided may still change.
+        canvas: the answer region; positions that are not decided may still change. Empty for a refused prompt.
         text: text of the decided prefix.
         newly_decided: [n] positions decided in this step, and `confidence` [n] of each.
         trajectory: the finished record in the prompt's last event, None before.
@@ -60,7 +72,8 @@ class StreamEvent:
 class Generation:
     """Prompts that were handed to an engine together. A context manager; leaving it aborts what is not done.
 
-    Iterate it for `StreamEvent`s, or call `advance()` until `done`; then `outputs` holds the result.
+    Iterate it for `StreamEvent`s, or call `advance()` until `done`; then `outputs` holds the result. The engine may be
+    used for other things in between, whoever steps it.
     """
 
     def __init__(
@@ -74,15 +87,22 @@ class Generation:
         self.count = len(prompts)
         self._index_of: dict[int, int] = {}
         self._done: dict[int, ReqTrajectory] = {}
+        self._unseen: dict[int, Canvas] = {}
+        """Prompts that ended and whose last event is yet to come, with their last canvas."""
         self._totals = Totals()
         self._began = engine.now()
-        for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
-            try:
-                self._index_of[engine.add_request(prompt, each)] = index
-            except RequestError as error:
-                if not refuse_alone:
-                    raise
-                self._done[index] = _refused(index, error, engine.now())
+        try:
+            for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
+                try:
+                    self._index_of[engine.add_request(prompt, each, deliver=self._take)] = index
+                except RequestError as error:
+                    if not refuse_alone:
+                        raise
+                    self._done[index] = _refused(index, error, engine.now())
+                    self._unseen[index] = _NO_CANVAS
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Generation:
         return self
@@ -93,9 +113,12 @@ class Generation:
         self.close()
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        while not self.done:
-            result = self.advance()
-            yield from self._events(result)
+        while True:
+            while self._unseen:
+                yield self._last_event(next(iter(self._unseen)))
+            if self.done:
+                return
+            yield from self._events(self.advance())
 
     @property
     def done(self) -> bool:
@@ -116,17 +139,13 @@ class Generation:
         """The records in prompt order. Only once `done`."""
         if not self.done:
             raise RuntimeError(f"{self.count - self.num_done} prompts are not done; iterate or advance() first")
-        return self._totals.outputs([self._done[i] for i in range(self.count)], self._engine.now() - self._began)
+        return self._totals.outputs([self._done[i] for i in range(self.count)], self._began)
 
     def advance(self) -> StepResult:
-        """Run one engine step and collect what ended."""
-        result = self._engine.step()
+        """Run one engine step. Its `finished` is empty: records of other requests wait for who steps the engine."""
+        result = self._engine.step(collect=False)
         if result.plan is not None and result.output is not None:
             self._totals = self._totals.plus(result.plan, result.output, result.seconds)
-        for record in result.finished:
-            index = self._index_of.get(record.req_id)
-            if index is not None:
-                self._done[index] = attrs.evolve(record, req_id=index)
         return result
 
     def close(self) -> None:
@@ -135,24 +154,50 @@ class Generation:
             if index not in self._done:
                 self._engine.abort_request(request_id)
 
-    def _events(self, result: StepResult) -> Iterator[StreamEvent]:
+    def _take(self, record: ReqTrajectory) -> None:
+        """Keep the record of a request that ended, whoever ended it."""
+        index = self._index_of[record.req_id]
+        self._done[index] = attrs.evolve(record, req_id=index)
+        self._unseen[index], _ = self._engine.peek(record.req_id)
+
+    def _events(self, result: StepResult) -> list[StreamEvent]:
+        """One event for each prompt that took part; a list, because the engine may go on while they are looked at."""
         if result.plan is None or result.output is None:
-            return
-        records = {record.req_id: record for record in result.finished}
+            return []
+        events = []
         for window, decision in zip(result.plan.windows, result.output.decisions, strict=True):
             index = self._index_of.get(window.request_id)
             if index is None:
                 continue
-            record = records.get(window.request_id)
+            newly_decided = decision.positions[decision.accepted]
+            confidence = decision.confidence[decision.accepted]
+            if index in self._unseen:
+                events.append(self._last_event(index, newly_decided, confidence))
+                continue
             canvas, text = self._engine.peek(window.request_id)
-            yield StreamEvent(
-                index=index,
-                canvas=canvas,
-                text=text if record is None else record.text,
-                newly_decided=decision.positions[decision.accepted],
-                confidence=decision.confidence[decision.accepted],
-                trajectory=None if record is None else self._done[index],
+            events.append(
+                StreamEvent(
+                    index=index,
+                    canvas=canvas,
+                    text=text,
+                    newly_decided=newly_decided,
+                    confidence=confidence,
+                    trajectory=None,
+                )
             )
+        return events
+
+    def _last_event(
+        self, index: int, newly_decided: IntArray = _NO_POSITIONS, confidence: FloatArray = _NO_CONFIDENCE
+    ) -> StreamEvent:
+        return StreamEvent(
+            index=index,
+            canvas=self._unseen.pop(index),
+            text=self._done[index].text,
+            newly_decided=newly_decided,
+            confidence=confidence,
+            trajectory=self._done[index],
+        )
 
 
 def _refused(index: int, error: RequestError, now: float) -> ReqTrajectory:

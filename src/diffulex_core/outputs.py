@@ -63,9 +63,10 @@ class ReqTrajectory:
         error: message of the error that ended it, or None.
         trajectory: its forwards in order.
         prompt_tokens: length of the prompt; `cached_tokens` of them were served from the prefix cache.
-        tokens_written: masks decided, those past the end of the answer included.
-        arrival, admitted, first_token, last_token, finished: seconds since the engine started; None when it never
-            happened.
+        tokens_written: positions decided, those past the end of the answer included; `tokens_edited` times one of them
+            took another token later, and of `tokens_committed` the K/V were stored in their final form.
+        arrival, admitted, first_token, first_commit, last_token, finished: seconds since the engine started; None when
+            it never happened. `first_commit` is the forward that stored the first block with tokens of the answer.
         preemptions: times the request lost its pages and was resumed.
     """
 
@@ -78,9 +79,12 @@ class ReqTrajectory:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens_written: int = 0
+    tokens_edited: int = 0
+    tokens_committed: int = 0
     arrival: float = 0.0
     admitted: float | None = None
     first_token: float | None = None
+    first_commit: float | None = None
     last_token: float | None = None
     finished: float = 0.0
     preemptions: int = 0
@@ -137,6 +141,11 @@ class ReqTrajectory:
         return self.finished - self.arrival
 
     @property
+    def decode_time(self) -> float:
+        """Seconds of the engine steps in which it decoded, whole steps whoever else took part."""
+        return sum(step.step_time for step in self.trajectory if not step.is_prefill)
+
+    @property
     def queue_time(self) -> float | None:
         """Seconds from arrival to the first forward."""
         return None if self.admitted is None else self.admitted - self.arrival
@@ -169,6 +178,11 @@ class ReqTrajectory:
     @property
     def max_repetition_run_reached(self) -> bool:
         return self.completion_reason is CompletionReason.REPETITION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        data: dict[str, Any] = cattrs.unstructure(self)
+        return data
 
 
 @attrs.frozen(kw_only=True)
@@ -241,6 +255,11 @@ class GenerationOutputs:
         return _mean([_ratio(each.tokens_visible, each.e2e_time) for each in self.trajectories])
 
     @property
+    def avg_decode_tps(self) -> float:
+        """Mean over requests that decoded of visible tokens per second of their decode steps."""
+        return _mean([_ratio(each.tokens_visible, each.decode_time) for each in self.trajectories if each.nfe_decode])
+
+    @property
     def tpf(self) -> float:
         """Mean over requests that decoded of visible tokens per decode forward."""
         return _mean([each.tpf for each in self.trajectories if each.nfe_decode])
@@ -284,14 +303,16 @@ class GenerationOutputs:
         return sum(step.step_time for each in self.trajectories for step in each.trajectory)
 
     def request_metrics(self, index: int) -> dict[str, float]:
-        """Numbers of one request: tokens, nfe, tpf, tpf_total, e2e_tps."""
+        """Numbers of one request: tokens, nfe, decode_steps, tpf, tpf_total, e2e_tps, decode_tps."""
         each = self.trajectories[index]
         return {
             "tokens": each.tokens_visible,
             "nfe": each.nfe,
+            "decode_steps": each.nfe_decode,
             "tpf": each.tpf,
             "tpf_total": each.tpf_total,
             "e2e_tps": _ratio(each.tokens_visible, each.e2e_time),
+            "decode_tps": _ratio(each.tokens_visible, each.decode_time),
         }
 
     def metrics(self) -> dict[str, float]:
@@ -302,6 +323,7 @@ class GenerationOutputs:
             "total_time": self.total_time,
             "throughput": self.throughput,
             "avg_e2e_tps": self.avg_e2e_tps,
+            "avg_decode_tps": self.avg_decode_tps,
             "tpf": self.tpf,
             "tpf_total": self.tpf_total,
             "nfe": self.nfe,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
-import numpy as np
 
 from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory
 from diffulex_core.protocols import Req
@@ -18,11 +17,17 @@ class Ticket:
 
     request: Req
     arrival: float
+    deliver: Callable[[ReqTrajectory], None]
+    """Gets the record when the request ended."""
     cached_tokens: int = 0
     steps: list[ReqStep] = attrs.field(factory=list)
-    tokens_written: int = 0
+    written: set[int] = attrs.field(factory=set)
+    """Positions that were decided."""
+    tokens_edited: int = 0
+    tokens_committed: int = 0
     admitted: float | None = None
     first_token: float | None = None
+    first_commit: float | None = None
     last_token: float | None = None
     preemptions: int = 0
     visible: int = 0
@@ -45,8 +50,13 @@ class Ticket:
         elif span.start < self.stored:
             self.preemptions += 1
         self.stored = span.store_until
-        written = int(np.count_nonzero(decision.accepted))
-        self.tokens_written += written
+        accepted = decision.positions[decision.accepted].tolist()
+        written = len(set(accepted) - self.written)
+        self.written.update(accepted)
+        self.tokens_edited += len(accepted) - written
+        self.tokens_committed = max(self.tokens_committed, span.store_until - self.request.prompt_len)
+        if self.tokens_committed and self.first_commit is None:
+            self.first_commit = ended
         if written:
             self.first_token = ended if self.first_token is None else self.first_token
             self.last_token = ended
@@ -83,10 +93,13 @@ class Ticket:
             trajectory=tuple(self.steps),
             prompt_tokens=self.request.prompt_len,
             cached_tokens=self.cached_tokens,
-            tokens_written=self.tokens_written,
+            tokens_written=len(self.written),
+            tokens_edited=self.tokens_edited,
+            tokens_committed=self.tokens_committed,
             arrival=self.arrival,
             admitted=self.admitted,
             first_token=self.first_token,
+            first_commit=self.first_commit,
             last_token=self.last_token,
             finished=now,
             preemptions=self.preemptions,
@@ -116,11 +129,12 @@ class Totals:
             head_rows=self.head_rows + output.head_rows,
         )
 
-    def outputs(self, trajectories: Sequence[ReqTrajectory], total_time: float) -> GenerationOutputs:
+    def outputs(self, trajectories: Sequence[ReqTrajectory], began: float) -> GenerationOutputs:
+        """The records with these sums; `began` is when the prompts were handed in."""
         return GenerationOutputs(
             trajectories=tuple(trajectories),
             batch_step_count=self.steps,
-            total_time=total_time,
+            total_time=max((each.finished for each in trajectories), default=began) - began,
             prefill_tokens=self.prefill_rows,
             prefill_time=self.prefill_time,
             decode_rows=self.decode_rows,

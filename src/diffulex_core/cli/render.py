@@ -90,10 +90,7 @@ def live(engine: Diffulex, prompts: Sequence[str], params: SamplingParams) -> Ge
         for event in generation:
             views[event.index].update(event)
             screen.update(Group(*(view.panel() for view in views)))
-        for view, output in zip(views, generation.outputs, strict=True):
-            if output.error:
-                view.fail(output.error)
-        screen.update(Group(*(view.panel() for view in views)), refresh=True)
+        screen.refresh()
         return generation.outputs
 
 
@@ -109,6 +106,10 @@ class _View:
         self._title = "waiting"
 
     def update(self, event: StreamEvent) -> None:
+        if event.trajectory is not None and event.trajectory.error:
+            self._title = "error"
+            self._body = Text(event.trajectory.error, style="red")
+            return
         self._forwards += 1
         self._confidence.update(zip(event.newly_decided.tolist(), event.confidence.tolist(), strict=True))
         if event.trajectory is not None:
@@ -129,10 +130,6 @@ class _View:
             style = next(style for least, style in STYLES if sure >= least)
             weight = "bold " if offset < canvas.committed else ""
             self._body.append(self._tokenizer.decode([token]), style=weight + style)
-
-    def fail(self, error: str) -> None:
-        self._title = "error"
-        self._body = Text(error, style="red")
 
     def panel(self) -> Panel:
         return Panel(Group(Text(self._prompt, style="bold"), self._body), title=self._title, title_align="left")
