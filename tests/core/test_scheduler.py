@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.errors import PromptTooLong
-from diffulex_core.types import CompletionReason, StepPlan
+from diffulex_core.types import CompletionReason, StepPlan, Window
 from tests.core.fakes import EOS, MASK, WORDS
 from tests.core.oracles import Answer, Ask, Setting, decode_alone
 from tests.core.serving import Service, asks, request_of, settings_of_engines
@@ -410,12 +410,48 @@ def test_a_request_aborted_while_its_step_runs_takes_nothing_from_it() -> None:
     assert tuple(requests[1].output_tokens.tolist()) == decode_alone(PLAIN, ask(8, first=1)).tokens
 
 
+@given(settings_of_engines(), asks(), st.lists(st.integers(0, 3), max_size=12), st.integers(0, 12))
+@settings(deadline=None)
+def test_a_request_that_loses_its_memory_at_any_step_answers_the_same(
+    setting: Setting, ask: Ask, fates: list[int], spare: int
+) -> None:
+    """One request without a scheduler; where a fate is 0 its memory is gone, and it starts from position 0."""
+    request = request_of(setting, ask)
+    answer = decode_alone(setting, ask)
+    service = Service.of(setting)
+    table = np.arange(200)[::-1].copy()
+    budget = request.most_rows() + spare
+    stored = steps = 0
+    while request.completion is None:
+        assert steps < 200
+        if steps < len(fates) and fates[steps] == 0:
+            service = Service.of(setting)
+            stored = 0
+        span = request.plan(stored, budget)
+        assert span is not None
+        assert len(span.tokens) <= budget
+        window = Window(
+            request_id=0,
+            span=span,
+            prompt_len=len(ask.prompt),
+            page_table=table,
+            params=request.params,
+            draw=request.draws,
+        )
+        [decision] = service.runner.execute(StepPlan(step=steps, windows=(window,))).decisions
+        request.apply(span, decision)
+        stored = span.store_until
+        steps += 1
+    assert tuple(request.output_tokens.tolist()) == answer.tokens
+    assert request.completion.value == answer.reason
+
+
 def test_memory_of_a_resumed_request_is_what_it_would_have_been() -> None:
     """Two requests over pages for little more than one: the younger is preempted, again and again."""
-    asked = [ask(8, max_tokens=16), ask(8, first=5, max_tokens=16)]
+    asked = [ask(10, max_tokens=16), ask(10, first=5, max_tokens=16)]
     for full_prefix in (False, True):
         setting = attrs.evolve(PLAIN, full_prefix=full_prefix)
-        service = Service.of(setting, num_pages=7)
+        service = Service.of(setting, num_pages=9)
         requests = [request_of(setting, each, number) for number, each in enumerate(asked)]
         rows = service.run(requests)
         assert [tuple(request.output_tokens.tolist()) for request in requests] == [

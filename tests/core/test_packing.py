@@ -1,0 +1,216 @@
+"""Packing a step: where each row's K/V go, which keys it sees, and which rows are sampled for whom."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from diffulex_core.packing import PackedStep, pack, round_up
+from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import SampleGroup, Span, StepPlan, Window
+from tests.core.oracles import visible_end
+
+
+@attrs.frozen
+class Step:
+    """A plan and what it was made for."""
+
+    plan: StepPlan
+    pattern: AttentionPattern
+    page_size: int
+    full_prefix: bool
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    """Windows of a few requests: block-aligned spans at any place, with groups of sampled rows."""
+    block = draw(st.sampled_from([1, 2, 4]))
+    page_size = block * draw(st.sampled_from([1, 2, 4]))
+    full_prefix = draw(st.booleans())
+    windows = []
+    next_page = 0
+    for number in range(draw(st.integers(1, 4))):
+        prompt = draw(st.integers(1, 12))
+        prefill = draw(st.booleans())
+        start = 0 if prefill else block * draw(st.integers(0, 4))
+        end = start + block * draw(st.integers(1, 4))
+        if prefill:
+            end = max(end, -(-prompt // block) * block)
+        asked = draw(st.sets(st.integers(start, end - 1), max_size=6))
+        groups = tuple(
+            SampleGroup(
+                block=index,
+                positions=np.array(positions, dtype=np.int64),
+                rows=np.array(positions, dtype=np.int64) - start,
+                accept_threshold=draw(st.sampled_from([0.25, 0.5, 0.75])),
+                force_one=draw(st.booleans()),
+            )
+            for index in range(start // block, end // block)
+            if (positions := sorted(at for at in asked if at // block == index))
+        )
+        span = Span(
+            start=start,
+            tokens=np.array(draw(st.lists(st.integers(0, 99), min_size=end - start, max_size=end - start))),
+            catch_up=0,
+            store_until=start,
+            phase=Phase.PREFILL if prefill else Phase.DECODE,
+            groups=groups,
+            advances=True,
+        )
+        pages = -(-end // page_size) + draw(st.integers(0, 2))
+        table = np.arange(next_page, next_page + pages)[::-1].copy()
+        next_page += pages
+        windows.append(
+            Window(
+                request_id=10 + number,
+                span=span,
+                prompt_len=prompt,
+                page_table=table,
+                params=SamplingParams(),
+                draw=number,
+            )
+        )
+    pattern: AttentionPattern = FullPrefix(block_size=block) if full_prefix else BlockCausal(block_size=block)
+    return Step(StepPlan(step=0, windows=tuple(windows)), pattern, page_size, full_prefix)
+
+
+def packed(step: Step, widths: tuple[int | None, ...] = (None,)) -> PackedStep:
+    return pack(step.plan, step.pattern, widths, step.page_size)
+
+
+def rows_of(plan: StepPlan) -> list[tuple[int, Window, int]]:
+    """(index of the window, window, position) of each row in order."""
+    return [
+        (index, window, position)
+        for index, window in enumerate(plan.windows)
+        for position in range(window.span.start, window.span.start + len(window.span.tokens))
+    ]
+
+
+@given(steps())
+@settings(deadline=None)
+def test_every_row_carries_its_token_position_and_slot(step: Step) -> None:
+    result = packed(step)
+    for row, (index, window, position) in enumerate(rows_of(step.plan)):
+        assert result.input_ids[row] == window.span.tokens[position - window.span.start]
+        assert result.positions[row] == position
+        assert result.row_sequence[row] == index
+        page = window.page_table[position // step.page_size]
+        assert result.slots[row] == page * step.page_size + position % step.page_size
+
+
+@given(steps())
+@settings(deadline=None)
+def test_padding_reaches_the_next_multiple_and_stores_and_sees_nothing(step: Step) -> None:
+    result = packed(step)
+    rows = step.plan.rows
+    assert len(result.input_ids) == round_up(rows)
+    assert round_up(rows) - rows in range(8)
+    assert round_up(rows) % 8 == 0
+    [visibility] = result.visibility
+    assert (result.slots[rows:] == -1).all()
+    for padded in (result.input_ids, result.positions, result.row_sequence, visibility.key_start, visibility.key_end):
+        assert len(padded) == round_up(rows)
+        assert (padded[rows:] == 0).all()
+
+
+@given(steps())
+@settings(deadline=None)
+def test_page_tables_end_with_minus_one(step: Step) -> None:
+    result = packed(step)
+    for index, window in enumerate(step.plan.windows):
+        held = len(window.page_table)
+        assert result.page_tables[index, :held].tolist() == window.page_table.tolist()
+        assert (result.page_tables[index, held:] == -1).all()
+
+
+@given(steps(), st.sampled_from([1, 2, 5, 100]))
+@settings(deadline=None)
+def test_a_row_sees_what_the_strategy_says_within_the_sliding_window(step: Step, width: int) -> None:
+    full, sliding = packed(step, (None, width)).visibility
+    block = step.pattern.block_size
+    for row, (_, window, position) in enumerate(rows_of(step.plan)):
+        end = visible_end(
+            position,
+            window.prompt_len,
+            block,
+            full_prefix=step.full_prefix and window.span.phase is Phase.PREFILL,
+            first_step=True,
+        )
+        assert full.key_start[row] == 0
+        assert full.key_end[row] == sliding.key_end[row] == end
+        seen = {key for key in range(end) if position - key < width}
+        assert seen == set(range(sliding.key_start[row], sliding.key_end[row]))
+
+
+def test_nothing_past_the_fed_rows_is_seen() -> None:
+    """A prompt replayed alone ends inside a block; the rest of that block holds no K/V."""
+    span = Span(start=0, tokens=np.arange(6), catch_up=6, store_until=4, phase=Phase.DECODE, groups=(), advances=False)
+    window = Window(request_id=0, span=span, prompt_len=6, page_table=np.array([3, 1]), params=SamplingParams(), draw=0)
+    result = pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=4), [None], 4)
+    assert result.visibility[0].key_end.tolist() == [4, 4, 4, 4, 6, 6, 0, 0]
+
+
+@given(steps(), st.sampled_from([None, 1, 3]))
+@settings(deadline=None)
+def test_runs_are_the_same_visibility_in_the_fewest_pieces(step: Step, width: int | None) -> None:
+    result = packed(step, (width,))
+    [visibility] = result.visibility
+    rows = step.plan.rows
+    told = [
+        (sequence, start, end)
+        for sequence, start, end in zip(
+            result.row_sequence[:rows].tolist(),
+            visibility.key_start[:rows].tolist(),
+            visibility.key_end[:rows].tolist(),
+            strict=True,
+        )
+    ]
+    spelled: list[tuple[int, int, int]] = []
+    for run in visibility.runs:
+        assert run.row_start == len(spelled) < run.row_end
+        spelled += [(run.sequence, run.key_start, run.key_end)] * (run.row_end - run.row_start)
+    assert spelled == told
+    assert len(visibility.runs) == 1 + sum(one != other for one, other in zip(told[:-1], told[1:], strict=True))
+
+
+@given(steps())
+@settings(deadline=None)
+def test_sampled_rows_know_their_request_their_group_and_its_rule(step: Step) -> None:
+    result = packed(step)
+    batch = result.sampling
+    expected = [
+        (index, int(position), group)
+        for index, window in enumerate(step.plan.windows)
+        for group in window.span.groups
+        for position in group.positions
+    ]
+    rows = rows_of(step.plan)
+    assert len(result.head_rows) == len(batch.positions) == len(batch.window_of_row) == len(expected)
+    groups = [group for window in step.plan.windows for group in window.span.groups]
+    assert len(batch.accept_threshold) == len(batch.force_one) == len(groups)
+    for at, (index, position, group) in enumerate(expected):
+        assert rows[result.head_rows[at]] == (index, step.plan.windows[index], position)
+        assert (batch.positions[at], batch.window_of_row[at]) == (position, index)
+        number = batch.group_of_row[at]
+        assert groups[number] is group
+        assert (batch.accept_threshold[number], batch.force_one[number]) == (group.accept_threshold, group.force_one)
+    assert batch.windows == step.plan.windows
+
+
+def test_a_step_that_samples_nothing_has_empty_arrays_of_whole_numbers() -> None:
+    span = Span(start=0, tokens=np.arange(4), catch_up=4, store_until=4, phase=Phase.DECODE, groups=(), advances=False)
+    window = Window(request_id=0, span=span, prompt_len=9, page_table=np.array([0]), params=SamplingParams(), draw=0)
+    result = pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=4), [None], 4)
+    for empty in (result.head_rows, result.sampling.positions, result.sampling.window_of_row):
+        assert empty.shape == (0,)
+        assert empty.dtype == np.int64
+    assert result.sampling.group_of_row.shape == (0,)
+
+
+@pytest.mark.parametrize(("rows", "padded"), [(1, 8), (8, 8), (9, 16), (0, 0)])
+def test_rows_are_rounded_up_to_eights(rows: int, padded: int) -> None:
+    assert round_up(rows) == padded
