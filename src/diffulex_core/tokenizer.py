@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 FAST_FILE = "tokenizer.json"
 SLOW_FILES = ("vocab.json", "merges.txt")
 CONFIG = "tokenizer_config.json"
+READ_BY_TRANSFORMERS = ("special_tokens_map.json", "added_tokens.json")
+"""Checked beforehand, because transformers reads them without saying which one is damaged."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -33,6 +35,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         looked_for = f"{FAST_FILE}, or {' with '.join(SLOW_FILES)}"
         raise CheckpointError(str(folder), [f"There is no tokenizer: looked for {looked_for}. Download it as well."])
     config = read_json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    for name in READ_BY_TRANSFORMERS:
+        if (folder / name).is_file():
+            read_json_object(folder / name)
     try:
         return load(folder, {})
     except AttributeError as error:
@@ -113,8 +118,16 @@ def _load_slow(folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenize
 
 
 def _check_vocabulary(folder: Path) -> None:
-    if "model" not in read_json_object(folder / FAST_FILE):
-        raise CheckpointError(str(folder), [f"{FAST_FILE} has no 'model' entry. Download it again."])
+    from tokenizers import Tokenizer
+
+    content = read_json_object(folder / FAST_FILE)
+    missing = [name for name in ("model", "added_tokens") if name not in content]
+    if missing:
+        raise CheckpointError(str(folder), [f"{FAST_FILE} has no '{missing[0]}' entry. Download it again."])
+    try:
+        Tokenizer.from_file(str(folder / FAST_FILE))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(str(folder), [f"{FAST_FILE} is damaged ({error}). Download it again."]) from error
 
 
 def _id_of(token: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -70,7 +70,17 @@ class TorchProfiler:
     """
 
     def __init__(self, config: ProfilerConfig) -> None:
+        """
+        Raises:
+            ConfigError: the directory of the traces cannot be made.
+        """
         self._config = config
+        self._folder = Path(config.torch_profiler_dir)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"torch_profiler_dir is {config.torch_profiler_dir!r}: {error.strerror}"
+            raise ConfigError([f"{what}. Name a directory that can be written."]) from error
         self._profiler: torch.profiler.profile | None = None
         self._name = ""
         self._waiting: int | None = None
@@ -91,9 +101,7 @@ class TorchProfiler:
         if self._profiler is None:
             return None
         self._profiler.stop()
-        folder = Path(self._config.torch_profiler_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self._name}.json"
+        path = self._folder / f"{self._name}.json"
         self._profiler.export_chrome_trace(str(path))
         self._profiler = None
         return path

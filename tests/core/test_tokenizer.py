@@ -142,8 +142,12 @@ def test_a_checkpoint_without_tokenizer_says_what_was_looked_for(tmp_path: Path)
         ("tokenizer.json", "{"),
         ("tokenizer.json", "[]"),
         ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"model": {}}'),
+        ("tokenizer.json", '{"model": {}, "added_tokens": []}'),
         ("tokenizer_config.json", "{"),
         ("tokenizer_config.json", "[]"),
+        ("special_tokens_map.json", "{"),
+        ("added_tokens.json", "[]"),
     ],
 )
 def test_a_damaged_file_is_named(folder: Path, name: str, content: str) -> None:

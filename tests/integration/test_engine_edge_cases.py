@@ -332,6 +332,7 @@ def test_reduced_precision_runs_on_the_cpu(settings: dict[str, Any], backend: st
         ({"device_ids": (99,)}, "cuda:99"),
         ({"num_pages": 10**12}, "num_pages"),
         ({"trace_path": str(CHECKPOINT)}, "trace_path"),
+        ({"profiler": "torch", "torch_profiler_dir": str(CHECKPOINT / "config.json")}, "torch_profiler_dir"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

@@ -106,7 +106,7 @@ class ScheduleSection:
     """How much may run at once."""
 
     max_model_len: int = key(
-        2048, "Most positions of a sequence, prompt included; lowered to the checkpoint's maximum.", minimum=1
+        2048, "Most positions of a sequence, prompt included; unset = at most the checkpoint's maximum.", minimum=1
     )
     max_num_batched_tokens: int = key(
         4096, "Most rows of one forward, prefill and decode together; long prompts are chunked.", minimum=1
