@@ -162,6 +162,16 @@ def test_a_forward_that_fails_changes_nothing_and_can_be_repeated(error: BaseExc
         made._open.scheduler.check_integrity()
 
 
+def test_an_interrupt_while_prompts_are_queued_leaves_none_behind(ready: Diffulex) -> None:
+    class Impatient(list[int]):
+        def __len__(self) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ready.generate([prompt(9), Impatient(prompt(9))], greedy())
+    assert ready.is_finished()
+
+
 def test_an_observer_that_raises_costs_nobody_a_record(ready: Diffulex) -> None:
     class Loud:
         def on_request_added(self, request_id: int) -> None: ...
@@ -287,6 +297,7 @@ def test_a_stop_string_is_found_across_a_block_border(ready: Diffulex) -> None:
     cut = ready.generate(prompt(11), greedy(40, stop=stop))[0]
     assert cut.completion_reason is CompletionReason.STOP_STRING
     assert cut.text == plain.text[: plain.text.index(stop)]
+    assert cut.nfe < plain.nfe
 
 
 @pytest.mark.parametrize("strategy", ["multi_bd", "d2f"])
