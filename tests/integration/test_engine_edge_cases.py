@@ -162,13 +162,15 @@ def test_a_forward_that_fails_changes_nothing_and_can_be_repeated(error: BaseExc
         made._open.scheduler.check_integrity()
 
 
-def test_an_interrupt_while_prompts_are_queued_leaves_none_behind(ready: Diffulex) -> None:
-    class Impatient(list[int]):
-        def __len__(self) -> int:
-            raise KeyboardInterrupt
+def test_an_interrupt_while_prompts_are_queued_leaves_none_behind(
+    ready: Diffulex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(text: str) -> list[int]:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr(ready.tokenizer, "encode", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        ready.generate([prompt(9), Impatient(prompt(9))], greedy())
+        ready.generate([prompt(9), "hello"], greedy())
     assert ready.is_finished()
 
 
