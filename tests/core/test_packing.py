@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import attrs
 import numpy as np
 import pytest
@@ -174,7 +176,7 @@ def test_runs_are_the_same_visibility_in_the_fewest_pieces(step: Step, width: in
         assert run.row_start == len(spelled) < run.row_end
         spelled += [(run.sequence, run.key_start, run.key_end)] * (run.row_end - run.row_start)
     assert spelled == told
-    assert len(visibility.runs) == 1 + sum(one != other for one, other in zip(told[:-1], told[1:], strict=True))
+    assert len(visibility.runs) == 1 + sum(one != other for one, other in itertools.pairwise(told))
 
 
 @given(steps())
