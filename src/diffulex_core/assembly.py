@@ -19,7 +19,7 @@ from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.kv_store import KVStore, page_bytes
-from diffulex_core.observers import CompositeObserver, Observer
+from diffulex_core.observers import Observer, combine
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.plugin import ComponentKind, DecodingStrategy
 from diffulex_core.protocols import (
@@ -227,10 +227,5 @@ def _req_context(config: EngineConfig, pattern: AttentionPattern) -> ReqContext:
 
 
 def _observer(config: EngineConfig, host: Host, profiler: TorchProfiler | None) -> Observer:
-    own: list[Observer] = []
-    if config.runtime.trace_path:
-        own.append(JsonTrace(Path(config.runtime.trace_path)))
-    if profiler is not None:
-        own.append(profiler)
-    made = [each for each in host.hooks.diffulex_make_observer(config=config) if each is not None]
-    return CompositeObserver((*own, *made))
+    trace = JsonTrace(Path(config.runtime.trace_path)) if config.runtime.trace_path else None
+    return combine((trace, profiler, *host.hooks.diffulex_make_observer(config=config)))

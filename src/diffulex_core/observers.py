@@ -59,5 +59,5 @@ class CompositeObserver:
 
 
 def combine(observers: Iterable[Observer | None]) -> CompositeObserver:
-    """One observer out of what the `diffulex_make_observer` hooks returned; `None` means no interest."""
+    """One observer out of several; `None` (a hook without interest) is left out."""
     return CompositeObserver(tuple(observer for observer in observers if observer is not None))

@@ -181,3 +181,17 @@ def test_sampling_defaults_out_of_range_are_refused() -> None:
     [problem] = problems_of(generation_config={"temperature": -1})
     assert "generation_config.json" in problem
     assert "temperature" in problem
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "expected"),
+    [
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}),
+        ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}),
+        ({"temperature": 0.7}, {"temperature": 0.7}),
+    ],
+)
+def test_do_sample_false_means_greedy_whatever_temperature_stands_beside_it(
+    generation_config: dict[str, Any], expected: dict[str, float]
+) -> None:
+    assert configure(generation_config=generation_config).sampling_defaults == expected

@@ -71,6 +71,9 @@ def sampling_defaults(generation: Mapping[str, Any], report: Report) -> dict[str
     # transformers writes top_k 0 for "all".
     if generation.get("top_k"):
         found["top_k"] = generation["top_k"]
+    # transformers ignores a temperature beside do_sample=false.
+    if generation.get("do_sample") is False:
+        found["temperature"] = 0.0
     try:
         SamplingParams(**found)
     except InvalidSamplingParams as error:
