@@ -27,7 +27,7 @@ def choose_num_pages(
         wanted: pages that let `max_num_reqs` requests reach `max_model_len`; more would never be used.
         least: pages that a single request of `max_model_len` needs.
         utilization: share of `available` that may be used.
-        available: free bytes after the weights are loaded and a step's peak is set aside.
+        available: free bytes after the weights are loaded; what `utilization` leaves is for activations.
     Raises:
         ConfigError: the pages asked for, or those of one request of full length, do not fit; the message says how many
             bytes are missing.

@@ -126,7 +126,12 @@ class CacheSection:
         generation_config=("page_size",),
     )
     num_pages: int = key(-1, "Pages of the cache; -1 = as many as gpu_memory_utilization allows.", minimum=-1)
-    gpu_memory_utilization: float = key(0.9, "Share of the device memory that the engine may use.", above=0, maximum=1)
+    gpu_memory_utilization: float = key(
+        0.9,
+        "Share of the memory still free after loading that the KV cache may take; the rest is for activations.",
+        above=0,
+        maximum=1,
+    )
     enable_prefix_caching: bool = key(
         True, "Share pages between requests whose tokens begin alike.", generation_config=("enable_prefix_caching",)
     )
