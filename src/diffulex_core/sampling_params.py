@@ -87,12 +87,14 @@ def _one(value: T | None) -> tuple[T, ...]:
 
 
 def _by_name(value: Mapping[str, float] | None) -> Mapping[str, float]:
-    return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value or {}
+    if not isinstance(value, Mapping):
+        return {} if value is None else value
+    return {name: _plain(each) for name, each in value.items()}
 
 
 def _by_token(value: Mapping[int, float] | None) -> Mapping[int, float]:
     if not isinstance(value, Mapping):
-        return value or {}
+        return {} if value is None else value
     return {_plain(token): _plain(bias) for token, bias in value.items()}
 
 

@@ -155,5 +155,5 @@ def _blocks(canvas: Canvas, window: Window) -> tuple[BlockTrace, ...]:
             progress=1 - masks.get(block, 0) / canvas.block_size,
         )
         for block in sorted(states)
-        if block * canvas.block_size < window.span.end
+        if (block + 1) * canvas.block_size <= window.span.end
     )

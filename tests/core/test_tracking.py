@@ -1,0 +1,156 @@
+"""The record that is kept while a request is served."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from diffulex_core.blocks import BlockRequest
+from diffulex_core.outputs import ReqTrajectory
+from diffulex_core.pattern import FullPrefix
+from diffulex_core.tracking import Ticket, Totals
+from diffulex_core.types import CompletionReason, Window
+from tests.core.fakes import EOS, MASK
+from tests.core.oracles import Ask, Setting
+from tests.core.serving import Service, asks, request_of, settings_of_engines
+from tests.core.traces import accept_first, make_request
+
+PLAIN = Setting(
+    block_size=4,
+    buffer_size=2,
+    full_prefix=False,
+    mask=MASK,
+    eos=frozenset({EOS}),
+    max_model_len=64,
+    add_block=0.1,
+    semi_complete=0.9,
+    accept=0.9,
+    stability=0.0,
+    always_force=False,
+)
+
+
+def serve(
+    service: Service, requests: list[BlockRequest], *, traces: bool = False
+) -> tuple[list[ReqTrajectory], Totals]:
+    """Run the requests; step `n` begins at second `n` and takes half a second."""
+    records: list[ReqTrajectory] = []
+    tickets = {each.request_id: Ticket(request=each, arrival=-1.0, deliver=records.append) for each in requests}
+    totals = Totals()
+    for request in requests:
+        service.scheduler.add(request)
+    while (plan := service.scheduler.schedule()) is not None:
+        canvases = {window.request_id: tickets[window.request_id].request.canvas for window in plan.windows}
+        output = service.runner.execute(plan)
+        done = service.scheduler.update(plan, output)
+        for window, decision in zip(plan.windows, output.decisions, strict=True):
+            tickets[window.request_id].note(
+                window,
+                decision,
+                step=plan.step,
+                began=float(plan.step),
+                ended=plan.step + 0.5,
+                trace=canvases[window.request_id] if traces else None,
+            )
+        totals = totals.plus(plan, output, 0.5)
+        for finished in done:
+            assert finished.completion is not None
+            ticket = tickets[finished.request_id]
+            tokens = tuple(finished.output_tokens.tolist())
+            ticket.deliver(
+                ticket.trajectory(
+                    req_id=finished.request_id,
+                    tokens=tokens,
+                    text="",
+                    reason=finished.completion,
+                    error=None,
+                    now=plan.step + 0.5,
+                )
+            )
+    return sorted(records, key=lambda record: record.req_id), totals
+
+
+def ask(prompt_len: int, *, max_tokens: int = 12, first: int = 0) -> Ask:
+    prompt = tuple((first + at) % 12 for at in range(prompt_len))
+    return Ask(prompt=prompt, seed=0, max_tokens=max_tokens, ignore_eos=True)
+
+
+@given(settings_of_engines(), st.lists(asks(), min_size=1, max_size=3))
+@settings(deadline=None)
+def test_a_record_adds_up(setting: Setting, asked: list[Ask]) -> None:
+    requests = [request_of(setting, each, number) for number, each in enumerate(asked)]
+    service = Service.of(setting, budget=max(24, *(request.most_rows() for request in requests)))
+    records, totals = serve(service, requests)
+    for record, request in zip(records, requests, strict=True):
+        assert record.nfe == request.nfe
+        assert record.prompt_tokens == request.prompt_len
+        assert record.tokens_written == sum(step.num_generated_tokens for step in record.trajectory)
+        assert 0 <= record.tokens_visible <= record.tokens_written
+        assert record.tokens_edited == 0
+        assert record.tokens_committed == request.canvas.committed
+        assert (record.first_commit is None) == (record.tokens_committed == 0)
+        assert record.admitted == record.trajectory[0].step_id
+        assert record.finished == record.trajectory[-1].step_id + 0.5
+        deciding = [step.step_id + 0.5 for step in record.trajectory if step.num_generated_tokens]
+        assert (record.first_token, record.last_token) == (deciding[0], deciding[-1])
+    steps = [step for record in records for step in record.trajectory]
+    assert totals.prefill_rows + totals.decode_rows == sum(step.rows for step in steps)
+    assert totals.prefill_rows == sum(step.catch_up_rows for step in steps)
+    assert totals.steps == 1 + max(step.step_id for step in steps)
+    assert totals.prefill_time + totals.decode_time == pytest.approx(0.5 * totals.steps)
+
+
+def test_known_rows_are_told_apart_from_decoded_ones() -> None:
+    [record], totals = serve(Service.of(PLAIN, budget=8), [request_of(PLAIN, ask(18, max_tokens=4))])
+    assert [(step.is_prefill, step.rows, step.catch_up_rows) for step in record.trajectory[:3]] == [
+        (True, 8, 8),
+        (True, 8, 8),
+        (False, 8, 0),
+    ]
+    assert totals.prefill_rows == 16
+    [mixed], _ = serve(Service.of(PLAIN), [request_of(PLAIN, ask(18, max_tokens=4))])
+    assert [(step.is_prefill, step.rows, step.catch_up_rows) for step in mixed.trajectory[:1]] == [(False, 24, 16)]
+
+
+def test_tokens_served_from_the_cache_are_counted() -> None:
+    service = Service.of(PLAIN)
+    serve(service, [request_of(PLAIN, ask(10), 0)])
+    [record], _ = serve(service, [request_of(PLAIN, ask(10), 1)])
+    assert record.cached_tokens == 8
+
+
+def test_a_request_that_lost_its_pages_counts_its_preemptions() -> None:
+    service = Service.of(PLAIN, num_pages=9, prefix_caching=False)
+    records, _ = serve(service, [request_of(PLAIN, ask(10, first=3 * each, max_tokens=16), each) for each in range(2)])
+    assert records[0].preemptions == 0
+    assert records[1].preemptions >= 1
+    assert all(record.completion_reason is CompletionReason.LENGTH_TOKENS for record in records)
+
+
+def test_traces_show_the_fed_window_and_its_blocks_as_they_stood_before_the_step() -> None:
+    [record], _ = serve(Service.of(PLAIN), [request_of(PLAIN, ask(6, max_tokens=10))], traces=True)
+    first = record.trajectory[0]
+    assert first.running_token_ids == (0, 1, 2, 3, 4, 5, *[MASK] * 6)
+    assert [attrs.astuple(block) for block in first.block_trace] == [(1, "active", 2, 0.5), (2, "active", 4, 0.0)]
+    for step in record.trajectory:
+        for block in step.block_trace:
+            assert (block.num_mask_tokens == 0) == (block.status == "to_cache")
+
+
+def test_a_replayed_prompt_shows_no_block_that_it_did_not_feed_whole() -> None:
+    request = make_request(6, pattern=FullPrefix(block_size=4), max_tokens=30)
+    ticket = Ticket(request=request, arrival=0.0, deliver=lambda record: None)
+    for number, stored in enumerate((0, 0, 4)):
+        span = request.plan(stored, None)
+        assert span is not None
+        window = Window(
+            request_id=0, span=span, prompt_len=6, page_table=np.arange(9), params=request.params, draw=request.draws
+        )
+        decision = accept_first(span, 1)
+        ticket.note(window, decision, step=number, began=0.0, ended=1.0, trace=request.canvas)
+        request.apply(span, decision)
+    assert [step.is_prefill for step in ticket.steps] == [False, True, False]
+    assert [[block.num_mask_tokens for block in step.block_trace] for step in ticket.steps] == [[2, 4], [], [1, 4]]
+    assert ticket.preemptions == 1
