@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from diffulex_core.blocks import BlockRequest
+from diffulex_core.blocks import BlockRequest, BlockTable
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import BlockCausal, FullPrefix, Phase
 from diffulex_core.sampling_params import DecodingThresholds
@@ -87,6 +87,14 @@ def test_blocks_behind_an_eos_are_dropped_while_the_tokens_before_it_are_decided
     assert request.output_tokens.tolist() == [7, 7]
 
 
+def test_no_block_starts_behind_an_eos() -> None:
+    request = make_request(8, buffer_size=3, max_tokens=30, thresholds=DecodingThresholds(add_block_threshold=0.0))
+    _step(request, 0, {10: EOS})
+    for taken in ({}, {8: 7}):
+        assert _step(request, 8, taken).end == 12
+        assert request.canvas.running_blocks == ((2, "active"),)
+
+
 def test_an_earlier_eos_replaces_a_later_one() -> None:
     request = make_request(8, buffer_size=3, max_tokens=30)
     _step(request, 0, {8: 7})
@@ -122,6 +130,30 @@ def test_only_undecided_positions_are_sampled_from_the_row_of_their_own() -> Non
     assert [group.positions.tolist() for group in later.groups] == [[7], [8, 9, 10, 11]]
     assert [group.rows.tolist() for group in later.groups] == [[3], [4, 5, 6, 7]]
     assert later.tokens.tolist() == [5, 6, 7, MASK, MASK, MASK, MASK, MASK]
+
+
+def test_only_blocks_that_left_the_buffer_may_come_from_shared_pages() -> None:
+    """A complete block in the buffer is final, too, but its slot in the buffer decides when the next one starts."""
+    for pattern, known in ((BlockCausal(block_size=4), 8), (FullPrefix(block_size=4), 0)):
+        request = make_request(8, pattern=pattern)
+        assert len(request.known_tokens) == known
+        _step(request, 0, dict.fromkeys(range(8, 12), 7))
+        assert request.canvas.running_blocks == ((2, "to_cache"),)
+        assert len(request.known_tokens) == known
+        _step(request, 8, {})
+        assert request.known_tokens.tolist() == [*range(1, 9), 7, 7, 7, 7][: known + known // 2]
+        assert len(request.stored_tokens) == 16
+
+
+@pytest.mark.parametrize("positions", [[4], [9], [12], [8, 8]], ids=["prompt", "decided", "not running", "twice"])
+def test_a_block_table_refuses_what_is_not_open_and_changes_nothing(positions: list[int]) -> None:
+    table = BlockTable(np.arange(8), block_size=4, capacity=16, fill_token=MASK)
+    table.activate()
+    table.decide(np.array([9]), np.array([5]))
+    with pytest.raises(ValueError, match="not all undecided positions"):
+        table.decide(np.array([10, *positions]), np.full(1 + len(positions), 6))
+    assert table.tokens[8:12].tolist() == [MASK, 5, MASK, MASK]
+    assert (table.masks[2], table.frontier) == (3, 8)
 
 
 def test_a_decided_token_that_equals_the_mask_is_decided_all_the_same() -> None:

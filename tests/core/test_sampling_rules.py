@@ -70,3 +70,12 @@ def test_each_row_has_limits_of_its_own(seed: int) -> None:
         alone = restrict(logits[row : row + 1], *(limit[row : row + 1] for limit in limits))
         assert torch.equal(alone[0], together[row])
     assert torch.equal(together[0], logits[0])
+
+
+def test_no_limit_at_all_keeps_every_token_of_a_large_vocabulary() -> None:
+    """In float32 a running sum of probabilities may exceed 1 before its last term."""
+    logits = torch.randn(1, 40_000, generator=torch.Generator().manual_seed(0)) * 2
+    ordered = logits.sort(dim=1, descending=True).values.softmax(dim=1)
+    assert (ordered.cumsum(dim=1) - ordered).max() > 1
+    kept = restrict(logits, torch.tensor([1.0]), torch.tensor([40_000]), torch.tensor([0.0]))
+    assert torch.equal(kept, logits)
