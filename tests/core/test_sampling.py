@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from random import Random
+from typing import Any
 
 import attrs
 import numpy as np
@@ -150,6 +151,29 @@ def test_a_decision_does_not_depend_on_who_else_is_in_the_batch_or_where(asked: 
             assert together[index].tokens.tolist() == other.tokens.tolist()
             assert together[index].accepted.tolist() == other.accepted.tolist()
             assert together[index].confidence.tobytes() == other.confidence.tobytes()
+
+
+@pytest.mark.parametrize("confidence", ["prob", "margin", "neg_entropy"])
+@pytest.mark.parametrize("limits", [{}, {"top_p": 0.9}], ids=["all tokens", "top_p"])
+def test_a_single_row_over_a_large_vocabulary_has_the_bits_that_it_has_among_others(
+    confidence: Confidence, limits: dict[str, Any]
+) -> None:
+    random = np.random.default_rng(3)
+    given_params = SamplingParams(temperature=1.0, seed=7, confidence=confidence, **limits)
+    asked = [
+        Asked(groups=[Group(logits=(random.normal(size=(1, 40_000)) * 3).tolist())], params=given_params)
+        for _ in range(24)
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        together = decide(*asked)
+        for decision, each in zip(together, asked, strict=True):
+            for alone in (decide(each)[0], decide(Asked(groups=[Group(logits=asked[0].groups[0].logits)]), each)[1]):
+                assert alone.tokens.tolist() == decision.tokens.tolist()
+                assert alone.confidence.tobytes() == decision.confidence.tobytes()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @given(calls(), st.floats(0, 1), st.floats(0, 1))

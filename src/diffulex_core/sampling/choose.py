@@ -30,7 +30,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 def probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """[rows] float32: probability of each row's token, accumulated in float32."""
-    return (logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=1)).exp()
+    total = _never_alone(logits).logsumexp(dim=1)[: len(logits)]
+    return (logits.gather(1, tokens[:, None]).squeeze(1) - total).exp()
 
 
 def margin(logits: Tensor) -> Tensor:
@@ -42,4 +43,10 @@ def margin(logits: Tensor) -> Tensor:
 def negative_entropy(logits: Tensor) -> Tensor:
     """[rows] float32: sum of p log p in nats, at most 0."""
     logs = logits.log_softmax(dim=1)
-    return torch.where(logs.isfinite(), logs.exp() * logs, 0.0).sum(dim=1)
+    terms = torch.where(logs.isfinite(), logs.exp() * logs, 0.0)
+    return _never_alone(terms).sum(dim=1)[: len(logits)]
+
+
+def _never_alone(rows: Tensor) -> Tensor:
+    """The rows, or two copies of a single one: torch splits a single sum among threads, which changes its bits."""
+    return rows.expand(2, -1) if len(rows) == 1 else rows
