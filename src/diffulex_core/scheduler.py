@@ -29,17 +29,16 @@ class _Draft:
     spans: dict[int, Span] = attrs.field(factory=dict)
     prefills: list[tuple[Req, int]] = attrs.field(factory=list)
 
-    def place(self, request: Req, stored: int) -> bool:
-        """Give a request its whole span, or one block's rows of one that can be cut; False when that does not fit."""
-        chunkable = request.chunkable(stored)
-        span = request.plan(stored, min(self.left, self.block_size) if chunkable else self.left)
-        if span is None:
-            return False
+    def fit(self, request: Req, stored: int) -> Span | None:
+        """A request's whole span, or one block's rows of a span that can be cut; None when that does not fit."""
+        return request.plan(stored, min(self.left, self.block_size) if request.chunkable(stored) else self.left)
+
+    def place(self, request: Req, stored: int, span: Span) -> None:
+        """Take in what `fit` found."""
         self.spans[request.request_id] = span
         self.left -= len(span.tokens)
-        if chunkable:
+        if request.chunkable(stored):
             self.prefills.append((request, stored))
-        return True
 
     def finish(self) -> dict[int, Span]:
         """Let the prefills share what is left of the budget."""
@@ -162,8 +161,12 @@ class ContinuousScheduler:
     def _place_running(self, draft: _Draft) -> None:
         """Spans of the running requests, those fed longest ago first."""
         for entry in sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival)):
-            if entry.request.request_id not in draft.spans:
-                draft.place(entry.request, self._kv.stored(entry.request.request_id))
+            request = entry.request
+            if request.request_id not in draft.spans:
+                stored = self._kv.stored(request.request_id)
+                span = draft.fit(request, stored)
+                if span is not None:
+                    draft.place(request, stored, span)
 
     def _admit(self, draft: _Draft) -> None:
         """Start waiting requests, oldest first, while rows and pages last. Nobody is preempted for them."""
@@ -171,14 +174,16 @@ class ContinuousScheduler:
             _, entry = self._waiting[0]
             request = entry.request
             stored = self._kv.open(request.request_id, request.known_tokens, request.prompt_len)
+            span = draft.fit(request, stored)
             try:
-                self._kv.reserve(request.request_id, len(request.stored_tokens))
-                fits = draft.place(request, stored)
+                if span is not None:
+                    self._kv.reserve(request.request_id, len(request.stored_tokens))
             except OutOfPages:
-                fits = False
-            if not fits:
+                span = None
+            if span is None:
                 self._kv.release(request.request_id)
                 return
+            draft.place(request, stored, span)
             heapq.heappop(self._waiting)
             self._running[request.request_id] = entry
 

@@ -382,6 +382,18 @@ def test_a_newcomer_waits_until_there_are_pages_for_what_it_has() -> None:
     assert sum(rows) == sum(sum(decode_alone(PLAIN, ask(20, first=number, max_tokens=4)).rows) for number in range(2))
 
 
+def test_a_newcomer_that_finds_no_rows_leaves_the_cached_pages_of_others_alone() -> None:
+    service = Service.of(PLAIN, num_pages=16, budget=8)
+    gone, busy = ask(28, max_tokens=4), ask(3, first=5, max_tokens=20)
+    service.run([request_of(PLAIN, gone, 0)])
+    service.scheduler.add(request_of(PLAIN, busy, 1))
+    _step(service)
+    service.scheduler.add(request_of(PLAIN, ask(36, first=3, max_tokens=4), 2))
+    plan = _step(service)
+    assert [window.request_id for window in plan.windows] == [1]
+    assert service.cache.open(99, np.array(gone.prompt, dtype=np.int64), len(gone.prompt)) == 28
+
+
 def test_abort_gives_the_pages_back_at_once_and_a_second_one_finds_nobody() -> None:
     service = Service.of(PLAIN, num_pages=8)
     request = request_of(PLAIN, ask(8), 0)
