@@ -248,7 +248,7 @@ class Pages(RuleBasedStateMachine):
         return index
 
 
-Pages.TestCase.settings = settings(deadline=None, stateful_step_count=50)
+Pages.TestCase.settings = settings(deadline=None, stateful_step_count=50, max_examples=4 * settings().max_examples)
 TestPages = Pages.TestCase
 
 

@@ -224,7 +224,7 @@ class Serving(RuleBasedStateMachine):
         assert given == live.answer.tokens[: len(given)]
 
 
-Serving.TestCase.settings = settings(deadline=None, stateful_step_count=30)
+Serving.TestCase.settings = settings(deadline=None, stateful_step_count=40, max_examples=4 * settings().max_examples)
 TestServing = Serving.TestCase
 
 
