@@ -14,8 +14,28 @@ from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
-from tests.core.fakes import EOS, MASK, HashRunner
+from tests.core.fakes import EOS, MASK, WORDS, HashRunner
 from tests.core.oracles import Ask, Setting
+
+PLAIN = Setting(
+    block_size=4,
+    buffer_size=2,
+    full_prefix=False,
+    mask=MASK,
+    eos=frozenset({EOS}),
+    max_model_len=64,
+    add_block=0.1,
+    semi_complete=0.9,
+    accept=0.9,
+    stability=0.0,
+    always_force=False,
+)
+
+
+def ask(prompt_len: int, *, seed: int = 0, max_tokens: int = 12, first: int = 0, ignore_eos: bool = True) -> Ask:
+    """A request over the prompt `first`, `first + 1`, ..."""
+    prompt = tuple((first + at) % WORDS for at in range(prompt_len))
+    return Ask(prompt=prompt, seed=seed, max_tokens=max_tokens, ignore_eos=ignore_eos)
 
 
 @st.composite

@@ -12,24 +12,10 @@ from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.pattern import FullPrefix
 from diffulex_core.tracking import Ticket, Totals
 from diffulex_core.types import CompletionReason, Window
-from tests.core.fakes import EOS, MASK
+from tests.core.fakes import MASK
 from tests.core.oracles import Ask, Setting
-from tests.core.serving import Service, asks, request_of, settings_of_engines
+from tests.core.serving import PLAIN, Service, ask, asks, request_of, settings_of_engines
 from tests.core.traces import accept_first, make_request
-
-PLAIN = Setting(
-    block_size=4,
-    buffer_size=2,
-    full_prefix=False,
-    mask=MASK,
-    eos=frozenset({EOS}),
-    max_model_len=64,
-    add_block=0.1,
-    semi_complete=0.9,
-    accept=0.9,
-    stability=0.0,
-    always_force=False,
-)
 
 
 def serve(
@@ -70,11 +56,6 @@ def serve(
                 )
             )
     return sorted(records, key=lambda record: record.req_id), totals
-
-
-def ask(prompt_len: int, *, max_tokens: int = 12, first: int = 0) -> Ask:
-    prompt = tuple((first + at) % 12 for at in range(prompt_len))
-    return Ask(prompt=prompt, seed=0, max_tokens=max_tokens, ignore_eos=True)
 
 
 @given(settings_of_engines(), st.lists(asks(), min_size=1, max_size=3))
