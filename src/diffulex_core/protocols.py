@@ -317,10 +317,10 @@ class ReqContext:
 
 @attrs.frozen(kw_only=True)
 class AutoNFE:
-    """Opt-in cap on forwards, estimated from the request's own pace.
+    """Opt-in cap on forwards of requests that set none.
 
-    After `warmup_steps` forwards a request may take `max_tokens / max(tokens per forward so far, tpf_floor)` of them;
-    the estimate follows the request, so that a slow stretch after a fast start is not cut off.
+    A request may take `max_tokens / tpf_floor` forwards, but at least `warmup_steps`: one whose mean over the whole
+    answer stays below the floor is cut off. The mean so far is not used, so a slow stretch after a fast start is fine.
     """
 
     warmup_steps: int = 8

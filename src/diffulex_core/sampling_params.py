@@ -109,7 +109,7 @@ class SamplingParams:
         max_nfe: limit on forwards that the request takes part in, prefill included; None = no limit.
         max_repetition_run: stop when the answer ends in this many equal tokens; None = never.
         ignore_eos: keep going past the end-of-text token.
-        top_p: smallest set of tokens whose probability reaches this; 1 = all.
+        top_p: smallest set of the most probable tokens whose probability together exceeds this; 1 = all.
         top_k: the k most probable tokens; None = all.
         min_p: drop tokens less probable than this share of the most probable one; 0 = none.
         seed: seed of this request's draws; None draws one when the request is added. The output never depends on
@@ -117,7 +117,7 @@ class SamplingParams:
         stop: strings that end the answer; they are not part of it.
         stop_token_ids: token ids that end the answer, whatever `ignore_eos` says.
         confidence: what is compared with `accept_threshold`: the probability of the chosen token, the margin between
-            the two most probable tokens, or the negative entropy in nats.
+            the two most probable tokens, or exp of the negative entropy (1 = certain, 1/n = n equal tokens).
         thresholds: overrides of the engine's decoding thresholds, by name.
         logit_bias: added to the logits of these token ids; -inf forbids a token.
         skip_special_tokens: leave special tokens out of the text.

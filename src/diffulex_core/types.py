@@ -120,7 +120,7 @@ class Decision:
     Attributes:
         positions: [n] absolute positions that were sampled, in the order of the window's groups.
         tokens: [n] int64 chosen token of each.
-        confidence: [n] float32 in (0, 1]; for margin and entropy confidence, that measure.
+        confidence: [n] float32 in [0, 1]: probability of the token, or the measure that the request chose.
         accepted: [n] bool: the position takes its token now.
         finite: False when a logits row of the window held NaN or no finite value; nothing is accepted then.
     """

@@ -326,7 +326,7 @@ def test_extreme_temperatures_stay_finite(temperature: float) -> None:
 MEASURES: dict[Confidence, float] = {
     "prob": 0.5,
     "margin": 0.5 - 0.3,
-    "neg_entropy": 0.5 * math.log(0.5) + 0.3 * math.log(0.3) + 0.2 * math.log(0.2),
+    "neg_entropy": 0.5**0.5 * 0.3**0.3 * 0.2**0.2,
 }
 
 
@@ -342,6 +342,14 @@ def test_confidence_is_the_measure_that_the_request_chose(confidence: Confidence
     assert plain.confidence[0] == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("confidence", list(MEASURES))
+def test_every_measure_accepts_a_sure_row_and_rejects_an_even_one(confidence: Confidence) -> None:
+    rows = [[9.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    given_params = SamplingParams(temperature=0, confidence=confidence)
+    [decision] = decide(Asked(groups=[Group(logits=rows, threshold=0.9)], params=given_params))
+    assert decision.accepted.tolist() == [True, False]
+
+
 @given(rows, st.sampled_from([None, 1, 2]))
 @settings(deadline=None)
 def test_margin_and_entropy_are_those_of_the_restricted_distribution(row: list[float], top_k: int | None) -> None:
@@ -350,8 +358,8 @@ def test_margin_and_entropy_are_those_of_the_restricted_distribution(row: list[f
         [decision] = decide(Asked(groups=[Group(logits=[row])], params=given_params), vocab_size=VOCAB)
         exact = distribution(row, given_params, vocab_size=VOCAB)
         first, second = sorted(exact, reverse=True)[:2]
-        entropy = sum(value * math.log(value) for value in exact if value > 0)
-        assert decision.confidence[0] == pytest.approx(first - second if kind == "margin" else entropy, abs=3e-6)
+        certainty = math.prod(value**value for value in exact)
+        assert decision.confidence[0] == pytest.approx(first - second if kind == "margin" else certainty, abs=3e-6)
 
 
 def test_a_bias_moves_one_request_only_and_may_forbid_a_token() -> None:

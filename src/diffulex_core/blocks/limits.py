@@ -60,16 +60,16 @@ class StopRules:
         if end == self.limit:
             return self._limit_reason
         generated = end - self._prompt_len
-        if nfe >= self._nfe_cap(generated, nfe):
+        if nfe >= self._nfe_cap():
             return CompletionReason.NFE_LIMIT
         run = self._params.max_repetition_run
         if run is not None and generated >= run and (tokens[end - run : end] == tokens[end - 1]).all():
             return CompletionReason.REPETITION
         return None
 
-    def _nfe_cap(self, generated: int, nfe: int) -> float:
+    def _nfe_cap(self) -> float:
         if self._params.max_nfe is not None:
             return self._params.max_nfe
-        if self._auto_nfe is None or nfe < self._auto_nfe.warmup_steps:
+        if self._auto_nfe is None:
             return float("inf")
-        return self._params.max_tokens / max(generated / nfe, self._auto_nfe.tpf_floor)
+        return max(self._auto_nfe.warmup_steps, self._params.max_tokens / self._auto_nfe.tpf_floor)

@@ -95,10 +95,10 @@ class DecodingSection:
     )
     decoding_thresholds: DecodingThresholds = group(DecodingThresholds(), leaves=THRESHOLDS, prefixed=False)
     auto_max_nfe: bool = key(
-        False, "Cap the forwards of a request that sets no max_nfe, from its own tokens per forward."
+        False, "Cap the forwards of a request that sets no max_nfe at max_tokens / auto_max_nfe_tpf_floor."
     )
-    auto_max_nfe_warmup_steps: int = key(8, "Forwards before the automatic cap is estimated.", minimum=1)
-    auto_max_nfe_tpf_floor: float = key(1.0, "Least tokens per forward that the automatic cap assumes.", above=0)
+    auto_max_nfe_warmup_steps: int = key(8, "Forwards that the automatic cap always allows.", minimum=1)
+    auto_max_nfe_tpf_floor: float = key(1.0, "Least mean tokens per forward that the automatic cap accepts.", above=0)
 
 
 @attrs.frozen(kw_only=True)

@@ -40,11 +40,11 @@ def margin(logits: Tensor) -> Tensor:
     return top[:, 0] - top[:, -1] * (top.shape[1] > 1)
 
 
-def negative_entropy(logits: Tensor) -> Tensor:
-    """[rows] float32: sum of p log p in nats, at most 0."""
+def inverse_perplexity(logits: Tensor) -> Tensor:
+    """[rows] float32 in (0, 1]: exp of the negative entropy, so that it can be compared with a threshold."""
     logs = logits.log_softmax(dim=1)
     terms = torch.where(logs.isfinite(), logs.exp() * logs, 0.0)
-    return _never_alone(terms).sum(dim=1)[: len(logits)]
+    return _never_alone(terms).sum(dim=1)[: len(logits)].exp().clamp(max=1)
 
 
 def _never_alone(rows: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class PackedSampler:
         kinds = np.array([each.confidence for each in params])[row_params]
         measures: dict[str, Callable[[Tensor], Tensor]] = {
             "margin": choose.margin,
-            "neg_entropy": choose.negative_entropy,
+            "neg_entropy": choose.inverse_perplexity,
         }
         for kind, measure in measures.items():
             if (kinds == kind).any():
