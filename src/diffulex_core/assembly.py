@@ -68,7 +68,7 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
     config, checkpoint, tokenizer = loaded.config, loaded.checkpoint, loaded.tokenizer
     device = choose_device(config.parallel.device, config.parallel.device_ids)
     dtype = choose_dtype(config.model.dtype, checkpoint, device)
-    network = _load_model(config, host, loaded.folder, checkpoint, BuildContext(dtype=dtype, device=device))
+    network = _load_model(config, host, loaded.folder, checkpoint, dtype, device)
     strategy = host.strategies.entry(config.strategy.name)
     make_pattern = host.load(strategy.descriptor.pattern, provenance=strategy.provenance)
     pattern: AttentionPattern = make_pattern(config.decoding.block_size)
@@ -167,17 +167,23 @@ def choose_dtype(dtype: str, checkpoint: Mapping[str, Any], device: torch.device
 
 
 def _load_model(
-    config: EngineConfig, host: Host, folder: Path, checkpoint: Mapping[str, Any], ctx: BuildContext
+    config: EngineConfig,
+    host: Host,
+    folder: Path,
+    checkpoint: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> DiffusionModel:
     provenance = host.models.entry(config.family.name).provenance
+    ctx = BuildContext(dtype=dtype, device=torch.device("meta"))
     network = host.load(config.family.build, provenance=provenance)(checkpoint, ctx)
     load_weights(
         network,
         host.load(config.family.weights, provenance=provenance),
         folder,
         checkpoint,
-        dtype=ctx.dtype,
-        device=ctx.device,
+        dtype=dtype,
+        device=device,
         progress=sys.stderr.isatty(),
     )
     model: DiffusionModel = network.eval()

@@ -6,6 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.protocols import AttentionBackend
 from diffulex_core.types import AttentionBatch
 
@@ -16,11 +17,13 @@ class BuildContext:
 
     Attributes:
         dtype: parameter and activation dtype.
-        device: where parameters live.
+        device: where parameters live; the meta device until weights are loaded.
+        tp: the processes that share each layer, and which of them this is.
     """
 
     dtype: torch.dtype
     device: torch.device
+    tp: Communicator = ALONE
 
 
 @attrs.frozen(kw_only=True, eq=False)

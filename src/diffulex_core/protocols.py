@@ -259,12 +259,12 @@ class DiffusionModel(Protocol):
 
     @property
     def kv_geometry(self) -> Sequence[KVGeometry]:
-        """One entry for each layer that stores keys and values."""
+        """The heads that this process holds, one entry for each layer that stores keys and values."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Columns of the logits; ids at or above the tokenizer's size are padding."""
+        """Rows of the head over all processes; ids at or above the tokenizer's size are padding."""
         ...
 
     @property
@@ -277,7 +277,11 @@ class DiffusionModel(Protocol):
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab]."""
+        """[rows, hidden] -> [rows, columns]: the logits of the ids that this process holds.
+
+        A single process holds all of them. Of several, rank `r` holds the ids from `r * columns` on, where `columns` is
+        `vocab_size / processes` rounded up; columns past `vocab_size` mean nothing.
+        """
         ...
 
 

@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from diffulex_core.attention.reference import TorchReference
 from diffulex_core.context import BuildContext
+from diffulex_core.distributed.ranges import whole
 from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec, build_decoder
 from diffulex_core.layers.linear import PackedLinear
@@ -34,6 +35,10 @@ def fill(module: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for tensor in module.parameters():
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + (0.7 if tensor.dim() == 1 else 0.0))
+
+
+def named_parts(module: PackedLinear, parameter: str) -> dict[object, Tensor]:
+    return {name: part.view for name, part in module.parts(parameter).items() if name is not None}
 
 
 def decoder(spec: DecoderSpec = SPEC, seed: int = 0) -> nn.Module:
@@ -99,10 +104,10 @@ def test_silu_is_x_times_sigmoid_and_finite_at_the_extremes() -> None:
 
 
 def test_a_packed_linear_is_its_parts_side_by_side() -> None:
-    packed = PackedLinear(FP32, 5, {"a": 3, "b": 1, "c": 4}, bias=True)
+    packed = PackedLinear(FP32, 5, {"a": whole(3), "b": whole(1), "c": whole(4)}, bias=True)
     fill(packed)
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
-    weights, biases = packed.shards("weight"), packed.shards("bias")
+    weights, biases = named_parts(packed, "weight"), named_parts(packed, "bias")
     assert list(weights) == ["a", "b", "c"]
     for name, part in zip(weights, packed.split(packed(x)), strict=True):
         torch.testing.assert_close(part, x @ weights[name].T + biases[name])
@@ -164,8 +169,8 @@ def test_with_qk_norm_and_its_own_head_dim_it_equals_qwen3() -> None:
         qkv, gate_up = layer.get_submodule("attn.qkv"), layer.get_submodule("mlp.gate_up")
         assert isinstance(qkv, PackedLinear)
         assert isinstance(gate_up, PackedLinear)
-        tensors |= {f"{prefix}.self_attn.{name}_proj.weight": part for name, part in qkv.shards("weight").items()}
-        tensors |= {f"{prefix}.mlp.{name}_proj.weight": part for name, part in gate_up.shards("weight").items()}
+        tensors |= {f"{prefix}.self_attn.{name}_proj.weight": part for name, part in named_parts(qkv, "weight").items()}
+        tensors |= {f"{prefix}.mlp.{name}_proj.weight": part for name, part in named_parts(gate_up, "weight").items()}
         own = {
             "attn.out": "self_attn.o_proj", "mlp.down": "mlp.down_proj", "attn_norm": "input_layernorm",
             "ff_norm": "post_attention_layernorm", "attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm",

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext
+from diffulex_core.distributed.ranges import whole
 from diffulex_core.errors import CheckpointError, PluginError
 from diffulex_core.layers.linear import Linear, PackedLinear
 from diffulex_core.weights import LoadContext, LoadReport, Rename, ResolvedWeight, Skip, WeightRules, load_weights
@@ -36,7 +37,7 @@ class Net(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float32, *, tied: bool = False, device: str = "meta") -> None:
         super().__init__()
         ctx = BuildContext(dtype=dtype, device=torch.device(device))
-        self.qk = PackedLinear(ctx, 3, {"q": 4, "k": 2}, bias=True)
+        self.qk = PackedLinear(ctx, 3, {"q": whole(4), "k": whole(2)}, bias=True)
         self.out = Linear(ctx, 6, 3)
         self.register_buffer("scale", torch.empty(2, dtype=torch.float32, device=device))
         if tied:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext, ForwardContext
-from diffulex_core.layers.linear import Linear, PackedLinear
+from diffulex_core.distributed.ranges import even_range, kv_head_range
+from diffulex_core.layers.linear import PackedLinear, RowLinear
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rotation
 from diffulex_core.layers.spec import DecoderSpec
@@ -22,9 +23,11 @@ class SelfAttention(nn.Module):
             kind: index of the model's layer kind (which visibility the layer uses).
         """
         super().__init__()
-        query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        width = spec.num_heads * spec.head_dim
+        query = even_range(spec.num_heads, ctx.tp, "the number of query heads").scaled(spec.head_dim)
+        key = kv_head_range(spec.num_heads, spec.num_kv_heads, ctx.tp).scaled(spec.head_dim)
         self.qkv = PackedLinear(ctx, spec.hidden_size, {"q": query, "k": key, "v": key}, bias=spec.qkv_bias)
-        self.out = Linear(ctx, query, spec.hidden_size, bias=spec.out_bias)
+        self.out = RowLinear(ctx, width, spec.hidden_size, bias=spec.out_bias)
         self.q_norm = RMSNorm(ctx, spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(ctx, spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.layer, self.kind, self.head_dim = layer, kind, spec.head_dim

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext, ForwardContext
+from diffulex_core.distributed.ranges import even_range, kv_head_range
 from diffulex_core.layers.attention import SelfAttention
-from diffulex_core.layers.linear import Embedding, Linear
+from diffulex_core.layers.linear import Embedding, VocabHead
 from diffulex_core.layers.mlp import GatedMLP
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rope, Rotation
@@ -20,20 +21,20 @@ class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec, ctx: BuildContext) -> None:
         super().__init__()
         self.spec = spec
+        self.num_heads = even_range(spec.num_heads, ctx.tp, "the number of query heads").length
+        self.num_kv_heads = kv_head_range(spec.num_heads, spec.num_kv_heads, ctx.tp).length
         self.rope = Rope(theta=spec.rope_theta, rotary_dim=spec.rotary_dim)
         self.embed = Embedding(ctx, spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(ctx, spec, layer) for layer in range(spec.num_layers))
         self.final_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
-        self.lm_head = Linear(ctx, spec.hidden_size, spec.vocab_size, bias=spec.head_bias)
+        self.lm_head = VocabHead(ctx, spec.hidden_size, spec.vocab_size, bias=spec.head_bias)
         if spec.tie_embeddings:
             self.lm_head.weight = self.embed.weight
 
     @property
     def kv_geometry(self) -> tuple[KVGeometry, ...]:
-        """Equal for all layers."""
-        geometry = KVGeometry(
-            num_heads=self.spec.num_heads, num_kv_heads=self.spec.num_kv_heads, head_dim=self.spec.head_dim
-        )
+        """Equal for all layers: the heads that this process holds."""
+        geometry = KVGeometry(num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=self.spec.head_dim)
         return (geometry,) * self.spec.num_layers
 
     @property
@@ -56,7 +57,7 @@ class Decoder(nn.Module):
         return final
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocab]."""
+        """[rows, hidden] -> [rows, vocab / processes]."""
         out: Tensor = self.lm_head(hidden)
         return out
 

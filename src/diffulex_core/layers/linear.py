@@ -1,8 +1,9 @@
-"""Linear layers and the embedding: bare weights, filled by the weight loader."""
+"""Linear layers and the embedding: bare weights that the loader fills, divided among the processes of a group."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from types import MappingProxyType
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffulex_core.context import BuildContext
-from diffulex_core.weights.types import ShardId
+from diffulex_core.distributed.ranges import Range, even_range, padded_range
+from diffulex_core.weights.types import Part, ShardId
 
 
 def empty_parameter(ctx: BuildContext, *shape: int) -> nn.Parameter:
@@ -19,19 +21,30 @@ def empty_parameter(ctx: BuildContext, *shape: int) -> nn.Parameter:
 
 
 class Embedding(nn.Module):
-    """One row for each token id: `weight` [vocab, hidden]."""
+    """One row for each token id, ids divided among the processes: `weight` [vocab / processes, hidden]."""
 
     def __init__(self, ctx: BuildContext, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.weight = empty_parameter(ctx, vocab_size, hidden_size)
+        self.held, rows = padded_range(vocab_size, ctx.tp)
+        self.weight = empty_parameter(ctx, rows, hidden_size)
+        self.tp = ctx.tp
+
+    def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
+        """See `weights.PartedModule`."""
+        return {None: Part.of(self.get_parameter(parameter), self.held)}
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """[rows] ids -> [rows, hidden]."""
-        return functional.embedding(input_ids, self.weight)
+        if self.tp.size == 1:
+            return functional.embedding(input_ids, self.weight)
+        local = input_ids - self.held.start
+        here = (local >= 0) & (local < self.held.length)
+        found = functional.embedding(local.clamp(0, len(self.weight) - 1), self.weight)
+        return self.tp.sum(found.masked_fill(~here[:, None], 0))
 
 
 class Linear(nn.Module):
-    """`y = x Wᵀ (+ b)`: `weight` [out, in], `bias` [out] or None."""
+    """`y = x Wᵀ (+ b)`, the same on every process: `weight` [out, in], `bias` [out] or None."""
 
     def __init__(self, ctx: BuildContext, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -43,21 +56,80 @@ class Linear(nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-class PackedLinear(Linear):
+class RowLinear(nn.Module):
+    """`y = x Wᵀ (+ b)` whose inputs are divided among the processes: `weight` [out, in / processes], `bias` [out]."""
+
+    def __init__(self, ctx: BuildContext, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.held = even_range(in_features, ctx.tp, "the input width of a linear layer")
+        self.weight = empty_parameter(ctx, out_features, self.held.length)
+        self.bias = empty_parameter(ctx, out_features) if bias else None
+        self.tp = ctx.tp
+
+    def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
+        """See `weights.PartedModule`."""
+        stored = self.get_parameter(parameter)
+        return {None: Part.whole(stored) if parameter == "bias" else Part.of(stored, self.held, dim=1)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, in / processes] -> [rows, out], summed over the processes."""
+        if self.tp.size == 1:
+            return functional.linear(x, self.weight, self.bias)
+        summed = self.tp.sum(functional.linear(x, self.weight))
+        return summed if self.bias is None else summed + self.bias
+
+
+class VocabHead(nn.Module):
+    """The language-model head, columns divided among the processes: `weight` [vocab / processes, hidden]."""
+
+    def __init__(self, ctx: BuildContext, hidden_size: int, vocab_size: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.held, rows = padded_range(vocab_size, ctx.tp)
+        self.weight = empty_parameter(ctx, rows, hidden_size)
+        self.bias = empty_parameter(ctx, rows) if bias else None
+
+    def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
+        """See `weights.PartedModule`."""
+        return {None: Part.of(self.get_parameter(parameter), self.held)}
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocab / processes]: logits of this process's ids, those of padding are zero."""
+        return functional.linear(hidden, self.weight, self.bias)
+
+
+class PackedLinear(nn.Module):
     """Several linear layers over one input, stacked along the output so that they cost one multiplication.
 
-    Satisfies `weights.PackedModule`: checkpoints store the parts under their own names.
+    Each is divided among the processes along its output. Checkpoints store the parts under their own names, or stacked.
     """
 
-    def __init__(self, ctx: BuildContext, in_features: int, parts: Mapping[str, int], *, bias: bool = False) -> None:
-        """`parts` gives the width of each part, in stacking order."""
-        super().__init__(ctx, in_features, sum(parts.values()), bias=bias)
-        self.parts: Mapping[str, int] = MappingProxyType(dict(parts))
+    def __init__(self, ctx: BuildContext, in_features: int, parts: Mapping[str, Range], *, bias: bool = False) -> None:
+        """`parts` gives the outputs of each part that this process holds, in stacking order."""
+        super().__init__()
+        self.held: Mapping[str, Range] = MappingProxyType(dict(parts))
+        out_features = sum(held.length for held in parts.values())
+        self.weight = empty_parameter(ctx, out_features, in_features)
+        self.bias = empty_parameter(ctx, out_features) if bias else None
 
-    def shards(self, parameter: str) -> Mapping[ShardId, Tensor]:
-        """The view of each part in `weight` or `bias`, in stacking order."""
-        return dict(zip(self.parts, self.split(self.get_parameter(parameter), dim=0), strict=True))
+    def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
+        """See `weights.PartedModule`."""
+        stored = self.get_parameter(parameter)
+        size = sum(held.size for held in self.held.values())
+        offsets = accumulate((held.size for held in self.held.values()), initial=0)
+        pieces = tuple(
+            Range(offset + held.start, held.length, size)
+            for offset, held in zip(offsets, self.held.values(), strict=False)  # the last offset is the size
+        )
+        named = zip(self.held.items(), self.split(stored, dim=0), strict=True)
+        return {
+            None: Part(view=stored, pieces=pieces, size=size),
+            **{name: Part.of(view, held) for (name, held), view in named},
+        }
 
     def split(self, packed: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
         """Views of the parts of an output [rows, sum of parts]."""
-        return torch.split(packed, list(self.parts.values()), dim=dim)
+        return torch.split(packed, [held.length for held in self.held.values()], dim=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, sum of parts]."""
+        return functional.linear(x, self.weight, self.bias)

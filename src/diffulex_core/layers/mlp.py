@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffulex_core.context import BuildContext
-from diffulex_core.layers.linear import Linear, PackedLinear
+from diffulex_core.distributed.ranges import even_range
+from diffulex_core.layers.linear import PackedLinear, RowLinear
 from diffulex_core.layers.spec import DecoderSpec
 
 
@@ -15,9 +16,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, ctx: BuildContext, spec: DecoderSpec) -> None:
         super().__init__()
-        parts = {"gate": spec.ffn_size, "up": spec.ffn_size}
-        self.gate_up = PackedLinear(ctx, spec.hidden_size, parts, bias=spec.mlp_bias)
-        self.down = Linear(ctx, spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
+        held = even_range(spec.ffn_size, ctx.tp, "the width of the MLP")
+        self.gate_up = PackedLinear(ctx, spec.hidden_size, {"gate": held, "up": held}, bias=spec.mlp_bias)
+        self.down = RowLinear(ctx, spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""

@@ -2,13 +2,14 @@
 
 from diffulex_core.weights.loader import LoadReport, load_weights
 from diffulex_core.weights.rules import Rename, Skip, WeightRules
-from diffulex_core.weights.types import LoadContext, NamesSources, PackedModule, ResolvedWeight, ShardId
+from diffulex_core.weights.types import LoadContext, NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
 __all__ = [
     "LoadContext",
     "LoadReport",
     "NamesSources",
-    "PackedModule",
+    "Part",
+    "PartedModule",
     "Rename",
     "ResolvedWeight",
     "ShardId",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffulex_core.errors import PluginError
 from diffulex_core.weights.files import StoredTensor
-from diffulex_core.weights.types import NamesSources, PackedModule, ResolvedWeight, ShardId
+from diffulex_core.weights.types import NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -20,16 +20,17 @@ class Target:
     Attributes:
         names: its names in the model; several when it is tied.
         tensor: the storage.
-        shards: views of its parts, empty when it is loaded whole.
+        parts: what fills it; under None the checkpoint tensor that fills it whole.
     """
 
     names: tuple[str, ...]
     tensor: Tensor
-    shards: Mapping[ShardId, Tensor]
+    parts: Mapping[ShardId | None, Part]
 
-    def part(self, shard: ShardId | None) -> Tensor:
-        """The storage of one part, or all of it."""
-        return self.tensor if shard is None else self.shards[shard]
+    @property
+    def shards(self) -> tuple[ShardId, ...]:
+        """The named parts; empty when it is loaded whole."""
+        return tuple(shard for shard in self.parts if shard is not None)
 
     def label(self, shard: ShardId | None) -> str:
         """How messages call the part."""
@@ -46,9 +47,9 @@ class Claim:
     target: Target
 
     @property
-    def view(self) -> Tensor:
-        """The storage that the tensor fills."""
-        return self.target.part(self.resolved.shard_id)
+    def part(self) -> Part:
+        """What the tensor fills."""
+        return self.target.parts[self.resolved.shard_id]
 
 
 @attrs.define(eq=False)
@@ -79,7 +80,7 @@ class Ledger:
             names.setdefault(id(tensor), []).append(name)
             tensors[id(tensor)] = tensor
         return cls({
-            key: Target(names=tuple(names[key]), tensor=tensor, shards=_shards(model, names[key][0]))
+            key: Target(names=tuple(names[key]), tensor=tensor, parts=_parts(model, names[key][0], tensor))
             for key, tensor in tensors.items()
         })  # fmt: skip
 
@@ -100,7 +101,7 @@ class Ledger:
         if target is None:
             raise PluginError(f"The weight resolver sends {stored.name!r} to a tensor that is not part of the model.")
         shard = resolved.shard_id
-        if shard is not None and shard not in target.shards:
+        if shard not in target.parts:
             parts = ", ".join(map(repr, target.shards)) or "none"
             raise PluginError(
                 f"The weight resolver sends {stored.name!r} to part {shard!r} of {target.names[0]!r},"
@@ -124,17 +125,17 @@ class Ledger:
         if stored.shape is None or stored.dtype is None:
             return
         label = claim.target.label(resolved.shard_id)
-        if claim.view.is_floating_point() and not stored.dtype.startswith(("F", "BF")):
+        if claim.part.view.is_floating_point() and not stored.dtype.startswith(("F", "BF")):
             self.problems.append(f"{stored.name!r} holds {stored.dtype}, but {label} takes floating-point numbers.")
         if resolved.loader is not None:
             return
         shape = stored.shape
         if resolved.transform is not None:
             shape = tuple(resolved.transform(torch.empty(shape, device="meta")).shape)
-        if shape != tuple(claim.view.shape):
+        if shape != claim.part.shape:
             changed = "" if shape == stored.shape else f" (stored as {list(stored.shape)})"
             self.problems.append(
-                f"{stored.name!r} has shape {list(shape)}{changed}, but {label} has {list(claim.view.shape)}."
+                f"{stored.name!r} has shape {list(shape)}{changed}, but {label} has {list(claim.part.shape)}."
             )
 
     def _check_alone(self, claim: Claim) -> None:
@@ -155,10 +156,10 @@ class Ledger:
         return [claim for shard in self.targets[key].shards for claim in self._filled.get((key, shard), [])]
 
 
-def _shards(model: nn.Module, name: str) -> Mapping[ShardId, Tensor]:
+def _parts(model: nn.Module, name: str, tensor: Tensor) -> Mapping[ShardId | None, Part]:
     path, _, parameter = name.rpartition(".")
     owner = model.get_submodule(path)
-    return owner.shards(parameter) if isinstance(owner, PackedModule) else {}
+    return owner.parts(parameter) if isinstance(owner, PartedModule) else {None: Part.whole(tensor)}
 
 
 def _missing(target: Target, shard: ShardId | None, resolver: object) -> str:
@@ -166,4 +167,4 @@ def _missing(target: Target, shard: ShardId | None, resolver: object) -> str:
     if isinstance(resolver, NamesSources):
         sources = [source for name in target.names for source in resolver.sources(name, shard)]
     expected = f": the checkpoint has no {' or '.join(map(repr, sources))}" if sources else ""
-    return f"Nothing fills {target.label(shard)} {list(target.part(shard).shape)}{expected}."
+    return f"Nothing fills {target.label(shard)} {list(target.parts[shard].shape)}{expected}."

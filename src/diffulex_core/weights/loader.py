@@ -141,7 +141,7 @@ def _different_ties(folder: Path, ledger: Ledger) -> list[str]:
 
 
 def _equal(folder: Path, first: Claim, second: Claim) -> bool:
-    dtype = first.view.dtype
+    dtype = first.part.view.dtype
     a, b = (_transformed(claim, _read(folder, claim.stored)).to(dtype) for claim in (first, second))
     return torch.equal(a, b)
 
@@ -152,16 +152,30 @@ def _copy(folder: Path, claims: list[Claim], progress: bool) -> None:
             with safe_open(folder / file, framework="pt") as stored, torch.no_grad():
                 for claim in claims:
                     if claim.stored.file == file:
-                        _fill(claim, stored.get_tensor(claim.stored.name))
+                        _fill(claim, stored)
                         bar.update()
 
 
-def _fill(claim: Claim, tensor: Tensor) -> None:
-    tensor = _transformed(claim, tensor)
+def _fill(claim: Claim, stored: safe_open) -> None:
+    """Copy what this process holds of one tensor; only that is read unless the tensor must be transformed first."""
+    name, part, dim = claim.stored.name, claim.part, claim.part.dim
     if claim.resolved.loader is not None:
-        claim.resolved.loader(tensor)
-    else:
-        claim.view.copy_(tensor)
+        claim.resolved.loader(_transformed(claim, stored.get_tensor(name)))
+        return
+    whole = None
+    if claim.resolved.transform is not None or not part.divided:
+        whole = _transformed(claim, stored.get_tensor(name))
+    if whole is not None and not part.divided:
+        part.view.copy_(whole)
+        return
+    end = 0
+    for piece in part.pieces:
+        index = (slice(None),) * dim + (slice(piece.start, piece.start + piece.length),)
+        if piece.length:
+            source = stored.get_slice(name)[index] if whole is None else whole[index]
+            part.view.narrow(dim, end, piece.length).copy_(source)
+        end += piece.length
+    part.view.narrow(dim, end, part.view.shape[dim] - end).zero_()
 
 
 def _transformed(claim: Claim, tensor: Tensor) -> Tensor:

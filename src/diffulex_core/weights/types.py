@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
+from diffulex_core.distributed.ranges import Range, whole
 from diffulex_core.errors import PluginError
 
 if TYPE_CHECKING:
@@ -76,12 +77,53 @@ class ResolvedWeight:
         return {"param": self.param, "buffer": self.buffer, "skip": self.skip}[name] is not None
 
 
-@runtime_checkable
-class PackedModule(Protocol):
-    """A module whose parameters hold several checkpoint tensors each."""
+@attrs.frozen(kw_only=True, eq=False)
+class Part:
+    """What this process holds of one checkpoint tensor.
 
-    def shards(self, parameter: str) -> Mapping[ShardId, Tensor]:
-        """The view of each part of one of the module's own parameters; empty for one that is loaded whole."""
+    Attributes:
+        view: the storage. Along `dim` it holds the pieces one after another, then zeros where it is longer.
+        dim: the dimension that is divided among processes.
+        pieces: ranges along `dim` of the checkpoint tensor; empty when other processes hold all of it.
+        size: length of the checkpoint tensor along `dim`.
+    """
+
+    view: Tensor
+    dim: int = 0
+    pieces: tuple[Range, ...] = ()
+    size: int = 0
+
+    @classmethod
+    def whole(cls, view: Tensor) -> Part:
+        """A checkpoint tensor that is held whole."""
+        size = view.shape[0] if view.dim() else 1
+        return cls(view=view, pieces=(whole(size),), size=size)
+
+    @classmethod
+    def of(cls, view: Tensor, held: Range, *, dim: int = 0) -> Part:
+        """One range of a checkpoint tensor."""
+        return cls(view=view, dim=dim, pieces=(held,), size=held.size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole checkpoint tensor."""
+        return tuple(self.size if dim == self.dim else length for dim, length in enumerate(self.view.shape))
+
+    @property
+    def divided(self) -> bool:
+        """Whether some of the tensor is held elsewhere."""
+        return self.pieces != (whole(self.size),)
+
+
+@runtime_checkable
+class PartedModule(Protocol):
+    """A module whose parameters hold several checkpoint tensors, or a share of one."""
+
+    def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
+        """What fills one of the module's own parameters or buffers.
+
+        The key None stands for a checkpoint tensor that fills all of it; the other keys name its parts.
+        """
         ...
 
 

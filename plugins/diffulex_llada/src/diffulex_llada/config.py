@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import attrs
-
+from diffulex_core.config_json import ConfigReader
 from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec
 
@@ -48,9 +47,13 @@ def decoder_spec(config: Mapping[str, object]) -> DecoderSpec:
 
 
 def _read(config: Mapping[str, object]) -> tuple[DecoderSpec | None, list[str]]:
-    reader = _Reader(config)
+    reader = ConfigReader(config)
     problems = reader.problems
-    problems += _unsupported(config)
+    reader.unscaled_rope()
+    for key, only in _REQUIRED_VALUES.items():
+        reader.only(key, only, required=True)
+    for key, only in _OPTIONAL_VALUES.items():
+        reader.only(key, only)
     hidden, layers, heads = reader.size("d_model"), reader.size("n_layers"), reader.size("n_heads")
     vocab_size = reader.size("vocab_size")
     rows = reader.size("embedding_size", default=vocab_size)
@@ -78,62 +81,3 @@ def _read(config: Mapping[str, object]) -> tuple[DecoderSpec | None, list[str]]:
     except ConfigError as error:
         return None, [*error.problems]
     return spec, []
-
-
-def _unsupported(config: Mapping[str, object]) -> list[str]:
-    problems = []
-    for key, only in _REQUIRED_VALUES.items():
-        if key not in config:
-            problems.append(f"{key} is missing; the one supported value is {only!r}.")
-        elif config[key] != only:
-            problems.append(f"{key} is {config[key]!r}; the one supported value is {only!r}.")
-    for key, only in _OPTIONAL_VALUES.items():
-        if config.get(key) is not None and config[key] != only:
-            problems.append(f"{key} is {config[key]!r}; the one supported value is {only!r}.")
-    for key in ("rope_scaling", "rope_parameters"):
-        scaling = config.get(key)
-        kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, Mapping) else scaling
-        if kind not in (None, "default"):
-            problems.append(f"{key} asks for {kind!r}; RoPE scaling is not supported for this family.")
-    return problems
-
-
-@attrs.define
-class _Reader:
-    """Reads typed values; a missing or wrong one is noted and stands in as 1 (or False), so that reading goes on."""
-
-    config: Mapping[str, object]
-    problems: list[str] = attrs.field(factory=list, init=False)
-    wrong: set[str] = attrs.field(factory=set, init=False)
-
-    def size(self, key: str, *, default: int | None = None) -> int:
-        value = self.config.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self._reject(key, "a whole number of at least 1")
-            return 1
-        return value
-
-    def number(self, key: str, *, default: float | None = None) -> float:
-        value = self.config.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            self._reject(key, "a positive number")
-            return 1.0
-        return float(value)
-
-    def flag(self, key: str, *, default: bool = False, required: bool = False) -> bool:
-        value = self.config.get(key)
-        if value is None and not required:
-            return default
-        if not isinstance(value, bool):
-            self._reject(key, "true or false")
-            return default
-        return value
-
-    def _reject(self, key: str, wanted: str) -> None:
-        state = f"is {self.config[key]!r}" if key in self.config else "is missing"
-        self.wrong.add(key)
-        self.problems.append(f"{key} {state}; config.json must give {wanted}.")
