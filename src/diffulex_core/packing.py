@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
-from diffulex_core.pattern import AttentionPattern, IntArray
-from diffulex_core.types import RowRun, SamplingBatch, StepPlan
+from diffulex_core.pattern import AttentionPattern, Extent, IntArray
+from diffulex_core.types import RowRun, SamplingBatch, StepPlan, Window
 
 ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
@@ -62,14 +62,20 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     padded = round_up(total)
     row_sequence = np.repeat(np.arange(len(lengths)), lengths)
     input_ids = np.concatenate([window.span.tokens for window in plan.windows])
-    positions = np.concatenate([np.arange(window.span.start, window.span.end) for window in plan.windows])
+    ranges = [np.arange(window.span.start, window.span.end) for window in plan.windows]
+    extents = [_extent(window) for window in plan.windows]
+    positions = np.concatenate(ranges)
     key_end = np.concatenate(
-        [
-            pattern.key_end(np.arange(window.span.start, window.span.end), window.prompt_len, window.span.phase)
-            for window in plan.windows
-        ]
+        [np.minimum(pattern.key_end(at, extent), extent.end) for at, extent in zip(ranges, extents, strict=True)]
     )
-    key_end = np.minimum(key_end, np.repeat([window.span.end for window in plan.windows], lengths))
+
+    def key_start(width: int | None) -> IntArray:
+        if width is None:
+            return np.zeros_like(positions)
+        return np.concatenate(
+            [pattern.key_start(at, extent, width) for at, extent in zip(ranges, extents, strict=True)]
+        )
+
     page_tables = np.full((len(lengths), max(len(window.page_table) for window in plan.windows)), -1, dtype=np.int64)
     for index, window in enumerate(plan.windows):
         page_tables[index, : len(window.page_table)] = window.page_table
@@ -80,7 +86,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         slots=_pad(slots, padded, -1),
         row_sequence=_pad(row_sequence, padded, 0),
         page_tables=page_tables,
-        visibility=tuple(_visibility(positions, key_end, row_sequence, width, padded) for width in windows),
+        visibility=tuple(_visibility(key_start(width), key_end, row_sequence, padded) for width in windows),
         head_rows=_head_rows(plan, offsets),
         sampling=_sampling(plan),
     )
@@ -95,15 +101,17 @@ def _pad(values: IntArray, length: int, fill: int) -> IntArray:
     return np.concatenate((values, np.full(length - len(values), fill, dtype=np.int64)))
 
 
-def _visibility(
-    positions: IntArray, key_end: IntArray, row_sequence: IntArray, width: int | None, padded: int
-) -> Visibility:
-    key_start = np.zeros_like(positions) if width is None else np.maximum(positions - width + 1, 0)
+def _extent(window: Window) -> Extent:
+    span = window.span
+    return Extent(prompt_len=window.prompt_len, phase=span.phase, final_end=span.store_until, end=span.end)
+
+
+def _visibility(key_start: IntArray, key_end: IntArray, row_sequence: IntArray, padded: int) -> Visibility:
     changes = np.diff(key_end) != 0
     changes |= np.diff(key_start) != 0
     changes |= np.diff(row_sequence) != 0
     starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    ends = np.concatenate((starts[1:], [len(positions)]))
+    ends = np.concatenate((starts[1:], [len(key_end)]))
     runs = tuple(
         RowRun(row_start=begin, row_end=end, sequence=sequence, key_start=first, key_end=last)
         for begin, end, sequence, first, last in zip(

@@ -23,6 +23,23 @@ class Phase(enum.Enum):
     DECODE = "decode"
 
 
+@attrs.frozen(kw_only=True)
+class Extent:
+    """What a pattern knows of the span that rows belong to.
+
+    Attributes:
+        prompt_len: length of the request's prompt.
+        phase: which visibility rule applies.
+        final_end: rows below this position store K/V that will not change again; rows from it on are provisional.
+        end: position after the last row.
+    """
+
+    prompt_len: int
+    phase: Phase
+    final_end: int
+    end: int
+
+
 @runtime_checkable
 class AttentionPattern(Protocol):
     """Who sees whom, and which tokens a stored key/value pair depends on. Pure integers, no tensors."""
@@ -37,8 +54,12 @@ class AttentionPattern(Protocol):
         """Whether the whole prompt must be one forward, under its own visibility (`Phase.PREFILL`)."""
         ...
 
-    def key_end(self, positions: IntArray, prompt_len: int, phase: Phase) -> IntArray:
-        """[rows] exclusive end of the keys that each row sees; the runner applies sliding windows on top."""
+    def key_end(self, positions: IntArray, extent: Extent) -> IntArray:
+        """[rows] exclusive end of the keys that each row sees; the runner cuts it at the end of the span."""
+        ...
+
+    def key_start(self, positions: IntArray, extent: Extent, window: int) -> IntArray:
+        """[rows] first key that each row sees in layers with a sliding window of `window` tokens."""
         ...
 
     def dependency_end(self, position: int, prompt_len: int) -> int:
@@ -60,8 +81,11 @@ class BlockCausal:
     block_size: int
     two_phase: bool = attrs.field(default=False, init=False)
 
-    def key_end(self, positions: IntArray, prompt_len: int, phase: Phase) -> IntArray:
+    def key_end(self, positions: IntArray, extent: Extent) -> IntArray:
         return (positions // self.block_size + 1) * self.block_size
+
+    def key_start(self, positions: IntArray, extent: Extent, window: int) -> IntArray:
+        return np.maximum(positions - window + 1, 0)
 
     def dependency_end(self, position: int, prompt_len: int) -> int:
         return (position // self.block_size + 1) * self.block_size
@@ -81,11 +105,14 @@ class FullPrefix:
     block_size: int
     two_phase: bool = attrs.field(default=True, init=False)
 
-    def key_end(self, positions: IntArray, prompt_len: int, phase: Phase) -> IntArray:
+    def key_end(self, positions: IntArray, extent: Extent) -> IntArray:
         block_end = (positions // self.block_size + 1) * self.block_size
-        if phase is Phase.DECODE:
+        if extent.phase is Phase.DECODE:
             return block_end
-        return np.where(positions < prompt_len, prompt_len, block_end)
+        return np.where(positions < extent.prompt_len, extent.prompt_len, block_end)
+
+    def key_start(self, positions: IntArray, extent: Extent, window: int) -> IntArray:
+        return np.maximum(positions - window + 1, 0)
 
     def dependency_end(self, position: int, prompt_len: int) -> int:
         if position < prompt_len // self.block_size * self.block_size:

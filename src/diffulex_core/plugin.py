@@ -13,7 +13,7 @@ import attrs
 import pluggy
 from frozendict import frozendict
 
-from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
+from diffulex_core.pattern import AttentionPattern, BlockCausal, Extent, FullPrefix, Phase
 from diffulex_core.protocols import (
     AttentionBackend,
     DiffusionModel,
@@ -37,6 +37,7 @@ __all__ = [
     "ComponentKind",
     "DecodingStrategy",
     "DiffusionModel",
+    "Extent",
     "FullPrefix",
     "KVCacheManager",
     "ModelFamily",

@@ -15,7 +15,7 @@ from diffulex_core.compat import missing_capabilities
 from diffulex_core.config import EngineConfig, resolve
 from diffulex_core.errors import IncompatibleError
 from diffulex_core.host import Host
-from diffulex_core.plugin import AttentionPattern, Capability, ModelFamily, Phase, hookimpl
+from diffulex_core.plugin import AttentionPattern, Capability, Extent, ModelFamily, Phase, hookimpl
 from diffulex_multibd import plugin as multibd
 
 CHECKPOINT: Mapping[str, Any] = {"architectures": ["ToyLM"], "max_position_embeddings": 512, "mask_token_id": 7}
@@ -51,6 +51,10 @@ def pattern_of(strategy: str, block_size: int = 4) -> AttentionPattern:
     return pattern
 
 
+def extent(phase: Phase) -> Extent:
+    return Extent(prompt_len=6, phase=phase, final_end=0, end=12)
+
+
 @pytest.mark.parametrize("alias", ["multi_block_diffusion", "block_diffusion"])
 def test_multi_bd_answers_to_its_other_names(alias: str) -> None:
     assert configure(decoding_strategy=alias).decoding.decoding_strategy == "multi_bd"
@@ -60,13 +64,13 @@ def test_multi_bd_rows_see_to_the_end_of_their_block_in_prompt_and_answer() -> N
     pattern = pattern_of("multi_bd")
     assert pattern.block_size == 4
     for phase in Phase:
-        assert pattern.key_end(np.arange(10), 6, phase).tolist() == [4, 4, 4, 4, 8, 8, 8, 8, 12, 12]
+        assert pattern.key_end(np.arange(10), extent(phase)).tolist() == [4, 4, 4, 4, 8, 8, 8, 8, 12, 12]
 
 
 def test_d2f_prompt_rows_see_the_prompt_and_the_rest_its_blocks() -> None:
     pattern = pattern_of("d2f")
-    assert pattern.key_end(np.arange(10), 6, Phase.PREFILL).tolist() == [6, 6, 6, 6, 6, 6, 8, 8, 12, 12]
-    assert pattern.key_end(np.arange(4, 10), 6, Phase.DECODE).tolist() == [8, 8, 8, 8, 12, 12]
+    assert pattern.key_end(np.arange(10), extent(Phase.PREFILL)).tolist() == [6, 6, 6, 6, 6, 6, 8, 8, 12, 12]
+    assert pattern.key_end(np.arange(4, 10), extent(Phase.DECODE)).tolist() == [8, 8, 8, 8, 12, 12]
 
 
 def test_d2f_turns_prefix_caching_off_and_says_so_only_to_who_asked_for_it() -> None:

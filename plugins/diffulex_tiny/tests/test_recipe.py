@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
-from diffulex_core.pattern import BlockCausal, FullPrefix, Phase
+from diffulex_core.pattern import BlockCausal, Extent, FullPrefix, Phase
 from diffulex_tiny import problems
 from diffulex_tiny.recipe import corruption, tokenizer as vocabulary
 from diffulex_tiny.recipe.export import export
@@ -43,15 +43,19 @@ def test_training_masks_show_what_the_engine_shows(prompt: int, answer: int, blo
         fillable=torch.ones(1, total, dtype=torch.bool),
     )
     at = torch.arange(total).numpy()
+
+    def extent(phase: Phase) -> Extent:
+        return Extent(prompt_len=prompt, phase=phase, final_end=0, end=total)
+
     cases = [
         (
             corruption.block_causal(layout, block_size),
-            BlockCausal(block_size=block_size).key_end(at, prompt, Phase.DECODE),
+            BlockCausal(block_size=block_size).key_end(at, extent(Phase.DECODE)),
         )
     ]
     full_prefix = FullPrefix(block_size=block_size)
     phase = Phase.PREFILL if prefill else Phase.DECODE
-    end = full_prefix.key_end(at, prompt, phase)
+    end = full_prefix.key_end(at, extent(phase))
     if not prefill:
         end[: prompt // block_size * block_size] = prompt
     cases.append((corruption.full_prefix(layout, block_size, prefill), end))
