@@ -1,4 +1,4 @@
-"""Engines on the parity checkpoint, with settings that make every mechanism matter."""
+"""Engines on the parity checkpoints, with settings that make every mechanism matter."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def host() -> Host:
     return Host.discover()
 
 
-def engine(**settings: Any) -> Diffulex:
-    """An engine on the parity checkpoint; `settings` override `SETTINGS`."""
-    return Diffulex(CHECKPOINT, host=host(), strict=True, **{**SETTINGS, **settings})
+def engine(checkpoint: str = "llada", **settings: Any) -> Diffulex:
+    """An engine on one of the parity checkpoints; `settings` override `SETTINGS`."""
+    return Diffulex(PARITY / "checkpoints" / checkpoint, host=host(), strict=True, **{**SETTINGS, **settings})
 
 
 def vectors(name: str) -> dict[str, Any]:
