@@ -27,6 +27,26 @@ class BuildContext:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class SoftInputs:
+    """Embeddings that are fed for some rows of a forward, made from distributions instead of one token id.
+
+    What they do is the network's: one with the capability `soft_inputs` reads them in place of the embeddings of these
+    rows' ids (token merge), one with `self_conditioning` beside them (what the step before believed).
+
+    Attributes:
+        rows: [n] int64 distinct rows of the forward.
+        embeddings: [n, hidden] their embeddings, in the activation dtype, scaled as the network scales its own.
+    """
+
+    rows: Tensor
+    embeddings: Tensor
+
+    def over(self, base: Tensor) -> Tensor:
+        """[rows, hidden] -> the same, these rows replaced."""
+        return base.index_copy(0, self.rows, self.embeddings)
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class ForwardContext:
     """Pages, slots and visibility of one forward.
 
@@ -35,6 +55,10 @@ class ForwardContext:
         key_pages, value_pages: one tensor [pages, page_size, kv_heads, head_dim] for each layer.
         batches: one `AttentionBatch` for each layer kind of the model.
         backend: computes attention.
+        final: [rows] bool: the row's K/V will not change again (its position is below its span's `store_until`). The
+            other rows are provisional. Networks that treat the two apart read it: DiffusionGemma runs final rows
+            through its encoder and provisional ones through its decoder. None = all are final.
+        soft: rows that are fed embeddings; None = every row is fed its token id alone.
     """
 
     slots: Tensor
@@ -42,6 +66,8 @@ class ForwardContext:
     value_pages: tuple[Tensor, ...]
     batches: tuple[AttentionBatch, ...]
     backend: AttentionBackend
+    final: Tensor | None = None
+    soft: SoftInputs | None = None
 
     def attend(self, layer: int, kind: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Store the rows' K/V of one layer, then attend.

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray
-from diffulex_core.types import RowRun, SamplingBatch, StepPlan, Window
+from diffulex_core.types import BoolArray, RowRun, SamplingBatch, StepPlan, Window
 
 ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
@@ -31,6 +31,7 @@ class PackedStep:
         input_ids, positions: [rows] int64; 0 in padding rows.
         slots: [rows] int64 physical slot of each row's K/V, -1 in padding rows.
         row_sequence: [rows] int64 index of the row's window; 0 in padding rows.
+        final: [rows] bool: the row's K/V will not change again; False in padding rows.
         page_tables: [windows, pages] int64, -1 where a table ends.
         visibility: one entry for each layer kind.
         head_rows: [n] rows that go through the head, without padding.
@@ -41,6 +42,7 @@ class PackedStep:
     positions: IntArray
     slots: IntArray
     row_sequence: IntArray
+    final: BoolArray
     page_tables: IntArray
     visibility: tuple[Visibility, ...]
     head_rows: IntArray
@@ -65,6 +67,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     ranges = [np.arange(window.span.start, window.span.end) for window in plan.windows]
     extents = [_extent(window) for window in plan.windows]
     positions = np.concatenate(ranges)
+    final_end = np.repeat([extent.final_end for extent in extents], lengths)
     key_end = np.concatenate(
         [np.minimum(pattern.key_end(at, extent), extent.end) for at, extent in zip(ranges, extents, strict=True)]
     )
@@ -85,6 +88,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         positions=_pad(positions, padded, 0),
         slots=_pad(slots, padded, -1),
         row_sequence=_pad(row_sequence, padded, 0),
+        final=_pad(positions, padded, 0) < _pad(final_end, padded, 0),
         page_tables=page_tables,
         visibility=tuple(_visibility(key_start(width), key_end, row_sequence, padded) for width in windows),
         head_rows=_head_rows(plan, offsets),

@@ -11,7 +11,7 @@ from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import PackedStep, pack, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.protocols import AttentionBackend, DiffusionModel, Sampler
-from diffulex_core.types import AttentionBatch, Decision, StepOutput, StepPlan
+from diffulex_core.types import AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
 
 class EagerRunner:
@@ -72,9 +72,10 @@ class EagerRunner:
                 for visibility in step.visibility
             ),
             backend=self._backend,
+            final=self._move(step.final),
         )
 
-    def _move(self, values: IntArray) -> Tensor:
+    def _move(self, values: IntArray | BoolArray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 

@@ -26,7 +26,10 @@ IDS = ["torch_ref", "torch_cpu"]
 
 @attrs.frozen(kw_only=True, eq=False)
 class Problem:
-    """A paged attention problem; `keys` and `values` hold each sequence's [slots, kv_heads, head_dim] in order."""
+    """A paged attention problem; `keys` and `values` hold each sequence's [slots, kv_heads, head_dim] in order.
+
+    Scores are multiplied by `scale`, by default `head_dim ** -0.5`.
+    """
 
     heads: int
     page_size: int
@@ -36,6 +39,11 @@ class Problem:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     fill: float = 0.0
+    scale: float | None = None
+
+    @property
+    def factor(self) -> float:
+        return float(self.queries[0].shape[-1] ** -0.5) if self.scale is None else self.scale
 
     @property
     def batch(self) -> AttentionBatch:
@@ -51,8 +59,7 @@ class Problem:
 
     def attend(self, backend: AttentionBackend) -> Tensor:
         query = torch.cat(self.queries)
-        scale = query.shape[-1] ** -0.5
-        return backend.attend(query, self.paged(self.keys), self.paged(self.values), self.batch, scale)
+        return backend.attend(query, self.paged(self.keys), self.paged(self.values), self.batch, self.factor)
 
 
 @st.composite
@@ -93,7 +100,7 @@ def dense(problem: Problem) -> Tensor:
         group = q.shape[1] // k.shape[1]
         for row, (first, end) in enumerate(zip(rows.first_keys, rows.key_end, strict=True)):
             for head in range(q.shape[1]):
-                scores = k[first:end, head // group] @ q[row, head] / np.sqrt(q.shape[2])
+                scores = k[first:end, head // group] @ q[row, head] * problem.factor
                 weights = np.exp(scores - scores.max(initial=-np.inf)) if end > first else scores
                 out.append((weights / max(weights.sum(), 1e-300)) @ v[first:end, head // group])
     return torch.tensor(np.array(out)).view(-1, problem.heads, problem.queries[0].shape[-1]).float()
@@ -105,6 +112,29 @@ def dense(problem: Problem) -> Tensor:
 def test_every_backend_computes_softmax_attention_over_each_rows_interval(
     backend: AttentionBackend, problem: Problem
 ) -> None:
+    torch.testing.assert_close(problem.attend(backend), dense(problem), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=IDS)
+def test_wide_heads_unscaled_scores_and_windows_that_differ_from_row_to_row_are_served(
+    backend: AttentionBackend,
+) -> None:
+    """The layers of DiffusionGemma: causal rows in a sliding window, then a canvas that shares one start."""
+    generator = torch.Generator().manual_seed(4)
+    rows = Rows(
+        tokens=[0] * 7,
+        start=6,
+        key_start=[4, 5, 6, 7, 8, 8, 8],
+        key_end=[7, 8, 9, 10, 13, 13, 13],
+        table=[3, 0, 2, 4],
+    )
+    query, keys, values = (
+        torch.randn(count, heads, 512, generator=generator) for count, heads in ((7, 8), (13, 2), (13, 2))
+    )
+    problem = Problem(
+        heads=8, page_size=4, num_pages=5, sequences=(rows,), queries=(query / 512**0.5,), keys=(keys,),
+        values=(values,), fill=float("nan"), scale=1.0,
+    )  # fmt: skip
     torch.testing.assert_close(problem.attend(backend), dense(problem), atol=2e-5, rtol=2e-5)
 
 

@@ -76,6 +76,16 @@ def test_all_reasons_of_a_named_backend_are_listed(host_with_picky: Host) -> Non
         select_backend("picky", host_with_picky, case())
 
 
+def test_a_backend_must_serve_the_heads_of_every_layer(host: Host, host_with_picky: Host) -> None:
+    assert isinstance(select_backend("auto", host, case(), case(num_kv_heads=1)), TorchCPU)
+    with pytest.raises(IncompatibleError, match="4 query heads cannot share 3") as raised:
+        select_backend("torch_ref", host, case(), case(num_kv_heads=3))
+    assert "that can" not in str(raised.value)
+    with pytest.raises(IncompatibleError) as raised:
+        select_backend("picky", host_with_picky, case(), case(num_kv_heads=1))
+    assert str(raised.value).count("it has bad days") == 1
+
+
 def test_when_nobody_can_serve_auto_lists_the_reasons_of_all(host: Host) -> None:
     with pytest.raises(IncompatibleError) as raised:
         select_backend("auto", host, case(num_heads=5, num_kv_heads=2))

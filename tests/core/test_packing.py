@@ -57,7 +57,7 @@ def steps(draw: st.DrawFn) -> Step:
             start=start,
             tokens=np.array(draw(st.lists(st.integers(0, 99), min_size=end - start, max_size=end - start))),
             catch_up=0,
-            store_until=start,
+            store_until=draw(st.integers(start, end)),
             phase=Phase.PREFILL if prefill else Phase.DECODE,
             groups=groups,
             advances=True,
@@ -102,6 +102,14 @@ def test_every_row_carries_its_token_position_and_slot(step: Step) -> None:
         assert result.row_sequence[row] == index
         page = window.page_table[position // step.page_size]
         assert result.slots[row] == page * step.page_size + position % step.page_size
+
+
+@given(steps())
+@settings(deadline=None)
+def test_a_row_is_final_when_it_lies_below_what_its_span_stores(step: Step) -> None:
+    result = packed(step)
+    told = [position < window.span.store_until for _, window, position in rows_of(step.plan)]
+    assert result.final.tolist() == told + [False] * (len(result.input_ids) - len(told))
 
 
 @given(steps())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.attention.case import AttentionCase
@@ -17,26 +17,30 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-def select_backend(name: str, host: Host, case: AttentionCase) -> AttentionBackend:
-    """The backend called `name`, or with "auto" the one of highest priority that can serve the case.
+def select_backend(name: str, host: Host, *cases: AttentionCase) -> AttentionBackend:
+    """The backend called `name`, or with "auto" the one of highest priority that can serve the cases.
 
+    Args:
+        name: a registered name, or "auto".
+        host: the plugins.
+        cases: what it must serve; several where the layers of a network differ in their heads.
     Raises:
-        IncompatibleError: the named backend (with "auto": every backend) has reasons against the case; they are listed.
+        IncompatibleError: the named backend (with "auto": every backend) has reasons against a case; they are listed.
         UnknownNameError: no plugin registers `name`.
     """
-    entry = _best(host, case) if name == AUTO else _named(name, host, case)
+    entry = _best(host, cases) if name == AUTO else _named(name, host, cases)
     backend: AttentionBackend = host.load(entry.descriptor.impl, provenance=entry.provenance)()
     return backend
 
 
-def probe_backends(host: Host, case: AttentionCase) -> Mapping[str, tuple[str, ...]]:
-    """Reasons against the case of every registered backend, best priority first; none means that it can serve."""
+def probe_backends(host: Host, *cases: AttentionCase) -> Mapping[str, tuple[str, ...]]:
+    """Reasons against the cases of every registered backend, best priority first; none means that it can serve."""
     entries = sorted(host.attention.entries(), key=lambda entry: -entry.descriptor.priority)
-    return {entry.descriptor.name: _reasons(entry, host, case) for entry in entries}
+    return {entry.descriptor.name: _reasons(entry, host, cases) for entry in entries}
 
 
-def _best(host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
-    found = probe_backends(host, case)
+def _best(host: Host, cases: Sequence[AttentionCase]) -> Entry[AttentionBackendPlugin]:
+    found = probe_backends(host, *cases)
     for name, reasons in found.items():
         if not reasons:
             return host.attention.entry(name)
@@ -44,18 +48,19 @@ def _best(host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
     raise IncompatibleError(refusals or ["No attention backend is registered."])
 
 
-def _named(name: str, host: Host, case: AttentionCase) -> Entry[AttentionBackendPlugin]:
+def _named(name: str, host: Host, cases: Sequence[AttentionCase]) -> Entry[AttentionBackendPlugin]:
     entry = host.attention.entry(name)
-    reasons = _reasons(entry, host, case)
+    reasons = _reasons(entry, host, cases)
     if reasons:
-        able = [other for other, against in probe_backends(host, case).items() if not against]
+        able = [other for other, against in probe_backends(host, *cases).items() if not against]
         advice = f" Backends that can: {', '.join(able)}." if able else ""
         raise IncompatibleError([_refusal(name, reasons) + advice])
     return entry
 
 
-def _reasons(entry: Entry[AttentionBackendPlugin], host: Host, case: AttentionCase) -> tuple[str, ...]:
-    return tuple(host.load(entry.descriptor.probe, provenance=entry.provenance)(case))
+def _reasons(entry: Entry[AttentionBackendPlugin], host: Host, cases: Sequence[AttentionCase]) -> tuple[str, ...]:
+    probe = host.load(entry.descriptor.probe, provenance=entry.provenance)
+    return tuple(dict.fromkeys(reason for case in cases for reason in probe(case)))
 
 
 def _refusal(name: str, reasons: tuple[str, ...]) -> str:
