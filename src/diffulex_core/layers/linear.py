@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,20 @@ from torch.nn import functional
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import Range, even_range, padded_range
 from diffulex_core.weights.types import Part, ShardId
+
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""How a layer applies its weight: `x` [rows, in], `weight` [out, in] and `bias` [out] or None give [rows, out]."""
+
+
+@runtime_checkable
+class Multiplies(Protocol):
+    """A layer whose `weight` [out, in] takes part in its forward through `multiply` alone.
+
+    `torch.nn.functional.linear` at first; a LoRA adapter puts a product of its own in that place.
+    """
+
+    weight: nn.Parameter
+    multiply: Multiply
 
 
 def empty_parameter(ctx: BuildContext, *shape: int) -> nn.Parameter:
@@ -50,10 +65,11 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = empty_parameter(ctx, out_features, in_features)
         self.bias = empty_parameter(ctx, out_features) if bias else None
+        self.multiply: Multiply = functional.linear
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
-        return functional.linear(x, self.weight, self.bias)
+        return self.multiply(x, self.weight, self.bias)
 
 
 class RowLinear(nn.Module):
@@ -64,6 +80,7 @@ class RowLinear(nn.Module):
         self.held = even_range(in_features, ctx.tp, "the input width of a linear layer")
         self.weight = empty_parameter(ctx, out_features, self.held.length)
         self.bias = empty_parameter(ctx, out_features) if bias else None
+        self.multiply: Multiply = functional.linear
         self.tp = ctx.tp
 
     def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
@@ -74,8 +91,8 @@ class RowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in / processes] -> [rows, out], summed over the processes."""
         if self.tp.size == 1:
-            return functional.linear(x, self.weight, self.bias)
-        summed = self.tp.sum(functional.linear(x, self.weight))
+            return self.multiply(x, self.weight, self.bias)
+        summed = self.tp.sum(self.multiply(x, self.weight, None))
         return summed if self.bias is None else summed + self.bias
 
 
@@ -87,6 +104,7 @@ class VocabHead(nn.Module):
         self.held, rows = padded_range(vocab_size, ctx.tp)
         self.weight = empty_parameter(ctx, rows, hidden_size)
         self.bias = empty_parameter(ctx, rows) if bias else None
+        self.multiply: Multiply = functional.linear
 
     def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
         """See `weights.PartedModule`."""
@@ -94,7 +112,7 @@ class VocabHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab / processes]: logits of this process's ids, those of padding are zero."""
-        return functional.linear(hidden, self.weight, self.bias)
+        return self.multiply(hidden, self.weight, self.bias)
 
 
 class PackedLinear(nn.Module):
@@ -110,6 +128,7 @@ class PackedLinear(nn.Module):
         out_features = sum(held.length for held in parts.values())
         self.weight = empty_parameter(ctx, out_features, in_features)
         self.bias = empty_parameter(ctx, out_features) if bias else None
+        self.multiply: Multiply = functional.linear
 
     def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
         """See `weights.PartedModule`."""
@@ -132,4 +151,4 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, sum of parts]."""
-        return functional.linear(x, self.weight, self.bias)
+        return self.multiply(x, self.weight, self.bias)
