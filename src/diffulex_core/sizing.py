@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import attrs
 import psutil
 import torch
 
 from diffulex_core.errors import ConfigError
+
+
+@attrs.frozen(kw_only=True)
+class Capacity:
+    """What a process could store once its weights are loaded.
+
+    Attributes:
+        page_bytes: bytes of one page over all layers.
+        available: bytes that its device can still give it.
+    """
+
+    page_bytes: int
+    available: int
 
 
 def free_memory(device: torch.device) -> int:

@@ -285,7 +285,7 @@ def test_a_request_that_can_never_fit_is_refused_with_the_number_it_needs() -> N
 
 def test_weights_that_yield_nan_fail_the_request_and_not_the_engine() -> None:
     with engine(enable_prefix_caching=False) as made:
-        network = made._open.runner._model  # type: ignore[attr-defined]
+        network = made._open.runner.network  # type: ignore[attr-defined]
         with torch.no_grad():
             network.embed.weight[77] = torch.nan
         outputs = made.generate([prompt(9), [77, 3, 4]], GREEDY)

@@ -1,0 +1,216 @@
+"""The device's side of an engine: one process's share of the network, its pages and the runner over both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from diffulex_core.attention import AttentionCase, select_backend
+from diffulex_core.config import EngineConfig
+from diffulex_core.context import BuildContext
+from diffulex_core.devices import DTYPES, choose_dtype
+from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.host import Host
+from diffulex_core.kv_store import KVStore, page_bytes
+from diffulex_core.pattern import AttentionPattern
+from diffulex_core.protocols import AttentionBackend, DiffusionModel, ModelRunner, Sampler
+from diffulex_core.runner import EagerRunner
+from diffulex_core.sampling import PackedSampler
+from diffulex_core.sizing import Capacity, free_memory
+from diffulex_core.types import StepOutput, StepPlan
+from diffulex_core.weights import load_weights
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Blueprint:
+    """What every process of an engine builds its share from; it can be pickled.
+
+    Attributes:
+        config: the configuration.
+        folder: the checkpoint's directory.
+        checkpoint: parsed config.json.
+        num_tokens: ids that the tokenizer knows.
+    """
+
+    config: EngineConfig
+    folder: Path
+    checkpoint: Mapping[str, Any]
+    num_tokens: int
+
+
+class Worker:
+    """One process's share of an engine: loaded by the constructor, ready for plans once pages are allocated."""
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        *,
+        host: Host,
+        device: torch.device,
+        tp: Communicator = ALONE,
+        sharers: int = 1,
+        progress: bool = False,
+    ) -> None:
+        """
+        Args:
+            blueprint: what to build.
+            host: the plugins.
+            device: where the network, its pages and its activations live.
+            tp: the processes that share each layer, and which of them this is.
+            sharers: processes of the engine that share the device's memory.
+            progress: show a progress bar while weights are loaded.
+        Raises:
+            ConfigError, CheckpointError, PluginError, UnknownNameError: see `Diffulex`.
+        """
+        config = blueprint.config
+        self._config, self._host, self._device, self._sharers = config, host, device, sharers
+        self._dtype = choose_dtype(config.model.dtype, blueprint.checkpoint, device)
+        network = build_network(blueprint, host=host, dtype=self._dtype, tp=tp)
+        self._backend = choose_backend(config, network, host=host, dtype=self._dtype, device=device)
+        load_network(network, blueprint, host=host, dtype=self._dtype, device=device, progress=progress)
+        self._network: DiffusionModel | None = network
+        self._vocab_size = decidable_tokens(blueprint, network)
+        self._runner: ModelRunner | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids below this may be fed and decided."""
+        return self._vocab_size
+
+    @property
+    def network(self) -> DiffusionModel:
+        """This process's share of the network."""
+        assert self._network is not None, "the worker is closed"
+        return self._network
+
+    def capacity(self) -> Capacity:
+        """What this process could store now that its weights are loaded."""
+        geometry, page_size = self.network.kv_geometry, self._config.cache.page_size
+        return Capacity(
+            page_bytes=page_bytes(geometry, page_size, self._kv_dtype),
+            available=free_memory(self._device) // self._sharers,
+        )
+
+    def allocate(self, num_pages: int) -> None:
+        """Make the pages and the runner. Called once, before the first plan."""
+        config, network = self._config, self.network
+        kv_store = KVStore.allocate(
+            network.kv_geometry, num_pages, config.cache.page_size, self._kv_dtype, self._device
+        )
+        mask = config.model.mask_token_id
+        sampler: Sampler = component(self._host, "sampler", config.strategy.sampler, PackedSampler)(
+            vocab_size=self._vocab_size, forbidden=frozenset() if mask is None else frozenset({mask})
+        )
+        self._runner = component(self._host, "runner", config.strategy.runner, EagerRunner)(
+            model=network,
+            sampler=sampler,
+            pattern=make_pattern(config, self._host),
+            backend=self._backend,
+            kv_store=kv_store,
+            page_size=config.cache.page_size,
+            device=self._device,
+        )
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """See `ModelRunner`."""
+        assert self._runner is not None, "no pages were allocated, or the worker is closed"
+        return self._runner.execute(plan)
+
+    def close(self) -> None:
+        """Free the device memory. Calling it again does nothing."""
+        runner, self._runner, self._network = self._runner, None, None
+        if runner is not None:
+            runner.close()
+
+    @property
+    def _kv_dtype(self) -> torch.dtype:
+        chosen = self._config.cache.kv_cache_dtype
+        return self._dtype if chosen == "auto" else DTYPES[chosen]
+
+
+def build_network(blueprint: Blueprint, *, host: Host, dtype: torch.dtype, tp: Communicator = ALONE) -> DiffusionModel:
+    """One process's share of the family's network on the meta device, without weights.
+
+    Raises:
+        ConfigError: the processes cannot share it evenly.
+    """
+    family = blueprint.config.family
+    build = host.load(family.build, provenance=host.models.entry(family.name).provenance)
+    ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp)
+    network: DiffusionModel = build(blueprint.checkpoint, ctx)
+    return network
+
+
+def load_network(
+    network: DiffusionModel,
+    blueprint: Blueprint,
+    *,
+    host: Host,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool,
+) -> None:
+    """Fill a network from the checkpoint; afterwards it stands on `device`.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected, of the wrong shape or damaged.
+    """
+    family = blueprint.config.family
+    load_weights(
+        network,
+        host.load(family.weights, provenance=host.models.entry(family.name).provenance),
+        blueprint.folder,
+        blueprint.checkpoint,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+
+
+def choose_backend(
+    config: EngineConfig, network: DiffusionModel, *, host: Host, dtype: torch.dtype, device: torch.device
+) -> AttentionBackend:
+    """The attention backend that `attn_impl` means for this network.
+
+    Raises:
+        IncompatibleError: the one that was named cannot serve it, or none can.
+    """
+    cases = [
+        AttentionCase(
+            device_type=device.type,
+            dtype=dtype,
+            head_dim=geometry.head_dim,
+            num_heads=geometry.num_heads,
+            num_kv_heads=geometry.num_kv_heads,
+            page_size=config.cache.page_size,
+            block_size=config.decoding.block_size,
+            windows=tuple(network.windows),
+        )
+        for geometry in dict.fromkeys(network.kv_geometry)
+    ]
+    return select_backend(config.attention.attn_impl, host, *cases)
+
+
+def decidable_tokens(blueprint: Blueprint, network: DiffusionModel) -> int:
+    """Ids below this are tokens; the rest of the head is padding."""
+    return min(blueprint.num_tokens, network.vocab_size)
+
+
+def make_pattern(config: EngineConfig, host: Host) -> AttentionPattern:
+    """The strategy's attention pattern."""
+    strategy = host.strategies.entry(config.strategy.name)
+    make = host.load(strategy.descriptor.pattern, provenance=strategy.provenance)
+    pattern: AttentionPattern = make(config.decoding.block_size)
+    return pattern
+
+
+def component(host: Host, kind: str, name: str | None, default: Any) -> Any:
+    """The factory of a registered component, or core's own when the strategy names none."""
+    if name is None:
+        return default
+    entry = host.components[kind].entry(name)
+    return host.load(entry.descriptor.factory, provenance=entry.provenance)
