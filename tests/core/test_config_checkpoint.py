@@ -52,6 +52,26 @@ def test_a_length_that_is_none_is_reported(length: object) -> None:
     assert "max_position_embeddings" in problem
 
 
+def test_the_block_size_of_config_json_is_used_unless_something_stronger_names_one() -> None:
+    trained = without(block_size=8)
+    config = configure(checkpoint=trained)
+    assert (config.decoding.block_size, config.origins["block_size"]) == (8, CONFIG_JSON)
+    assert configure(checkpoint=trained, generation_config={"block_size": 16}).decoding.block_size == 16
+    assert configure({"block_size": 4}, checkpoint=trained).decoding.block_size == 4
+    assert configure(checkpoint=without(block_size=None)).decoding.block_size == 32
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [("8", "'8', which is no whole number"), (True, "True, which is no"), (7, "choose one of"), (-4, "choose one of")],
+)
+def test_a_block_size_of_config_json_that_is_none_is_reported(size: object, words: str) -> None:
+    [problem] = problems_of(checkpoint=without(block_size=size))
+    assert "block_size" in problem
+    assert "config.json" in problem
+    assert words in problem
+
+
 def test_the_mask_token_comes_from_the_strongest_source_that_names_one() -> None:
     bare = without("mask_token_id")
     assert configure({"mask_token_id": 9}, tokenizer_mask_id=3).model.mask_token_id == 9

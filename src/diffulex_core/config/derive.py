@@ -1,4 +1,4 @@
-"""Values that follow from the checkpoint and the tokenizer: length limit, mask token, end tokens, sampling defaults."""
+"""Values that follow from the checkpoint and the tokenizer: lengths, block size, special tokens, sampling defaults."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def derive(settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFa
     """Fill in what the checkpoint decides, in place."""
     if "max_model_len" not in report.unusable and checkpoint.config is not None:
         _limit_length(settings, checkpoint, report)
+    if "block_size" not in report.unusable:
+        _find_block_size(settings, checkpoint, report)
     if "mask_token_id" not in report.unusable:
         _find_mask(settings, checkpoint, family, report)
     if "eos_token_ids" not in report.unusable:
@@ -99,6 +101,16 @@ def _limit_length(settings: dict[str, Setting], checkpoint: Checkpoint, report: 
     elif setting.value > limit:
         origin = attrs.evolve(CONFIG_JSON, detail=f"config.json {name}")
         settings["max_model_len"] = attrs.evolve(setting, value=limit, origin=origin)
+
+
+def _find_block_size(settings: dict[str, Setting], checkpoint: Checkpoint, report: Report) -> None:
+    setting, found = settings["block_size"], checkpoint.look_up("block_size")
+    if found is None or setting.origin.by_user or setting.origin.source == "checkpoint":
+        return
+    if isinstance(found[1], int) and not isinstance(found[1], bool):
+        settings["block_size"] = attrs.evolve(setting, value=found[1], origin=CONFIG_JSON)
+    else:
+        report.problems.append(f"config.json has block_size {found[1]!r}, which is no whole number; correct the file.")
 
 
 def _find_mask(

@@ -2,9 +2,11 @@
 
 from diffulex_core.weights.loader import LoadReport, load_weights
 from diffulex_core.weights.rules import Rename, Skip, WeightRules
+from diffulex_core.weights.standard import STANDARD_DECODER
 from diffulex_core.weights.types import LoadContext, NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
 __all__ = [
+    "STANDARD_DECODER",
     "LoadContext",
     "LoadReport",
     "NamesSources",

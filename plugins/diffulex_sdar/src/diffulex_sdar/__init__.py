@@ -1,0 +1,1 @@
+"""SDAR, SDAR-MoE and Stable-DiffCoder for diffulex."""

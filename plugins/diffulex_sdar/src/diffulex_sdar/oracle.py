@@ -1,0 +1,58 @@
+"""Independent networks from transformers' own classes, for comparison in tests.
+
+Call them with an explicit 4-D attention mask: without one they are causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def qwen3(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen3ForCausalLM:
+    """`Qwen3ForCausalLM` in fp32 with an SDAR checkpoint's weights.
+
+    Args:
+        config: the parsed config.json.
+        tensors: the checkpoint's tensors by their own names, which are Qwen3's.
+    """
+    model = Qwen3ForCausalLM(Qwen3Config(**_shape(config), head_dim=config["head_dim"], attention_bias=False))
+    return _loaded(model, tensors)
+
+
+def llama(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaForCausalLM:
+    """`LlamaForCausalLM` in fp32 with a Stable-DiffCoder checkpoint's weights; arguments as for `qwen3`."""
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    model = LlamaForCausalLM(LlamaConfig(**_shape(config), head_dim=width, attention_bias=False, mlp_bias=False))
+    return _loaded(model, tensors)
+
+
+def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "vocab_size": config["vocab_size"],
+        "hidden_size": config["hidden_size"],
+        "intermediate_size": config["intermediate_size"],
+        "num_hidden_layers": config["num_hidden_layers"],
+        "num_attention_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_key_value_heads"],
+        "rms_norm_eps": config["rms_norm_eps"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]},
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
+        "max_position_embeddings": config["max_position_embeddings"],
+        "hidden_act": "silu",
+    }
+
+
+def _loaded(model: Model, tensors: Mapping[str, Tensor]) -> Model:
+    model.set_attn_implementation("eager")
+    weights = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    if model.config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    return model.train(False)

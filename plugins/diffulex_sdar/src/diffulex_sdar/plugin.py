@@ -1,0 +1,46 @@
+"""Registers SDAR and Stable-DiffCoder; imports no torch."""
+
+from __future__ import annotations
+
+from diffulex_core.hookspecs import Register
+from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimpl
+
+PROVIDES = frozenset[str]((Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL))
+
+
+@hookimpl
+def diffulex_register_models(register: Register[ModelFamily]) -> None:
+    register(
+        ModelFamily(
+            name="sdar",
+            architectures=("SDARForCausalLM",),
+            model_types=("sdar",),
+            build="diffulex_sdar.model:build_sdar",
+            weights="diffulex_sdar.weights:WEIGHTS",
+            provides=PROVIDES,
+            logits="aligned",
+            sampler=SamplerTraits(force_rule="after_semi_complete"),
+            default_strategy="multi_bd",
+            defaults={"block_size": 4, "mask_token_id": 151669},
+            check_config="diffulex_sdar.config:check_sdar",
+            tiny="diffulex_sdar.config:TINY_SDAR",
+            hf_reference="diffulex_sdar.oracle:qwen3",
+        )
+    )
+    register(
+        ModelFamily(
+            name="stable_diffcoder",
+            # Its model_type is "llama", like that of autoregressive checkpoints; only the architecture is its own.
+            architectures=("StableDiffcoderForCausalLM",),
+            build="diffulex_sdar.model:build_stable_diffcoder",
+            weights="diffulex_sdar.weights:WEIGHTS",
+            provides=PROVIDES,
+            logits="aligned",
+            sampler=SamplerTraits(force_rule="always"),
+            default_strategy="multi_bd",
+            defaults={"block_size": 4, "mask_token_id": 5},
+            check_config="diffulex_sdar.config:check_stable_diffcoder",
+            tiny="diffulex_sdar.config:TINY_STABLE_DIFFCODER",
+            hf_reference="diffulex_sdar.oracle:llama",
+        )
+    )

@@ -1,0 +1,144 @@
+"""SDAR's and Stable-DiffCoder's config.json: what is read, what is refused, and which family claims what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from diffulex_core.config import EngineConfig, resolve
+from diffulex_core.errors import ConfigError
+from diffulex_core.host import Host
+from diffulex_core.layers import DecoderSpec
+from diffulex_core.plugin import Capability
+from diffulex_sdar.config import (
+    TINY_SDAR,
+    TINY_STABLE_DIFFCODER,
+    check_sdar,
+    check_stable_diffcoder,
+    sdar_spec,
+    stable_diffcoder_spec,
+)
+
+HOST = Host.discover(["diffulex-sdar", "diffulex-multibd"], environ={})
+
+SDAR_4B = {
+    "architectures": ["SDARForCausalLM"], "model_type": "sdar", "vocab_size": 151936, "hidden_size": 2560,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "intermediate_size": 9728, "hidden_act": "silu", "rope_theta": 1000000.0, "rope_scaling": None,
+    "rms_norm_eps": 1e-6, "attention_bias": False, "attention_dropout": 0.0, "sliding_window": None,
+    "use_sliding_window": False, "max_window_layers": 36, "max_position_embeddings": 32768, "use_cache": True,
+    "torch_dtype": "bfloat16", "tie_word_embeddings": False, "eos_token_id": 151643,
+}  # fmt: skip
+STABLE_DIFFCODER_8B = {
+    "architectures": ["StableDiffcoderForCausalLM"], "model_type": "llama", "vocab_size": 155136, "hidden_size": 4096,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+    "hidden_act": "silu", "rope_theta": 500000.0, "rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False,
+    "max_position_embeddings": 8192, "tie_word_embeddings": False, "bos_token_id": 0, "pad_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+
+
+def configure(checkpoint: Mapping[str, Any], **options: Any) -> EngineConfig:
+    return resolve("somewhere", options, host=HOST, checkpoint=checkpoint)
+
+
+def test_the_4b_configuration_gives_its_published_shape() -> None:
+    assert check_sdar(SDAR_4B) == []
+    assert sdar_spec(SDAR_4B) == DecoderSpec(
+        vocab_size=151936, hidden_size=2560, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128, ffn_size=9728,
+        rope_theta=1000000.0, norm_eps=1e-6, qk_norm=True,
+    )  # fmt: skip
+
+
+def test_stable_diffcoders_configuration_gives_a_llama() -> None:
+    assert check_stable_diffcoder(STABLE_DIFFCODER_8B) == []
+    spec = stable_diffcoder_spec(STABLE_DIFFCODER_8B)
+    assert (spec.head_dim, spec.num_kv_heads, spec.qk_norm, spec.tie_embeddings) == (128, 8, False, False)
+    assert (spec.rope_theta, spec.norm_eps, spec.vocab_size) == (500000.0, 1e-6, 155136)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head_dim": None}, "head_dim is None"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling asks for 'yarn'"),
+        ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is 1000000.0, but 5.0 in rope_parameters"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"num_key_value_heads": 3}, "4 query heads cannot share 3"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ],
+)
+def test_what_sdars_network_cannot_do_is_refused_by_name_and_value(changes: dict[str, Any], words: str) -> None:
+    (problem,) = check_sdar({**TINY_SDAR, **changes})
+    assert words in problem
+    with pytest.raises(ConfigError) as raised:
+        sdar_spec({**TINY_SDAR, **changes})
+    assert raised.value.problems == (problem,)
+
+
+def test_the_width_of_sdars_heads_is_never_derived() -> None:
+    config = {key: value for key, value in TINY_SDAR.items() if key != "head_dim"}
+    assert check_sdar(config) == ["head_dim is missing; config.json must give a whole number of at least 1."]
+
+
+@pytest.mark.parametrize("changes", [{"mlp_bias": True}, {"attention_bias": True}])
+def test_stable_diffcoder_has_no_biases(changes: dict[str, Any]) -> None:
+    (problem,) = check_stable_diffcoder({**TINY_STABLE_DIFFCODER, **changes})
+    assert "is True; the one supported value is False" in problem
+
+
+def test_the_head_is_tied_only_if_the_key_says_so() -> None:
+    untied = {key: value for key, value in TINY_SDAR.items() if key != "tie_word_embeddings"}
+    assert not sdar_spec(untied).tie_embeddings
+    assert sdar_spec({**untied, "tie_word_embeddings": True}).tie_embeddings
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "mask"), [(SDAR_4B, "sdar", 151669), (STABLE_DIFFCODER_8B, "stable_diffcoder", 5)]
+)
+def test_a_published_config_names_its_family_and_everything_else_follows(
+    config: dict[str, Any], family: str, mask: int
+) -> None:
+    resolved = configure(config)
+    assert resolved.family.name == family
+    assert resolved.strategy.name == "multi_bd"
+    assert resolved.model.mask_token_id == mask
+    assert resolved.decoding.block_size == 4
+    assert resolved.origins["block_size"].source == "family"
+
+
+def test_a_block_size_in_config_json_is_the_one_it_was_trained_with() -> None:
+    assert configure({**SDAR_4B, "block_size": 16}).decoding.block_size == 16
+    assert configure({**SDAR_4B, "block_size": 16}, block_size=8).decoding.block_size == 8
+
+
+def test_an_autoregressive_llama_is_not_taken_for_stable_diffcoder() -> None:
+    with pytest.raises(ConfigError, match=r"No model family claims this checkpoint \(architectures LlamaForCausalLM"):
+        configure({**STABLE_DIFFCODER_8B, "architectures": ["LlamaForCausalLM"]})
+    with pytest.raises(ConfigError, match="No model family claims this checkpoint"):
+        configure({key: value for key, value in STABLE_DIFFCODER_8B.items() if key != "architectures"})
+
+
+def test_the_wrong_family_for_a_checkpoint_is_named_beside_the_right_one() -> None:
+    with pytest.raises(ConfigError, match=r"model_name is 'sdar'.*config\.json belongs to 'stable_diffcoder'"):
+        configure(STABLE_DIFFCODER_8B, model_name="sdar")
+
+
+def test_every_family_runs_block_causally_and_decides_by_its_own_rule() -> None:
+    rules = {family.name: family.sampler.force_rule for family in HOST.models}
+    assert rules["sdar"] == "after_semi_complete"
+    assert rules["stable_diffcoder"] == "always"
+    for family in HOST.models:
+        assert family.logits == "aligned"
+        assert family.provides == {Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL}
+        assert family.default_strategy == "multi_bd"
+
+
+def test_a_strategy_with_another_visibility_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="full_prefix"):
+        configure(SDAR_4B, decoding_strategy="d2f")

@@ -1,0 +1,28 @@
+"""The tensor names that most decoders of transformers share, for the generic decoder's parameters."""
+
+from __future__ import annotations
+
+from diffulex_core.weights.rules import Rename, Skip
+
+STANDARD_DECODER: tuple[Rename | Skip, ...] = (
+    Rename("model.embed_tokens.weight", "embed.weight"),
+    Rename("model.layers.{i}.input_layernorm.weight", "layers.{i}.attn_norm.weight"),
+    Rename(
+        "model.layers.{i}.self_attn.{q,k,v}_proj.{weight,bias}",
+        "layers.{i}.attn.qkv.{weight,bias}",
+        shard="{q,k,v}",
+    ),
+    Rename("model.layers.{i}.self_attn.o_proj.{weight,bias}", "layers.{i}.attn.out.{weight,bias}"),
+    Rename("model.layers.{i}.self_attn.{q,k}_norm.weight", "layers.{i}.attn.{q,k}_norm.weight"),
+    Rename("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.ff_norm.weight"),
+    Rename(
+        "model.layers.{i}.mlp.{gate,up}_proj.{weight,bias}",
+        "layers.{i}.mlp.gate_up.{weight,bias}",
+        shard="{gate,up}",
+    ),
+    Rename("model.layers.{i}.mlp.down_proj.{weight,bias}", "layers.{i}.mlp.down.{weight,bias}"),
+    Rename("model.norm.weight", "final_norm.weight"),
+    Rename("lm_head.weight", "lm_head.weight"),
+    Skip("model.layers.{i}.self_attn.rotary_emb.inv_freq", "rotary frequencies are computed from config.json"),
+)
+"""Rules for the names of Llama, Qwen2 and Qwen3: `WeightRules(*STANDARD_DECODER)`, with a family's own rules beside."""
