@@ -55,4 +55,5 @@ def _loaded(model: Model, tensors: Mapping[str, Tensor]) -> Model:
     if model.config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
-    return model.train(False)
+    model.train(False)
+    return model
