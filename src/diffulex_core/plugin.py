@@ -24,6 +24,7 @@ from diffulex_core.protocols import (
     ReqContext,
     Sampler,
     Scheduler,
+    SelfConditioned,
     WeightResolver,
 )
 
@@ -48,6 +49,7 @@ __all__ = [
     "Sampler",
     "SamplerTraits",
     "Scheduler",
+    "SelfConditioned",
     "WeightResolver",
     "hookimpl",
 ]
@@ -72,6 +74,8 @@ class Capability:
     """Row i of the logits predicts position i. Follows from the family's `logits`; it need not be listed."""
     SOFT_INPUTS = "soft_inputs"
     """The network accepts blended embeddings in place of token ids (token merge)."""
+    SELF_CONDITIONING = "self_conditioning"
+    """Rows that are not final read, beside their token, what the step before believed (`SelfConditioned`)."""
 
 
 ComponentKind = Literal["scheduler", "kv_cache", "runner", "sampler", "executor", "model_source", "kernel"]
@@ -84,6 +88,12 @@ def _reference(instance: object, attribute: attrs.Attribute[Any], value: Any) ->
     module, separator, name = (value or "").partition(":")
     if not separator or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"{attribute.name}={value!r} is not a reference of the form 'package.module:attribute'")
+
+
+def _sizes(instance: object, attribute: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
+    """attrs validator: whole numbers of at least 1."""
+    if not isinstance(value, tuple) or not all(type(size) is int and size > 0 for size in value):
+        raise ValueError(f"{attribute.name}={value!r} is not a tuple of whole numbers of at least 1")
 
 
 def _names(value: Iterable[str]) -> frozenset[str]:
@@ -121,6 +131,7 @@ class ModelFamily:
         sampler: sampler traits.
         default_strategy: strategy used when the user names none.
         defaults: configuration keys that this family sets unless the checkpoint or the user does.
+        sizes: values of block_size and page_size that it allows besides those that all families do.
         config_cls: reference to a frozen attrs class with the family's own configuration keys.
         check_config: reference to `check(config: dict) -> list[str]`: problems of a config.json, without torch.
         tiny: reference to a small config.json dict for tests.
@@ -138,6 +149,7 @@ class ModelFamily:
     sampler: SamplerTraits = SamplerTraits()
     default_strategy: str | None = None
     defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
     check_config: str | None = attrs.field(default=None, validator=_reference)
     tiny: str | None = attrs.field(default=None, validator=_reference)
@@ -158,6 +170,7 @@ class DecodingStrategy:
         thresholds: names of the decoding thresholds that change its behaviour.
         defaults: configuration keys that this strategy sets unless the checkpoint or the user does.
         forces: configuration keys that it normalises to one value, with a warning when the user asked for another.
+        sizes: values of block_size and page_size that it allows besides those that all strategies do.
         config_cls: reference to a frozen attrs class with the strategy's own configuration keys.
     """
 
@@ -173,6 +186,7 @@ class DecodingStrategy:
     thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     forces: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
 
 

@@ -207,7 +207,10 @@ class Scheduler(Protocol):
 
 @runtime_checkable
 class ModelRunner(Protocol):
-    """Executes plans: packs rows, runs the model, samples."""
+    """Executes plans: packs rows, runs the model, samples.
+
+    For requests whose spans say so it keeps one hidden row each, until a plan names them as ended.
+    """
 
     def execute(self, plan: StepPlan) -> StepOutput: ...
 
@@ -286,6 +289,25 @@ class DiffusionModel(Protocol):
 
 
 @runtime_checkable
+class SelfConditioned(Protocol):
+    """What a network with the capability `self_conditioning` offers besides `DiffusionModel`.
+
+    A step's logits become embeddings here; the next forward of the same rows takes them as `ForwardContext.soft`.
+    Between the two they belong to the request. Rows that are given none, as in a canvas's first step, count as zero.
+    """
+
+    def soft_embeddings(self, logits: Tensor) -> Tensor:
+        """The embedding that each row expects: `softmax(logits) @ embedding`, scaled as embedded tokens are.
+
+        Args:
+            logits: [rows, columns] as `DiffusionModel.logits` returns them, after the sampler's temperature.
+        Returns:
+            [rows, hidden] in the activation dtype, the same on every process.
+        """
+        ...
+
+
+@runtime_checkable
 class WeightResolver(Protocol):
     """Says where each checkpoint tensor goes. `WeightRules` covers the usual cases."""
 
@@ -305,6 +327,7 @@ class ReqContext:
         eos_token_ids: tokens that end an answer unless the request ignores them.
         max_model_len: most positions of a sequence, prompt included.
         thresholds: the engine's defaults; requests may override them.
+        shifted: row i of the logits predicts position i + 1, not i.
         force_rule: the family's rule for deciding one token when none is confident enough.
         auto_nfe: derived NFE cap, or None when it is off.
     """
@@ -315,6 +338,7 @@ class ReqContext:
     eos_token_ids: frozenset[int]
     max_model_len: int
     thresholds: DecodingThresholds
+    shifted: bool = False
     force_rule: ForceRule = "after_semi_complete"
     auto_nfe: AutoNFE | None = None
 

@@ -97,6 +97,17 @@ def test_a_family_that_marks_with_a_mask_token_needs_one_and_others_do_not() -> 
     assert configure({"decoding_strategy": "blocks"}, checkpoint=beta).model.mask_token_id is None
 
 
+def test_a_family_without_mask_token_has_none_whoever_names_one() -> None:
+    beta = without(architectures=["BetaLM"])
+    config = configure({"decoding_strategy": "blocks"}, checkpoint=beta, tokenizer_mask_id=4)
+    assert (config.model.mask_token_id, config.warnings) == (None, ())
+    config = configure({"decoding_strategy": "blocks", "mask_token_id": 4}, checkpoint=beta)
+    assert config.model.mask_token_id is None
+    [warning] = config.warnings
+    assert "mask_token_id is 4" in warning
+    assert "'beta' has no mask token" in warning
+
+
 @pytest.mark.parametrize("token", [-1, "mask", 2.0, True])
 def test_a_mask_token_that_is_none_is_reported(token: object) -> None:
     [problem] = problems_of(checkpoint=without(mask_token_id=token))

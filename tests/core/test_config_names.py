@@ -7,7 +7,8 @@ from types import ModuleType
 import attrs
 import pytest
 
-from diffulex_core.config import Origin, resolve
+from diffulex_core.config import Origin, resolve, structure, unstructure
+from diffulex_core.config.describe import installed_sections, installed_sizes, json_schema
 from diffulex_core.errors import ConfigError, IncompatibleError, PluginError
 from diffulex_core.host import Host
 from diffulex_core.plugin import Capability, hookimpl
@@ -30,6 +31,10 @@ from tests.core.config_kit import (
 @attrs.frozen(kw_only=True)
 class ClashingOptions:
     page_size: int = 3
+
+
+WIDE = attrs.evolve(ALPHA, sizes=(256, 64))
+HALVES = attrs.evolve(BLOCKS, name="halves", aliases=(), sizes=(2, 64))
 
 
 @attrs.frozen(kw_only=True)
@@ -209,3 +214,35 @@ def test_a_host_without_families_says_so() -> None:
 
 def test_the_families_claims_do_not_depend_on_registration_order() -> None:
     assert configure(host=make_host(families=(BETA, ALPHA))) == configure()
+
+
+def test_a_family_and_a_strategy_may_allow_more_block_and_page_sizes() -> None:
+    host = make_host(families=(WIDE,), strategies=(BLOCKS, HALVES))
+    config = configure({"block_size": 256, "page_size": 256, "buffer_size": 1}, host=host)
+    assert (config.decoding.block_size, config.cache.page_size) == (256, 256)
+    config = configure({"block_size": 2, "page_size": 64, "decoding_strategy": "halves"}, host=host)
+    assert (config.decoding.block_size, config.cache.page_size) == (2, 64)
+    assert structure(unstructure(config)) == config
+
+
+def test_a_size_that_nobody_allows_is_refused_with_those_that_somebody_does() -> None:
+    host = make_host(families=(WIDE,), strategies=(BLOCKS, HALVES))
+    [problem] = problems_of({"block_size": 2}, host=host)
+    assert "choose one of 4, 8, 16, 32, 64 (model family 'alpha'), 256 (model family 'alpha')" in problem
+    [problem] = problems_of({"page_size": 128, "decoding_strategy": "halves"}, host=host)
+    assert "32, 2 (strategy 'halves'), 64 (model family 'alpha'), 256 (model family 'alpha')" in problem
+    [problem] = problems_of({"page_size": 64})
+    assert problem.endswith("choose one of 4, 8, 16, 32.")
+
+
+@pytest.mark.parametrize("sizes", [(0,), (True,), [64], ("64",)])
+def test_sizes_are_whole_numbers(sizes: object) -> None:
+    with pytest.raises(ValueError, match=r"sizes=.* whole numbers"):
+        attrs.evolve(ALPHA, sizes=sizes)
+
+
+def test_the_schema_of_a_config_file_allows_the_sizes_of_every_installed_plugin() -> None:
+    host = make_host(families=(WIDE, BETA), strategies=(BLOCKS, HALVES))
+    properties = json_schema(installed_sections(host), installed_sizes(host))["properties"]
+    assert properties["page_size"]["enum"] == properties["block_size"]["enum"] == [4, 8, 16, 32, 2, 64, 256]
+    assert properties["cache"]["properties"]["page_size"]["enum"] == [4, 8, 16, 32, 2, 64, 256]

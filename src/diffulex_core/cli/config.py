@@ -17,6 +17,7 @@ from diffulex_core.config.describe import (
     allowed,
     explain,
     installed_sections,
+    installed_sizes,
     json_schema,
     not_built,
     type_name,
@@ -105,7 +106,7 @@ def explain_command(
 @click.pass_obj
 def schema_command(host: Host) -> None:
     """Print the JSON Schema of a config file: all keys that this installation knows."""
-    click.echo(json.dumps(json_schema(installed_sections(host)), indent=2))
+    click.echo(json.dumps(json_schema(installed_sections(host), installed_sizes(host)), indent=2))
 
 
 def _choose(config: EngineConfig, key: str | None) -> tuple[Explained, ...]:

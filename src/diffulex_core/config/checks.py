@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from diffulex_core.config.keys import KeyInfo
+from diffulex_core.config.schema import KeySpec
 from diffulex_core.config.settle import Report, Setting
 
 Settings = Mapping[str, Setting]
@@ -43,17 +44,19 @@ def check_together(settings: Settings, report: Report) -> None:
 
 
 def _out_of_bounds(setting: Setting) -> str | None:
-    info, value = setting.spec.info, setting.value
+    spec, value = setting.spec, setting.value
     if value is None:
         return None
     if isinstance(value, tuple):
-        return next((f"for each entry, {fix}" for part in value if (fix := _violated(info, part)) is not None), None)
-    return _violated(info, value)
+        return next((f"for each entry, {fix}" for part in value if (fix := _violated(spec, part)) is not None), None)
+    return _violated(spec, value)
 
 
-def _violated(info: KeyInfo, value: object) -> str | None:
+def _violated(spec: KeySpec, value: object) -> str | None:
+    info = spec.info
     if info.choices and value not in info.choices:
-        return f"choose one of {', '.join(map(str, info.choices))}"
+        named = (f"{choice} ({spec.added[choice]})" if choice in spec.added else str(choice) for choice in info.choices)
+        return f"choose one of {', '.join(named)}"
     if isinstance(value, (int, float)) and not _within(info, value):
         return f"give a number {_range(info)}"
     if info.pattern is not None and isinstance(value, str) and re.fullmatch(info.pattern, value) is None:

@@ -117,6 +117,17 @@ def _find_mask(
     settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFamily | None, report: Report
 ) -> None:
     setting = settings["mask_token_id"]
+    if family is not None and Capability.MASK_TOKEN not in family.provides:
+        # Its tokenizer may name one all the same: Gemma's has an id for it that the network was never trained on.
+        if setting.value is not None:
+            if setting.origin.by_user:
+                report.warn(
+                    f"{setting.spec.name} is {setting.value} ({setting.origin}), but the model family '{family.name}' "
+                    "has no mask token; it is ignored."
+                )
+            origin = Origin(source="family", detail=family.name)
+            settings["mask_token_id"] = attrs.evolve(setting, value=None, origin=origin)
+        return
     if setting.value is not None and setting.origin.by_user:
         return
     found = checkpoint.look_up("mask_token_id")

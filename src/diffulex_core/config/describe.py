@@ -13,7 +13,15 @@ import attrs
 from diffulex_core.config.convert import CONVERTER, choices_of, is_optional
 from diffulex_core.config.engine_config import EngineConfig
 from diffulex_core.config.keys import Origin
-from diffulex_core.config.schema import KeySpec, Schema, Section, build_schema, core_sections, plugin_sections
+from diffulex_core.config.schema import (
+    KeySpec,
+    Schema,
+    Section,
+    added_sizes,
+    build_schema,
+    core_sections,
+    plugin_sections,
+)
 
 if TYPE_CHECKING:
     from diffulex_core.host import Host
@@ -80,12 +88,20 @@ def installed_sections(host: Host) -> tuple[Section, ...]:
     return tuple(sections)
 
 
-def json_schema(sections: Iterable[Section]) -> dict[str, Any]:
-    """JSON Schema of a config file: every key at the top, or nested under its section's name."""
+def installed_sizes(host: Host) -> Mapping[object, str]:
+    """Block and page sizes that installed families and strategies add, and who does."""
+    return added_sizes(host.models, host.strategies)
+
+
+def json_schema(sections: Iterable[Section], sizes: Mapping[object, str] | None = None) -> dict[str, Any]:
+    """JSON Schema of a config file: every key at the top, or nested under its section's name.
+
+    `sizes` are block and page sizes that plugins allow (`installed_sizes`).
+    """
     flat: dict[str, list[dict[str, Any]]] = {}
     nested: dict[str, Any] = {}
     for section in sections:
-        schema = build_schema([section])
+        schema = build_schema([section], sizes)
         properties = _properties(schema)
         for name, value in properties.items():
             flat.setdefault(name, []).append(value)

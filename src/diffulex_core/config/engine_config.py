@@ -12,7 +12,16 @@ import attrs
 
 from diffulex_core.config.convert import CONVERTER
 from diffulex_core.config.keys import Origin
-from diffulex_core.config.schema import FAMILY, STRATEGY, KeySpec, Schema, build_schema, core_sections, plugin_sections
+from diffulex_core.config.schema import (
+    FAMILY,
+    STRATEGY,
+    KeySpec,
+    Schema,
+    added_sizes,
+    build_schema,
+    core_sections,
+    plugin_sections,
+)
 from diffulex_core.config.sections import (
     CORE_SECTIONS,
     AttentionSection,
@@ -71,7 +80,7 @@ class EngineConfig:
         """
         options = _class_of(self.family_options), _class_of(self.strategy_options)
         own = plugin_sections(self.family, options[0], self.strategy, options[1])
-        return build_schema([*core_sections(), *own])
+        return build_schema([*core_sections(), *own], added_sizes([self.family], [self.strategy]))
 
     def value(self, spec: KeySpec) -> Any:
         """The value of one key of `schema()`."""

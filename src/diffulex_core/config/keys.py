@@ -60,6 +60,7 @@ class KeyInfo:
         minimum, maximum: inclusive bounds of a number.
         above: exclusive lower bound of a number.
         choices: the values allowed, when they are few and the type does not say so.
+        sized: a size in tokens; families and strategies may add choices (`sizes` of their descriptors).
         pattern: a regular expression that a text value must match in full.
         form: the pattern in words.
         built: False while the machinery behind the key does not exist.
@@ -74,6 +75,7 @@ class KeyInfo:
     maximum: float | None = None
     above: float | None = None
     choices: tuple[object, ...] = ()
+    sized: bool = False
     pattern: str | None = None
     form: str = ""
     built: bool = True
@@ -103,6 +105,7 @@ def key(
     maximum: float | None = None,
     above: float | None = None,
     choices: tuple[object, ...] = (),
+    sized: bool = False,
     pattern: str | None = None,
     form: str = "",
     built: bool = True,
@@ -117,6 +120,7 @@ def key(
         maximum=maximum,
         above=above,
         choices=choices,
+        sized=sized,
         pattern=pattern,
         form=form,
         built=built,

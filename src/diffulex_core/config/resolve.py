@@ -21,7 +21,15 @@ from diffulex_core.config.layers import (
     user_layers,
 )
 from diffulex_core.config.names import choose_family, choose_strategy, misfits
-from diffulex_core.config.schema import FAMILY, STRATEGY, Schema, build_schema, core_sections, plugin_sections
+from diffulex_core.config.schema import (
+    FAMILY,
+    STRATEGY,
+    Schema,
+    added_sizes,
+    build_schema,
+    core_sections,
+    plugin_sections,
+)
 from diffulex_core.config.sections import CORE_SECTIONS, THRESHOLDS
 from diffulex_core.config.settle import Report, Setting, given_text, settle
 from diffulex_core.errors import ConfigError, IncompatibleError, PluginError, UnknownNameError
@@ -90,7 +98,8 @@ def resolve(
     report.problems += misfit
 
     classes = _option_classes(family, strategy, host)
-    schema = build_schema([*core_sections(), *plugin_sections(family, classes[0], strategy, classes[1])])
+    sizes = added_sizes([family] if family else [], [strategy] if strategy else [])
+    schema = build_schema([*core_sections(), *plugin_sections(family, classes[0], strategy, classes[1])], sizes)
     layers = [
         from_defaults(family.defaults, Origin(source="family", detail=family.name)) if family else [],
         from_defaults(strategy.defaults, Origin(source="strategy", detail=strategy.name)) if strategy else [],

@@ -9,7 +9,7 @@ from typing import Any, cast
 import attrs
 
 from diffulex_core.config.keys import GroupInfo, KeyInfo, info_of
-from diffulex_core.config.sections import CORE_SECTIONS
+from diffulex_core.config.sections import CORE_SECTIONS, SIZES
 from diffulex_core.errors import PluginError
 from diffulex_core.plugin import DecodingStrategy, ModelFamily
 
@@ -31,7 +31,8 @@ class KeySpec:
         path: field of the section, and attribute within it for keys of a group.
         kind: its type.
         default: its default.
-        info: help, bounds and the rest.
+        info: help, bounds and the rest; its choices include those that plugins add.
+        added: choices that plugins add, and which of them does.
     """
 
     name: str
@@ -41,6 +42,7 @@ class KeySpec:
     kind: Any = attrs.field(eq=False)
     default: object = attrs.field(eq=False)
     info: KeyInfo = attrs.field(eq=False)
+    added: Mapping[object, str] = attrs.field(factory=dict, eq=False)
 
     @property
     def where(self) -> str:
@@ -113,9 +115,22 @@ def plugin_sections(
     return tuple(sections)
 
 
-def build_schema(sections: Iterable[Section]) -> Schema:
+def added_sizes(families: Iterable[ModelFamily], strategies: Iterable[DecodingStrategy]) -> Mapping[object, str]:
+    """Block and page sizes that descriptors allow besides the core's, and who does."""
+    owners: list[tuple[str, ModelFamily | DecodingStrategy]] = [
+        *((f"model family '{family.name}'", family) for family in families),
+        *((f"strategy '{strategy.name}'", strategy) for strategy in strategies),
+    ]
+    found = {size: owner for owner, descriptor in reversed(owners) for size in descriptor.sizes if size not in SIZES}
+    return {size: found[size] for size in sorted(found)}
+
+
+def build_schema(sections: Iterable[Section], sizes: Mapping[object, str] | None = None) -> Schema:
     """The keys of the sections together.
 
+    Args:
+        sections: in the order in which they are shown.
+        sizes: more choices for block and page sizes, and who allows them (`added_sizes`).
     Raises:
         PluginError: two sections declare the same name, or a key has no default.
     """
@@ -136,6 +151,9 @@ def build_schema(sections: Iterable[Section]) -> Schema:
             else:
                 found = [_spec(field.name, (field.name,), field, info, section)]
             for spec in found:
+                if sizes and spec.info.sized:
+                    info = attrs.evolve(spec.info, choices=(*spec.info.choices, *sizes))
+                    spec = attrs.evolve(spec, info=info, added=sizes)
                 specs.append(spec)
                 for name in (spec.name, *spec.other_names):
                     if by_name.get(name, spec) != spec:

@@ -9,7 +9,7 @@ from diffulex_core.config.keys import KeyInfo, group, key
 from diffulex_core.sampling_params import DecodingThresholds
 
 SIZES = (4, 8, 16, 32)
-"""Block and page sizes that every shipped attention backend serves."""
+"""Block and page sizes for every family and strategy; their descriptors may add others (`sizes`)."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -88,6 +88,7 @@ class DecodingSection:
         "Tokens per block.",
         aliases=("diffusion_block_size",),
         choices=SIZES,
+        sized=True,
         generation_config=("block_size",),
     )
     buffer_size: int = key(
@@ -123,6 +124,7 @@ class CacheSection:
         "Positions per page; a multiple of block_size.",
         aliases=("kvcache_block_size",),
         choices=SIZES,
+        sized=True,
         generation_config=("page_size",),
     )
     num_pages: int = key(-1, "Pages of the cache; -1 = as many as gpu_memory_utilization allows.", minimum=-1)
