@@ -9,8 +9,8 @@ from pathlib import Path
 import attrs
 from safetensors import SafetensorError, safe_open
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+MODEL = "model"
+"""Stem of a checkpoint's files: `model.safetensors`, or `model.safetensors.index.json` and the files it names."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,16 +46,18 @@ class Inventory:
     complete: bool
 
 
-def take_inventory(folder: Path) -> Inventory:
+def take_inventory(folder: Path, stem: str = MODEL) -> Inventory:
     """List a checkpoint's tensors: from the index if there is one, else `model.safetensors`, else all `*.safetensors`.
 
-    With an index, other files in the folder are ignored.
+    With an index, other files in the folder are ignored. Another `stem` (an adapter's) stands for files of that name
+    only.
     """
     problems: list[str] = []
-    index = _read_index(folder, problems)
-    files = sorted(set(index.values())) if index is not None else _files_without_index(folder)
+    index_name = f"{stem}.safetensors.index.json"
+    index = _read_index(folder / index_name, problems)
+    files = sorted(set(index.values())) if index is not None else _files_without_index(folder, stem)
     if not files:
-        problems.append(_no_files(folder, index_found=(folder / INDEX).exists()))
+        problems.append(_no_files(folder, stem, index_found=(folder / index_name).exists()))
     tensors: list[StoredTensor] = []
     readable = 0
     for file in files:
@@ -67,7 +69,7 @@ def take_inventory(folder: Path) -> Inventory:
             readable += 1
             named = [name for name, holder in (index or {}).items() if holder == file]
             lost = sorted(set(named) - {tensor.name for tensor in found})
-            problems += [f"{INDEX} says that {file} holds {name!r}, but it does not." for name in lost]
+            problems += [f"{index_name} says that {file} holds {name!r}, but it does not." for name in lost]
             found += [_unread(name, file) for name in lost]
         tensors += found
     return Inventory(
@@ -78,9 +80,8 @@ def take_inventory(folder: Path) -> Inventory:
     )
 
 
-def _read_index(folder: Path, problems: list[str]) -> Mapping[str, str] | None:
-    """tensor name -> file name; None without a usable index."""
-    path = folder / INDEX
+def _read_index(path: Path, problems: list[str]) -> Mapping[str, str] | None:
+    """tensor name -> file name; None without an index, empty when it cannot be used."""
     if not path.exists():
         return None
     try:
@@ -88,23 +89,24 @@ def _read_index(folder: Path, problems: list[str]) -> Mapping[str, str] | None:
         if not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
             raise ValueError("'weight_map' must map tensor names to file names without folders")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"{INDEX} is not a valid index ({type(error).__name__}: {error}). Download it again.")
+        problems.append(f"{path.name} is not a valid index ({type(error).__name__}: {error}). Download it again.")
         return {}
     return dict(weight_map)
 
 
-def _files_without_index(folder: Path) -> list[str]:
-    if (folder / SINGLE).exists():
-        return [SINGLE]
-    return sorted(path.name for path in folder.glob("*.safetensors"))
+def _files_without_index(folder: Path, stem: str) -> list[str]:
+    if (folder / f"{stem}.safetensors").exists():
+        return [f"{stem}.safetensors"]
+    return sorted(path.name for path in folder.glob("*.safetensors")) if stem == MODEL else []
 
 
-def _no_files(folder: Path, *, index_found: bool) -> str:
+def _no_files(folder: Path, stem: str, *, index_found: bool) -> str:
     if index_found:
-        return f"{INDEX} names no files."
+        return f"{stem}.safetensors.index.json names no files."
     others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
-    hint = f" {', '.join(others)} cannot be read; convert the checkpoint to safetensors." if others else ""
-    return f"There are no weights: looked for {INDEX}, {SINGLE} and *.safetensors.{hint}"
+    hint = f" {', '.join(others)} cannot be read; convert them to safetensors." if others else ""
+    names = [f"{stem}.safetensors.index.json", f"{stem}.safetensors", *(["*.safetensors"] if stem == MODEL else [])]
+    return f"There are no weights: looked for {', '.join(names[:-1])} and {names[-1]}.{hint}"
 
 
 def _read_header(folder: Path, file: str) -> tuple[list[StoredTensor], str]:
