@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 
 class DiffulexError(Exception):
@@ -20,6 +22,9 @@ class ConfigError(DiffulexError, ValueError):
         lead = "The configuration has a problem" if len(self.problems) == 1 else "The configuration has problems"
         super().__init__(f"{lead}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,), self.__dict__
+
 
 class PluginError(DiffulexError):
     """A plugin broke the rules of registration: a conflict, a bad reference, a wrong type."""
@@ -36,13 +41,15 @@ class IncompatibleError(ConfigError):
 class CheckpointError(DiffulexError):
     """A checkpoint directory that cannot be read: a missing or damaged file, or tensors that do not fit.
 
-    `problems` lists everything found, one sentence each.
+    `problems` lists everything found, one sentence each; `owner` names the model family and plugin, where one reads it.
     """
 
-    def __init__(self, where: str, problems: Sequence[str]) -> None:
+    def __init__(self, where: str, problems: Sequence[str], *, owner: str = "") -> None:
         self.where = where
         self.problems: tuple[str, ...] = tuple(problems)
-        super().__init__(f"Cannot load {where}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        self.owner = owner
+        lead = f"Cannot load {where}{owner and f' into {owner}'}"
+        super().__init__(f"{lead}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
 
 class RequestError(DiffulexError, ValueError):
@@ -76,9 +83,27 @@ class NonFiniteLogits(DiffulexError):
             "Check the checkpoint for damaged weights and logit_bias for a ban on every token, or try dtype='float32'."
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.request_ids,), self.__dict__
+
 
 class OutOfPages(DiffulexError):
     """The KV cache has too few free pages for a reservation; nothing was reserved."""
+
+
+class WorkerError(DiffulexError, RuntimeError):
+    """A worker process of the engine died, or lost the others; the engine cannot go on. Close it and create a new one.
+
+    `replica` and `rank` say which worker it was; `exit_code` is its exit status, negative for a signal, None where it
+    did not end by itself.
+    """
+
+    def __init__(self, message: str, *, rank: int, replica: int = 0, exit_code: int | None = None) -> None:
+        self.rank, self.replica, self.exit_code = rank, replica, exit_code
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), rank=self.rank), self.args, self.__dict__
 
 
 class EngineClosed(DiffulexError, RuntimeError):

@@ -168,10 +168,10 @@ def test_all_faults_are_listed_in_one_error_and_nothing_is_copied(tmp_path: Path
     assert sorted(problems) == sorted([
         "Nothing fills 'qk.weight' (part 'k') [2, 3]: the checkpoint has no 'ck.k.weight'.",
         "Nothing fills 'scale' [2]: the checkpoint has no 'ck.scale'.",
-        "'ck.q.bias' has shape [5], but 'qk.bias' (part 'q') has [4].",
-        "'ck.out.weight' has shape [6, 3], but 'out.weight' has [3, 6].",
+        "'ck.q.bias' in model.safetensors has shape [5], but 'qk.bias' (part 'q') has [4].",
+        "'ck.out.weight' in model.safetensors has shape [6, 3], but 'out.weight' has [3, 6].",
         "'ck.surprise' [1, 2] in model.safetensors has no place in this model.",
-        "'ck.q.bias' and 'qk.bias' both fill 'qk.bias'.",
+        "'ck.q.bias' in model.safetensors and 'qk.bias' in model.safetensors both fill 'qk.bias'.",
     ])  # fmt: skip
     assert torch.equal(model.out.weight, torch.full((3, 6), 7.0))
 
@@ -179,12 +179,15 @@ def test_all_faults_are_listed_in_one_error_and_nothing_is_copied(tmp_path: Path
 @pytest.mark.parametrize("shape", [(3, 1), (1,), (), (1, 3, 6), (18,)])
 def test_a_shape_is_never_broadcast_or_reshaped(tmp_path: Path, shape: tuple[int, ...]) -> None:
     write_weights(tmp_path, {**tensors(), "ck.out.weight": torch.zeros(shape)})
-    assert problems_of(tmp_path) == (f"'ck.out.weight' has shape {list(shape)}, but 'out.weight' has [3, 6].",)
+    assert problems_of(tmp_path) == (
+        f"'ck.out.weight' in model.safetensors has shape {list(shape)}, but 'out.weight' has [3, 6].",
+    )
 
 
 def test_integers_do_not_become_weights(tmp_path: Path) -> None:
     write_weights(tmp_path, {**tensors(), "ck.out.weight": torch.zeros(3, 6, dtype=torch.int8)})
-    assert problems_of(tmp_path) == ("'ck.out.weight' holds I8, but 'out.weight' takes floating-point numbers.",)
+    (problem,) = problems_of(tmp_path)
+    assert problem == "'ck.out.weight' in model.safetensors holds I8, but 'out.weight' takes floating-point numbers."
 
 
 def test_a_tensor_in_two_files_is_stored_twice(tmp_path: Path) -> None:
@@ -214,7 +217,7 @@ def test_a_missing_file_of_the_index_is_named_along_with_other_faults(tmp_path: 
     write_weights(tmp_path, {**tensors(), "ck.surprise": torch.zeros(1)}, 7)
     (tmp_path / "model-00001-of-00007.safetensors").unlink()
     missing, extra = problems_of(tmp_path)
-    assert missing == "model-00001-of-00007.safetensors is missing. Download it again."
+    assert missing == "model-00001-of-00007.safetensors is missing, and with it 'ck.q.weight'. Download it again."
     assert "'ck.surprise'" in extra
 
 
@@ -273,7 +276,10 @@ def test_a_tied_tensor_that_differs_is_a_problem_beside_the_others(tmp_path: Pat
     write_weights(tmp_path, stored, 2)
     problems = problems_of(tmp_path, Net(tied=True))
     assert len(problems) == 2
-    assert "'ck.out.weight' and 'ck.tied.weight' differ, but the model ties them" in problems[1]
+    assert problems[1] == (
+        "'ck.out.weight' in model-00001-of-00002.safetensors and 'ck.tied.weight' in model-00002-of-00002.safetensors"
+        " differ, but the model ties them ('out.weight' = 'again.weight')."
+    )
 
 
 def test_a_missing_tied_tensor_is_reported_once_with_both_names(tmp_path: Path) -> None:
@@ -318,13 +324,15 @@ def test_the_models_own_hook_is_asked_first_and_may_transform_or_load_itself(tmp
 def test_the_shape_after_a_transform_is_checked(tmp_path: Path) -> None:
     write_weights(tmp_path, {**unusual(), "odd.out": torch.zeros(3, 6)})
     assert problems_of(tmp_path, NetWithHook()) == (
-        "'odd.out' has shape [6, 3] (stored as [3, 6]), but 'out.weight' has [3, 6].",
+        "'odd.out' in model.safetensors has shape [6, 3] (stored as [3, 6]), but 'out.weight' has [3, 6].",
     )
 
 
 def test_what_a_hook_fills_counts_so_that_a_second_tensor_for_it_is_a_double(tmp_path: Path) -> None:
     write_weights(tmp_path, {**unusual(), "ck.k.bias": torch.zeros(2)})
-    assert problems_of(tmp_path, NetWithHook()) == ("'ck.k.bias' and 'odd.bias' both fill 'qk.bias'.",)
+    assert problems_of(tmp_path, NetWithHook()) == (
+        "'ck.k.bias' in model.safetensors and 'odd.bias' in model.safetensors both fill 'qk.bias'.",
+    )
 
 
 def test_a_resolver_that_names_a_part_or_tensor_of_another_model_is_at_fault(tmp_path: Path) -> None:

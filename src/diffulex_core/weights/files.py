@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -27,6 +27,11 @@ class StoredTensor:
     file: str
     shape: tuple[int, ...] | None
     dtype: str | None
+
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+        return f"{self.name!r} in {self.file}"
 
 
 @attrs.frozen(kw_only=True)
@@ -62,12 +67,12 @@ def take_inventory(folder: Path, stem: str = MODEL) -> Inventory:
     readable = 0
     for file in files:
         found, problem = _read_header(folder, file)
+        named = sorted(name for name, holder in (index or {}).items() if holder == file)
         if problem:
-            problems.append(problem)
-            found = [_unread(name, file) for name in sorted(index) if index[name] == file] if index is not None else []
+            problems.append(f"{problem}{_and_thus(named)} Download it again.")
+            found = [_unread(name, file) for name in named]
         else:
             readable += 1
-            named = [name for name, holder in (index or {}).items() if holder == file]
             lost = sorted(set(named) - {tensor.name for tensor in found})
             problems += [f"{index_name} says that {file} holds {name!r}, but it does not." for name in lost]
             found += [_unread(name, file) for name in lost]
@@ -113,7 +118,7 @@ def _read_header(folder: Path, file: str) -> tuple[list[StoredTensor], str]:
     """The tensors of one file sorted by name, and what is wrong with it."""
     path = folder / file
     if not path.is_file():
-        return [], f"{file} is missing. Download it again."
+        return [], f"{file} is missing"
     try:
         with safe_open(path, framework="pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
@@ -122,7 +127,15 @@ def _read_header(folder: Path, file: str) -> tuple[list[StoredTensor], str]:
                 for name, part in sorted(slices.items())
             ], ""
     except (SafetensorError, OSError) as error:
-        return [], f"{file} is damaged or cut off ({path.stat().st_size} bytes: {error}). Download it again."
+        return [], f"{file} is damaged or cut off ({path.stat().st_size} bytes: {error})"
+
+
+def _and_thus(lost: Sequence[str]) -> str:
+    """The end of the sentence about a file that cannot be read."""
+    if not lost:
+        return "."
+    rest = f" and {len(lost) - 3} others" if len(lost) > 3 else ""
+    return f", and with it {', '.join(map(repr, lost[:3]))}{rest}."
 
 
 def _unread(name: str, file: str) -> StoredTensor:

@@ -128,7 +128,7 @@ def _resolve(
 
 def _copy(folder: Path, claims: list[Claim], *, progress: bool, check: bool) -> list[str]:
     """Copy all tensors, file by file; returns what is wrong with the numbers, if that is to be checked."""
-    problems = []
+    problems: list[str] = []
     by_file: dict[str, list[Claim]] = {}
     for claim in claims:
         by_file.setdefault(claim.stored.file, []).append(claim)

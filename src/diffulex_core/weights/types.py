@@ -86,12 +86,15 @@ class Part:
         dim: the dimension that is divided among processes.
         pieces: ranges along `dim` of the checkpoint tensor; empty when other processes hold all of it.
         size: length of the checkpoint tensor along `dim`.
+        covers: names of the smaller parts that this one fills together, for a checkpoint that stores them stacked. The
+            part under None covers all.
     """
 
     view: Tensor
     dim: int = 0
     pieces: tuple[Range, ...] = ()
     size: int = 0
+    covers: tuple[ShardId, ...] = ()
 
     @classmethod
     def whole(cls, view: Tensor) -> Part:
@@ -100,9 +103,9 @@ class Part:
         return cls(view=view, pieces=(whole(size),), size=size)
 
     @classmethod
-    def of(cls, view: Tensor, held: Range, *, dim: int = 0) -> Part:
+    def of(cls, view: Tensor, held: Range, *, dim: int = 0, covers: tuple[ShardId, ...] = ()) -> Part:
         """One range of a checkpoint tensor."""
-        return cls(view=view, dim=dim, pieces=(held,), size=held.size)
+        return cls(view=view, dim=dim, pieces=(held,), size=held.size, covers=covers)
 
     @property
     def shape(self) -> tuple[int, ...]:
