@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.kernels.moe.contract import ExpertsKernel
+from diffulex_core.kernels.moe.grouped import TorchExperts
 from diffulex_core.protocols import AttentionBackend
 from diffulex_core.types import AttentionBatch
 
@@ -19,11 +23,13 @@ class BuildContext:
         dtype: parameter and activation dtype.
         device: where parameters live; the meta device until weights are loaded.
         tp: the processes that share each layer, and which of them this is.
+        experts_kernel: gives the kernel of the experts' matrix products; asked by networks that have experts.
     """
 
     dtype: torch.dtype
     device: torch.device
     tp: Communicator = ALONE
+    experts_kernel: Callable[[], ExpertsKernel] = TorchExperts
 
 
 @attrs.frozen(kw_only=True, eq=False)

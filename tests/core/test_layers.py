@@ -19,8 +19,8 @@ from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import whole
 from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec, build_decoder
+from diffulex_core.layers.activations import silu
 from diffulex_core.layers.linear import PackedLinear
-from diffulex_core.layers.mlp import silu
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rope
 from tests.core.forward import CPU, Rows, all_visible, block_causal, pages, run_model

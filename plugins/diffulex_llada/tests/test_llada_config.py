@@ -24,7 +24,7 @@ def test_the_8b_configuration_gives_its_published_shape() -> None:
         "vocab_size": 126464, "hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 32,
         "ffn_size": 12288, "rope_theta": 500000.0, "head_dim": 128, "rope_fraction": 1.0, "norm": "rms",
         "norm_eps": 1e-5, "activation": "silu", "qk_norm": False, "qkv_bias": False, "out_bias": False,
-        "mlp_bias": False, "head_bias": False, "tie_embeddings": False,
+        "mlp_bias": False, "head_bias": False, "tie_embeddings": False, "moe": None, "sparse_layers": frozenset(),
     }  # fmt: skip
 
 

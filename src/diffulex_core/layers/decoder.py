@@ -9,6 +9,7 @@ from diffulex_core.distributed.ranges import even_range, kv_head_range
 from diffulex_core.layers.attention import SelfAttention
 from diffulex_core.layers.linear import Embedding, VocabHead
 from diffulex_core.layers.mlp import GatedMLP
+from diffulex_core.layers.moe.layer import MoE
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rope, Rotation
 from diffulex_core.layers.spec import DecoderSpec
@@ -51,6 +52,8 @@ class Decoder(nn.Module):
         """[rows] ids and positions -> [rows, hidden] after the final norm."""
         rotation = self.rope.rotation(positions)
         hidden: Tensor = self.embed(input_ids)
+        if ctx.soft is not None:
+            hidden = ctx.soft.over(hidden)
         for layer in self.layers:
             hidden = layer(hidden, rotation, ctx)
         final: Tensor = self.final_norm(hidden)
@@ -63,14 +66,18 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """`x += attn(norm(x)); x += mlp(norm(x))`."""
+    """`x += attn(norm(x)); x += mlp(norm(x))`, where the MLP may be a mixture of experts."""
 
     def __init__(self, ctx: BuildContext, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
         self.attn = SelfAttention(ctx, spec, layer)
         self.ff_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
-        self.mlp = GatedMLP(ctx, spec)
+        self.mlp: nn.Module = (
+            MoE(ctx, spec.hidden_size, spec.moe)
+            if spec.moe is not None and layer in spec.sparse_layers
+            else GatedMLP(ctx, spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
+        )
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""

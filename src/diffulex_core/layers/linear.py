@@ -95,6 +95,10 @@ class RowLinear(nn.Module):
         summed = self.tp.sum(self.multiply(x, self.weight, None))
         return summed if self.bias is None else summed + self.bias
 
+    def addend(self, x: Tensor) -> Tensor:
+        """[rows, in / processes] -> [rows, out] of this process, for a caller that sums over the processes itself."""
+        return self.multiply(x, self.weight, self.bias if self.tp.rank == 0 else None)
+
 
 class VocabHead(nn.Module):
     """The language-model head, columns divided among the processes: `weight` [vocab / processes, hidden]."""

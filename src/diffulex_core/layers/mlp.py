@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import even_range
+from diffulex_core.layers.activations import ACTIVATIONS
 from diffulex_core.layers.linear import PackedLinear, RowLinear
-from diffulex_core.layers.spec import DecoderSpec
+from diffulex_core.layers.moe.spec import Activation
 
 
 class GatedMLP(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, gate and up in one multiplication."""
+    """`down(act(gate(x)) * up(x))`, gate and up in one multiplication."""
 
-    def __init__(self, ctx: BuildContext, spec: DecoderSpec) -> None:
+    def __init__(
+        self, ctx: BuildContext, hidden_size: int, size: int, *, activation: Activation = "silu", bias: bool = False
+    ) -> None:
         super().__init__()
-        held = even_range(spec.ffn_size, ctx.tp, "the width of the MLP")
-        self.gate_up = PackedLinear(ctx, spec.hidden_size, {"gate": held, "up": held}, bias=spec.mlp_bias)
-        self.down = RowLinear(ctx, spec.ffn_size, spec.hidden_size, bias=spec.mlp_bias)
+        held = even_range(size, ctx.tp, "the width of the MLP")
+        self.gate_up = PackedLinear(ctx, hidden_size, {"gate": held, "up": held}, bias=bias)
+        self.down = RowLinear(ctx, size, hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
-        gate, up = self.gate_up.split(self.gate_up(x))
-        out: Tensor = self.down(silu(gate) * up)
+        out: Tensor = self.down(self._gated(x))
         return out
 
+    def addend(self, x: Tensor) -> Tensor:
+        """As `forward`, of this process alone: the sum over the processes is left to the caller."""
+        return self.down.addend(self._gated(x))
 
-def silu(x: Tensor) -> Tensor:
-    """`x * sigmoid(x)`, whose bits do not depend on where a number stands in the tensor.
-
-    torch's own CPU kernel computes the end of a loop by other instructions than its middle, with other last bits.
-    """
-    if x.device.type != "cpu":
-        return functional.silu(x)
-    wide = x.float()
-    return (wide / (1 + (-wide).exp())).to(x.dtype)
+    def _gated(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up.split(self.gate_up(x))
+        return self.activation(gate) * up

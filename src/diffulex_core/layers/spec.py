@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import attrs
 
 from diffulex_core.errors import ConfigError
+from diffulex_core.layers.moe.spec import MoESpec
+
+
+def _indices(layers: Iterable[int]) -> frozenset[int]:
+    return frozenset(layers)
 
 
 @attrs.frozen(kw_only=True)
@@ -29,6 +35,8 @@ class DecoderSpec:
         qk_norm: normalise queries and keys for each head before rotating them.
         qkv_bias, out_bias, mlp_bias, head_bias: which linear layers add a bias.
         tie_embeddings: the head reads the embedding matrix.
+        moe: the mixture of experts that stands in for the gated MLP of some layers; None = every layer is dense.
+        sparse_layers: indices of these layers.
     Raises:
         ConfigError: listing every number that makes no decoder.
     """
@@ -51,6 +59,8 @@ class DecoderSpec:
     mlp_bias: bool = False
     head_bias: bool = False
     tie_embeddings: bool = False
+    moe: MoESpec | None = None
+    sparse_layers: frozenset[int] = attrs.field(default=frozenset(), converter=_indices)
 
     @head_dim.default
     def _even_split(self) -> int:
@@ -68,7 +78,7 @@ class DecoderSpec:
 
     def _problems(self) -> list[str]:
         sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_size", "head_dim")
-        values = attrs.asdict(self)
+        values = attrs.asdict(self, recurse=False)
         problems = [f"{name} is {values[name]!r}; it must be at least 1." for name in sizes if values[name] < 1]
         if problems:
             return problems
@@ -83,4 +93,9 @@ class DecoderSpec:
             problems.append(f"norm={self.norm!r} with activation={self.activation!r}: only 'rms' with 'silu' exists.")
         if self.rope_theta <= 0 or self.norm_eps <= 0:
             problems.append(f"rope_theta ({self.rope_theta!r}) and norm_eps ({self.norm_eps!r}) must be positive.")
+        if bool(self.sparse_layers) != (self.moe is not None):
+            problems.append("Layers with experts need a description of the experts (moe), and the other way round.")
+        strays = sorted(layer for layer in self.sparse_layers if not 0 <= layer < self.num_layers)
+        if strays:
+            problems.append(f"There are {self.num_layers} layers; sparse_layers names {strays}.")
         return problems
