@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
 
 import attrs
 import torch
@@ -11,6 +13,13 @@ from torch import Tensor, nn
 from diffulex_core.errors import PluginError
 from diffulex_core.weights.files import StoredTensor
 from diffulex_core.weights.types import NamesSources, Part, PartedModule, ResolvedWeight, ShardId
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+})  # fmt: skip
+"""The dtypes of safetensors files."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -56,6 +65,41 @@ class Claim:
     def part(self) -> Part:
         """What the tensor fills."""
         return self.target.parts[self.resolved.shard_id]
+
+    @property
+    def label(self) -> str:
+        """How messages call what it fills."""
+        return self.target.label(self.resolved.shard_id)
+
+    @property
+    def readable(self) -> bool:
+        """Whether its file is sound and it fits, so that its numbers may be looked at."""
+        return self.misfit == "" and self.stored.shape is not None
+
+    @cached_property
+    def misfit(self) -> str:
+        """Why the tensor cannot fill its place, in a sentence; empty when it can, or when its file cannot be read."""
+        stored, resolved, view = self.stored, self.resolved, self.part.view
+        if stored.shape is None or stored.dtype is None or resolved.loader is not None:
+            return ""
+        dtype = DTYPES.get(stored.dtype)
+        if dtype is None:
+            return f"{stored.where} holds {stored.dtype}, which cannot be read."
+        sample = torch.empty(stored.shape, dtype=dtype, device="meta")
+        if resolved.transform is not None:
+            try:
+                sample = resolved.transform(sample)
+            except (RuntimeError, ValueError, IndexError) as error:
+                return f"{stored.where} has shape {list(stored.shape)}, of which {self.label} cannot be made: {error}."
+        if sample.is_floating_point() != view.is_floating_point():
+            kind = "floating-point" if view.is_floating_point() else "whole"
+            return f"{stored.where} holds {stored.dtype}, but {self.label} takes {kind} numbers."
+        if sample.shape != self.part.shape:
+            changed = "" if sample.shape == stored.shape else f" (stored as {list(stored.shape)})"
+            return (
+                f"{stored.where} has shape {list(sample.shape)}{changed}, but {self.label} has {list(self.part.shape)}."
+            )
+        return ""
 
 
 @attrs.define(eq=False)
@@ -114,32 +158,20 @@ class Ledger:
                 f" which has: {parts}."
             )
         claim = Claim(stored=stored, resolved=resolved, target=target)
-        self._check_fit(claim)
+        if claim.misfit:
+            self.problems.append(claim.misfit)
         self._check_alone(claim)
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model's parameters and buffers."""
+        return sum(target.tensor.nbytes for target in self.targets.values())
 
     def close(self, resolver: object) -> None:
         """Find what nobody claims. `resolver` may know what to look for (`NamesSources`)."""
         for key, target in self.targets.items():
             empty = [leaf for leaf in target.leaves(None) if (key, leaf) not in self._filled]
             self.problems += [_missing(target, shard, resolver) for shard in _gaps(target, empty, resolver)]
-
-    def _check_fit(self, claim: Claim) -> None:
-        stored, resolved = claim.stored, claim.resolved
-        if stored.shape is None or stored.dtype is None:
-            return
-        label = claim.target.label(resolved.shard_id)
-        if claim.part.view.is_floating_point() and not stored.dtype.startswith(("F", "BF")):
-            self.problems.append(f"{stored.name!r} holds {stored.dtype}, but {label} takes floating-point numbers.")
-        if resolved.loader is not None:
-            return
-        shape = stored.shape
-        if resolved.transform is not None:
-            shape = tuple(resolved.transform(torch.empty(shape, device="meta")).shape)
-        if shape != claim.part.shape:
-            changed = "" if shape == stored.shape else f" (stored as {list(stored.shape)})"
-            self.problems.append(
-                f"{stored.name!r} has shape {list(shape)}{changed}, but {label} has {list(claim.part.shape)}."
-            )
 
     def _check_alone(self, claim: Claim) -> None:
         key, shard = id(claim.target.tensor), claim.resolved.shard_id
@@ -149,12 +181,16 @@ class Ledger:
             self._filled.setdefault((key, leaf), []).append(claim)
         if not rivals:
             self.claims.append(claim)
-        elif len(claim.target.names) > len(rivals) and rivals[0].resolved.shard_id == shard:
+        elif rivals[0].resolved.shard_id == shard and _may_repeat(claim, rivals):
             self.ties.append((rivals[0], claim))
         else:
-            self.problems.append(
-                f"{rivals[0].stored.name!r} and {claim.stored.name!r} both fill {claim.target.label(shard)}."
-            )
+            self.problems.append(f"{rivals[0].stored.where} and {claim.stored.where} both fill {claim.label}.")
+
+
+def _may_repeat(claim: Claim, rivals: Sequence[Claim]) -> bool:
+    """Whether a checkpoint may hold the part once more: under each name of a tied tensor, or under a copy's."""
+    copied = all(one.resolved.copied for one in (claim, *rivals))
+    return copied or len(claim.target.names) > len(rivals)
 
 
 def _parts(model: nn.Module, name: str, tensor: Tensor) -> Mapping[ShardId | None, Part]:
