@@ -16,8 +16,8 @@ from diffulex_core.protocols import DiffusionModel, WeightResolver
 from diffulex_core.weights.contents import differ, non_finite
 from diffulex_core.weights.files import take_inventory
 from diffulex_core.weights.ledger import Claim, Ledger
+from diffulex_core.weights.resolve import Resolution
 from diffulex_core.weights.storage import fill, materialise
-from diffulex_core.weights.types import LoadContext, ResolvedWeight
 
 
 @attrs.frozen(kw_only=True)
@@ -54,10 +54,7 @@ def load_weights(
     The model may stand on the meta device; its storage is made on `device` here, each parameter in its own dtype.
     Nothing is copied unless every parameter is filled once and every checkpoint tensor is used or skipped for a reason.
 
-    Where a tensor goes is asked of the model's own modules first: of those that are a `WeightResolver`, the one whose
-    path is the longest prefix of the tensor's name, then shorter ones, each with the rest of the name, and the model
-    itself with all of it; the first answer holds. Then `resolver` is asked. A tensor that nobody knows may carry the
-    model's own name for a parameter or buffer.
+    Where a tensor goes is asked of the model's own modules, then of `resolver`: see `Resolution`.
 
     Args:
         model: the network.
@@ -78,16 +75,9 @@ def load_weights(
     inventory = take_inventory(folder)
     materialise(network.requires_grad_(False), device)
     ledger = Ledger.of(network)
-    modules = {path: module for path, module in network.named_modules() if isinstance(module, WeightResolver)}
-    context = LoadContext(
-        config=config,
-        full_name="",
-        dtype=dtype,
-        parameters=dict(network.named_parameters(remove_duplicate=False)),
-        buffers=dict(network.named_buffers(remove_duplicate=False)),
-    )
+    resolve = Resolution.of(network, resolver, config, dtype)
     for stored in inventory.tensors:
-        ledger.enter(stored, _resolve(modules, resolver, attrs.evolve(context, full_name=stored.name)))
+        ledger.enter(stored, resolve(stored.name))
     if inventory.complete:
         ledger.close(resolver)
     problems = [*inventory.problems, *ledger.problems, *differ(folder, ledger.ties)]
@@ -105,25 +95,6 @@ def _as_module(model: DiffusionModel | nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise PluginError(f"The model is a {type(model).__name__}; weights can only be loaded into a torch.nn.Module.")
     return model
-
-
-def _resolve(
-    modules: Mapping[str, WeightResolver], resolver: WeightResolver, ctx: LoadContext
-) -> ResolvedWeight | None:
-    name = ctx.full_name
-    path = name
-    while path:
-        path = path.rpartition(".")[0]
-        if path in modules:
-            resolved = modules[path].resolve_checkpoint_weight(name[len(path) + 1 :] if path else name, ctx)
-            if resolved is not None:
-                return resolved
-    resolved = resolver.resolve_checkpoint_weight(name, ctx)
-    if resolved is not None:
-        return resolved
-    if name in ctx.parameters:
-        return ResolvedWeight(param=ctx.parameters[name])
-    return ResolvedWeight(buffer=ctx.buffers[name]) if name in ctx.buffers else None
 
 
 def _copy(folder: Path, claims: list[Claim], *, progress: bool, check: bool) -> list[str]:
