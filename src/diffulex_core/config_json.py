@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import attrs
 
 from diffulex_core.errors import ConfigError
+from diffulex_core.layers.moe import MoESpec
 from diffulex_core.layers.spec import DecoderSpec
 
 
@@ -113,6 +115,7 @@ class StandardTraits:
         rope_fraction: share of a head that is rotated where config.json does not say.
         tie_embeddings: what a missing tie_word_embeddings means; None = the key is required.
         only: keys that must have one value where they are given.
+        experts: "softmax" when the keys of Qwen3-MoE describe the experts of some layers; None = all layers are dense.
     """
 
     qkv_bias: bool = False
@@ -122,6 +125,7 @@ class StandardTraits:
     rope_fraction: float = 1.0
     tie_embeddings: bool | None = False
     only: Mapping[str, object] = attrs.field(factory=dict)
+    experts: Literal["softmax"] | None = None
 
 
 def read_standard_decoder(
@@ -130,7 +134,8 @@ def read_standard_decoder(
     """The decoder of a config.json with the key names that transformers uses, or what is wrong with it.
 
     Read are hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim, intermediate_size,
-    vocab_size, rms_norm_eps, rope_theta, partial_rotary_factor, tie_word_embeddings and hidden_act.
+    vocab_size, rms_norm_eps, rope_theta, partial_rotary_factor, tie_word_embeddings and hidden_act; with experts also
+    num_experts, num_experts_per_tok, moe_intermediate_size, norm_topk_prob, mlp_only_layers and decoder_sparse_step.
     """
     reader = ConfigReader(config)
     spec = standard_decoder(reader, traits)
@@ -154,6 +159,8 @@ def standard_decoder(reader: ConfigReader, traits: StandardTraits) -> DecoderSpe
     tied = reader.flag(
         "tie_word_embeddings", default=bool(traits.tie_embeddings), required=traits.tie_embeddings is None
     )
+    read_experts = _softmax_experts(reader) if traits.experts is not None else None
+    sparse = _sparse_layers(reader, layers) if traits.experts is not None else frozenset[int]()
     if reader.problems:
         return None
     try:
@@ -172,7 +179,33 @@ def standard_decoder(reader: ConfigReader, traits: StandardTraits) -> DecoderSpe
             qkv_bias=traits.qkv_bias,
             out_bias=traits.out_bias,
             tie_embeddings=tied,
+            moe=read_experts() if read_experts is not None and sparse else None,
+            sparse_layers=sparse,
         )
     except ConfigError as error:
         reader.problems += error.problems
         return None
+
+
+def _softmax_experts(reader: ConfigReader) -> Callable[[], MoESpec]:
+    """Reads the experts' numbers now; what it returns builds the spec, or raises ConfigError."""
+    return partial(
+        MoESpec,
+        num_experts=reader.size("num_experts"),
+        experts_per_token=reader.size("num_experts_per_tok"),
+        expert_size=reader.size("moe_intermediate_size"),
+        router="softmax",
+        renormalize=reader.flag("norm_topk_prob", required=True),
+    )
+
+
+def _sparse_layers(reader: ConfigReader, num_layers: int) -> frozenset[int]:
+    """Every `decoder_sparse_step`-th layer has experts, except those that `mlp_only_layers` lists."""
+    step = reader.size("decoder_sparse_step", default=1)
+    dense = reader.config.get("mlp_only_layers")
+    if dense is None:
+        dense = []
+    if not isinstance(dense, list) or not all(type(layer) is int and 0 <= layer < num_layers for layer in dense):
+        reader.reject("mlp_only_layers", "a list of layers")
+        return frozenset()
+    return frozenset(range(step - 1, num_layers, step)).difference(dense)

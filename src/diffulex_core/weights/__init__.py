@@ -1,12 +1,14 @@
 """Strict loading of safetensors checkpoints: rules that name targets, and a loader that keeps the books."""
 
+from diffulex_core.weights.dummy import dummy_weights
 from diffulex_core.weights.loader import LoadReport, load_weights
 from diffulex_core.weights.rules import Rename, Skip, WeightRules
-from diffulex_core.weights.standard import STANDARD_DECODER
+from diffulex_core.weights.standard import STANDARD_DECODER, STANDARD_EXPERTS
 from diffulex_core.weights.types import LoadContext, NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
 __all__ = [
     "STANDARD_DECODER",
+    "STANDARD_EXPERTS",
     "LoadContext",
     "LoadReport",
     "NamesSources",
@@ -17,5 +19,6 @@ __all__ = [
     "ShardId",
     "Skip",
     "WeightRules",
+    "dummy_weights",
     "load_weights",
 ]

@@ -26,3 +26,15 @@ STANDARD_DECODER: tuple[Rename | Skip, ...] = (
     Skip("model.layers.{i}.self_attn.rotary_emb.inv_freq", "rotary frequencies are computed from config.json"),
 )
 """Rules for the names of Llama, Qwen2 and Qwen3: `WeightRules(*STANDARD_DECODER)`, with a family's own rules beside."""
+
+STANDARD_EXPERTS: tuple[Rename, ...] = (
+    Rename("model.layers.{i}.mlp.gate.weight", "layers.{i}.mlp.router.weight"),
+    Rename(
+        "model.layers.{i}.mlp.experts.{e}.{gate,up}_proj.weight", "layers.{i}.mlp.experts.w13", shard="{e}.{gate,up}"
+    ),
+    Rename("model.layers.{i}.mlp.experts.{e}.down_proj.weight", "layers.{i}.mlp.experts.w2", shard="{e}"),
+    Rename("model.layers.{i}.mlp.experts.{gate,up}_proj", "layers.{i}.mlp.experts.w13", shard="{gate,up}"),
+    Rename("model.layers.{i}.mlp.experts.gate_up_proj", "layers.{i}.mlp.experts.w13"),
+    Rename("model.layers.{i}.mlp.experts.down_proj", "layers.{i}.mlp.experts.w2"),
+)
+"""Rules for routed experts: one tensor for each expert, as in Qwen3-MoE's files, or stacked ones."""
