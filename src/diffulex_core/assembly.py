@@ -121,6 +121,7 @@ def _req_context(config: EngineConfig, pattern: AttentionPattern) -> ReqContext:
         eos_token_ids=frozenset(config.model.eos_token_ids),
         max_model_len=config.schedule.max_model_len,
         thresholds=decoding.decoding_thresholds,
+        shifted=config.family.logits == "shifted",
         force_rule=config.family.sampler.force_rule,
         auto_nfe=auto if decoding.auto_max_nfe else None,
     )

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray
-from diffulex_core.types import BoolArray, RowRun, SamplingBatch, StepPlan, Window
+from diffulex_core.types import CARRIED, BoolArray, RowRun, SamplingBatch, StepPlan, Window
 
 ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
@@ -29,13 +29,16 @@ class PackedStep:
 
     Attributes:
         input_ids, positions: [rows] int64; 0 in padding rows.
-        slots: [rows] int64 physical slot of each row's K/V, -1 in padding rows.
+        slots: [rows] int64 physical slot of each row's K/V; -1 in padding rows and in rows that store nothing.
         row_sequence: [rows] int64 index of the row's window; 0 in padding rows.
         final: [rows] bool: the row's K/V will not change again; False in padding rows.
         page_tables: [windows, pages] int64, -1 where a table ends.
         visibility: one entry for each layer kind.
-        head_rows: [n] rows that go through the head, without padding.
+        head_rows: [n] rows that go through the head, without padding; `CARRIED` where it is one of an earlier step.
+        carried: requests whose kept rows those are, one for each `CARRIED` in `head_rows`.
         sampling: whose rows those are.
+        kept_rows: [m] rows whose hidden rows are kept for later steps.
+        kept: [m] requests that they are kept for.
     """
 
     input_ids: IntArray
@@ -46,7 +49,10 @@ class PackedStep:
     page_tables: IntArray
     visibility: tuple[Visibility, ...]
     head_rows: IntArray
+    carried: tuple[int, ...]
     sampling: SamplingBatch
+    kept_rows: IntArray
+    kept: tuple[int, ...]
 
 
 def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None], page_size: int) -> PackedStep:
@@ -83,6 +89,9 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     for index, window in enumerate(plan.windows):
         page_tables[index, : len(window.page_table)] = window.page_table
     slots = page_tables[row_sequence, positions // page_size] * page_size + positions % page_size
+    slots[positions < np.repeat([window.span.store_from for window in plan.windows], lengths)] = -1
+    head_rows, carried = _head_rows(plan, offsets)
+    kept_rows, kept = _kept_rows(plan, offsets)
     return PackedStep(
         input_ids=_pad(input_ids, padded, 0),
         positions=_pad(positions, padded, 0),
@@ -91,8 +100,11 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         final=_pad(positions, padded, 0) < _pad(final_end, padded, 0),
         page_tables=page_tables,
         visibility=tuple(_visibility(key_start(width), key_end, row_sequence, padded) for width in windows),
-        head_rows=_head_rows(plan, offsets),
+        head_rows=head_rows,
+        carried=carried,
         sampling=_sampling(plan),
+        kept_rows=kept_rows,
+        kept=kept,
     )
 
 
@@ -130,13 +142,24 @@ def _visibility(key_start: IntArray, key_end: IntArray, row_sequence: IntArray, 
     return Visibility(key_start=_pad(key_start, padded, 0), key_end=_pad(key_end, padded, 0), runs=runs)
 
 
-def _head_rows(plan: StepPlan, offsets: IntArray) -> IntArray:
-    rows = [
-        group.rows + offset
-        for window, offset in zip(plan.windows, offsets[:-1], strict=True)
-        for group in window.span.groups
-    ]
-    return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+def _head_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:
+    """Rows of the batch that decide something, and the requests that a kept row decides something for."""
+    rows, carried = [np.empty(0, dtype=np.int64)], list[int]()
+    for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True):
+        for group in window.span.groups:
+            rows.append(np.where(group.rows == CARRIED, CARRIED, group.rows + offset))
+            carried += [window.request_id] * int((group.rows == CARRIED).sum())
+    return np.concatenate(rows), tuple(carried)
+
+
+def _kept_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:
+    """Rows of the batch that later steps need, and the requests that need them."""
+    kept = {
+        window.request_id: offset + window.span.keep - window.span.start
+        for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True)
+        if window.span.keep is not None
+    }
+    return np.array([*kept.values()], dtype=np.int64), tuple(kept)
 
 
 def _sampling(plan: StepPlan) -> SamplingBatch:

@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 
 from diffulex_core.context import ForwardContext
+from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import PackedStep, pack, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.protocols import AttentionBackend, DiffusionModel, Sampler
-from diffulex_core.types import AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
+from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
 
 class EagerRunner:
-    """Runs every step eagerly on one device. Keeps the model's weights and the pages, no request state."""
+    """Runs every step eagerly on one device.
+
+    Keeps the model's weights and the pages and, where a family's logits are shifted, one hidden row for each request.
+    """
 
     def __init__(
         self,
@@ -35,23 +39,37 @@ class EagerRunner:
         self._kv_store: KVStore | None = kv_store
         self._page_size = page_size
         self._device = device
+        self._kept = HiddenRows()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         assert self._model is not None, "the runner is closed"
+        self._kept.drop(plan.ended)
         step = pack(plan, self._pattern, self._model.windows, self._page_size)
         hidden = self._model(self._move(step.input_ids), self._move(step.positions), self._context(step))
+        chosen = self._head_input(hidden, step)
+        if step.kept:
+            self._kept.keep(step.kept, hidden[self._move(step.kept_rows)])
         count = len(step.head_rows)
         if count == 0:
             return StepOutput(decisions=tuple(_nothing() for _ in plan.windows), head_rows=0)
-        rows = np.concatenate((step.head_rows, np.zeros(round_up(count) - count, dtype=np.int64)))
-        logits = self._model.logits(hidden[self._move(rows)])
+        logits = self._model.logits(chosen)
         decisions = self._sampler.sample(logits[:count], step.sampling)
         return StepOutput(decisions=tuple(decisions), head_rows=count)
 
     def close(self) -> None:
         self._model = None
         self._kv_store = None
+        self._kept = HiddenRows()
+
+    def _head_input(self, hidden: Tensor, step: PackedStep) -> Tensor:
+        """[rows, hidden] -> [head rows, hidden], padded; rows of earlier steps stand where they are asked for."""
+        count = len(step.head_rows)
+        rows = np.concatenate((np.maximum(step.head_rows, 0), np.zeros(round_up(count) - count, dtype=np.int64)))
+        chosen = hidden[self._move(rows)]
+        if step.carried:
+            chosen[self._move(np.flatnonzero(step.head_rows == CARRIED))] = self._kept.take(step.carried)
+        return chosen
 
     def _context(self, step: PackedStep) -> ForwardContext:
         assert self._kv_store is not None

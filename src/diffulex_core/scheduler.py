@@ -70,6 +70,7 @@ class ContinuousScheduler:
         self._waiting: list[tuple[int, _Entry]] = []
         self._running: dict[int, _Entry] = {}
         self._known: dict[int, _Entry] = {}
+        self._ended: list[int] = []
         self._arrivals = 0
         self._step = 0
         self._head_waits = False
@@ -127,7 +128,8 @@ class ContinuousScheduler:
         if not spans:
             return None
         windows = tuple(self._window(self._running[request_id], span) for request_id, span in spans.items())
-        plan = StepPlan(step=self._step, windows=windows)
+        plan = StepPlan(step=self._step, windows=windows, ended=tuple(self._ended))
+        self._ended.clear()
         self._step += 1
         return plan
 
@@ -213,6 +215,7 @@ class ContinuousScheduler:
     def _forget(self, entry: _Entry) -> None:
         request_id = entry.request.request_id
         del self._known[request_id]
+        self._ended.append(request_id)
         if self._running.pop(request_id, None) is not None:
             self._kv.release(request_id)
         else:

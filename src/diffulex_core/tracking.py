@@ -46,7 +46,7 @@ class Ticket:
         span = window.span
         if self.admitted is None:
             self.admitted = began
-            self.cached_tokens = span.start
+            self.cached_tokens = max(span.start, span.store_from)
         elif span.start < self.stored:
             self.preemptions += 1
         self.stored = span.store_until

@@ -33,6 +33,10 @@ class CompletionReason(enum.StrEnum):
     ERROR = "error"
 
 
+CARRIED = -1
+"""Stands for the row before the window, whose hidden row the runner keeps (families with shifted logits)."""
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class SampleGroup:
     """The positions of one block that may be decided in this step.
@@ -40,7 +44,8 @@ class SampleGroup:
     Attributes:
         block: index of the block.
         positions: [n] absolute positions to decide, ascending.
-        rows: [n] index, within the window, of the row whose logits predict each position.
+        rows: [n] index, within the window, of the row whose logits predict each position; `CARRIED` where that row
+            was fed in an earlier step.
         accept_threshold: confidence above which a position is accepted.
         force_one: accept the most confident position when none passes the threshold.
     """
@@ -60,7 +65,9 @@ class Span:
         start: first position.
         tokens: [rows] int64 input ids.
         catch_up: leading rows whose tokens are already final (prompt, or committed blocks after a preemption).
+        store_from: rows of positions below this store nothing: they read the K/V that are in the pages.
         store_until: K/V of all positions below this are final once the span was executed.
+        keep: position whose hidden row the runner keeps for a later step, in place of the one it has; None = no change.
         phase: visibility rule of the rows.
         groups: what is sampled; empty for a pure prefill chunk.
         advances: whether executing the span is a step of the request's block machine.
@@ -73,6 +80,8 @@ class Span:
     phase: Phase
     groups: tuple[SampleGroup, ...]
     advances: bool
+    store_from: int = 0
+    keep: int | None = None
 
     @property
     def end(self) -> int:
@@ -102,10 +111,17 @@ class Window:
 
 @attrs.frozen(kw_only=True, eq=False)
 class StepPlan:
-    """Everything the runner executes in one forward: the ragged rows of all planned requests."""
+    """Everything the runner executes in one forward: the ragged rows of all planned requests.
+
+    Attributes:
+        step: counts plans.
+        windows: one for each planned request.
+        ended: ids of requests that ended since the previous plan, so that the runner keeps nothing for them.
+    """
 
     step: int
     windows: tuple[Window, ...]
+    ended: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:

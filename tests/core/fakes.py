@@ -14,7 +14,7 @@ import numpy as np
 
 from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import AttentionPattern
-from diffulex_core.types import Decision, SampleGroup, StepOutput, StepPlan, Window
+from diffulex_core.types import CARRIED, Decision, SampleGroup, StepOutput, StepPlan, Window
 
 WORDS = 12
 """Tokens 0 .. WORDS - 1 are decided; `EOS` is one of them."""
@@ -52,7 +52,8 @@ def choose(seed: int, draw: int, position: int, hidden: int) -> tuple[int, float
 class HashRunner:
     """A model runner whose network is the hash network and whose memory is a list of numbers for each layer.
 
-    Memory that nobody wrote holds numbers of its own. `broken` names requests whose logits come out non-finite.
+    Memory that nobody wrote holds numbers of its own. `broken` names requests whose logits come out non-finite. `kept`
+    holds the final hidden number of the rows that are needed again, by request.
     """
 
     def __init__(self, *, pattern: AttentionPattern, num_pages: int, page_size: int) -> None:
@@ -61,11 +62,17 @@ class HashRunner:
         slots = num_pages * page_size
         self.memory = [[hash((-1, layer, slot)) for slot in range(slots)] for layer in range(LAYERS)]
         self.broken: set[int] = set()
+        self.kept: dict[int, int] = {}
 
     def execute(self, plan: StepPlan) -> StepOutput:
+        for request_id in plan.ended:
+            self.kept.pop(request_id, None)
         step = pack(plan, self._pattern, [None], self._page_size)
         hidden = self._forward(plan.rows, step)
         batch = step.sampling
+        carried = iter(step.carried)
+        deciding = [self.kept[next(carried)] if row == CARRIED else hidden[row] for row in step.head_rows.tolist()]
+        self.kept |= {request_id: hidden[row] for row, request_id in zip(step.kept_rows, step.kept, strict=True)}
         decisions = []
         for index, window in enumerate(plan.windows):
             finite = window.request_id not in self.broken
@@ -74,7 +81,7 @@ class HashRunner:
             for group in np.unique(batch.group_of_row[rows]).tolist():
                 members = rows[batch.group_of_row[rows] == group].tolist()
                 found = [
-                    choose(window.params.seed or 0, window.draw, int(batch.positions[row]), hidden[step.head_rows[row]])
+                    choose(window.params.seed or 0, window.draw, int(batch.positions[row]), deciding[row])
                     for row in members
                 ]
                 sure = [confidence > batch.accept_threshold[group] for _, confidence in found]
@@ -107,7 +114,8 @@ class HashRunner:
         )[:rows]
         for memory in self.memory:
             for slot, number in zip(step.slots[:rows].tolist(), hidden, strict=True):
-                memory[slot] = number
+                if slot >= 0:
+                    memory[slot] = number
             seen = {view: digest([memory[slot] for slot in self._slots(step, *view)]) for view in set(views)}
             hidden = [mix(own, seen[view]) for own, view in zip(hidden, views, strict=True)]
         return hidden

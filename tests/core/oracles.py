@@ -28,6 +28,8 @@ class Setting:
     accept: float
     stability: float
     always_force: bool
+    shifted: bool = False
+    """A position is decided by the row before it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -134,7 +136,7 @@ def decode_alone(setting: Setting, ask: Ask) -> Answer:
             options = []
             for at in range(number * block, number * block + block):
                 if not decided(at):
-                    token, confidence = choose(ask.seed, len(rows) - 1, at, hidden[at])
+                    token, confidence = choose(ask.seed, len(rows) - 1, at, hidden[at - setting.shifted])
                     options.append((confidence, at, token))
             sure = [option for option in options if option[0] > setting.accept]
             if not sure and options:

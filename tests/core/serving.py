@@ -53,6 +53,7 @@ def settings_of_engines(draw: st.DrawFn, *, max_model_len: int = 40) -> Setting:
         accept=draw(st.sampled_from([0.3, 0.6, 0.9])),
         stability=draw(st.sampled_from([0.0, 0.0, 0.5])),
         always_force=draw(st.booleans()),
+        shifted=draw(st.booleans()),
     )
 
 
@@ -89,6 +90,7 @@ def context_of(setting: Setting) -> ReqContext:
             accept_threshold=setting.accept,
             token_stability_threshold=setting.stability,
         ),
+        shifted=setting.shifted,
         force_rule="always" if setting.always_force else "after_semi_complete",
     )
 

@@ -12,7 +12,7 @@ from diffulex_core.sampling_params import DecodingThresholds
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.types import CompletionReason, SampleGroup, Window
 from tests.core.fakes import ScriptedRunner
-from tests.core.traces import EOS, Row, make_request, run
+from tests.core.traces import EOS, Row, accept_first, make_request, run
 
 
 def test_a_prompt_that_ends_inside_a_block_decodes_from_its_first_forward() -> None:
@@ -109,6 +109,31 @@ def test_a_request_preempted_with_a_complete_block_stores_it_when_it_resumes() -
             assert start <= stored <= start + rows
     assert preemptions >= 1
     assert all(len(request.output_tokens) == 16 for request in service.requests)
+
+
+def test_shifted_logits_change_no_forward_and_no_row_and_carry_the_last_stored_row() -> None:
+    """Trace A1 with a row deciding the position behind it: `from` is the row that decides each block's first mask."""
+    request, aligned = make_request(6, shifted=True), make_request(6)
+    assert run(request, 2) == run(aligned, 2)
+    assert request.output_tokens.tolist() == aligned.output_tokens.tolist()
+
+    request, stored, steps = make_request(6, shifted=True), 0, []
+    while request.completion is None:
+        span = request.plan(stored, None)
+        assert span is not None
+        steps.append((span.start, [group.rows.tolist() for group in span.groups], span.keep))
+        request.apply(span, accept_first(span, 2))
+        stored = span.store_until
+    assert steps == [
+        (0, [[5, 6], [7, 8, 9, 10]], 3),
+        (4, [[3, 4, 5, 6]], 7),
+        (8, [[1, 2], [3, 4, 5, 6]], None),
+        (8, [[3, 4, 5, 6]], 11),
+        (12, [[1, 2], [3, 4, 5, 6]], None),
+        (12, [[3, 4, 5, 6]], 15),
+        (16, [[1, 2], [3, 4, 5, 6]], None),
+        (16, [[3, 4, 5, 6]], 19),
+    ]
 
 
 class _Service:

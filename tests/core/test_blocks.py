@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffulex_core.blocks import BlockRequest, BlockTable
-from diffulex_core.pattern import BlockCausal, FullPrefix, Phase
+from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
 from diffulex_core.sampling_params import DecodingThresholds
-from diffulex_core.types import CompletionReason, Decision, Span
+from diffulex_core.types import CARRIED, CompletionReason, Decision, Span
 from tests.core.traces import EOS, MASK, accept_first, make_request, run
 
 
@@ -72,6 +72,66 @@ def test_only_undecided_positions_are_sampled_from_the_row_of_their_own() -> Non
     assert [group.positions.tolist() for group in later.groups] == [[7], [8, 9, 10, 11]]
     assert [group.rows.tolist() for group in later.groups] == [[3], [4, 5, 6, 7]]
     assert later.tokens.tolist() == [5, 6, 7, MASK, MASK, MASK, MASK, MASK]
+
+
+def test_with_shifted_logits_a_position_is_sampled_from_the_row_before_it() -> None:
+    request = make_request(6, shifted=True)
+    span = _step(request, 0, {6: 7})
+    assert [group.positions.tolist() for group in span.groups] == [[6, 7], [8, 9, 10, 11]]
+    assert [group.rows.tolist() for group in span.groups] == [[5, 6], [7, 8, 9, 10]]
+    assert (span.keep, span.store_from) == (3, 0)
+
+
+def test_the_first_position_of_the_buffer_is_sampled_from_the_last_row_that_was_stored() -> None:
+    request = make_request(8, shifted=True)
+    assert _step(request, 0, {9: 7}).keep == 7
+    for taken in ({10: 7}, {11: 7}):
+        span = _step(request, 8, taken)
+        assert (span.start, span.catch_up, span.keep) == (8, 0, None)
+        assert span.groups[0].rows.tolist()[0] == CARRIED
+    assert CARRIED not in span.groups[1].rows
+
+
+@pytest.mark.parametrize("pattern", [BlockCausal(block_size=4), FullPrefix(block_size=4)])
+def test_pieces_of_a_prompt_and_a_replayed_one_leave_their_last_stored_row(pattern: AttentionPattern) -> None:
+    request = make_request(10, shifted=True, pattern=pattern, max_tokens=30)
+    if not pattern.two_phase:
+        piece = request.plan(0, 4)
+        assert piece is not None
+        assert (piece.end, piece.keep) == (4, 3)
+    _step(request, 0, {10: 7, 11: 7})
+    _step(request, 8, dict.fromkeys(range(12, 16), 7))
+    replay = request.plan(0, 10)
+    assert replay is not None
+    assert (replay.end, replay.keep) == (10 if pattern.two_phase else 8, 7)
+
+
+def test_a_row_that_is_neither_fed_nor_kept_is_fed_again_and_stores_nothing() -> None:
+    request = make_request(8, shifted=True, max_tokens=20)
+    span = request.plan(8, None)
+    assert span is not None
+    assert (span.start, span.end, span.store_from, span.store_until, span.catch_up) == (7, 12, 8, 8, 1)
+    assert span.tokens.tolist() == [8, MASK, MASK, MASK, MASK]
+    assert span.groups[0].rows.tolist() == [0, 1, 2, 3]
+    assert span.keep == 7
+    assert request.plan(8, 4) is None, "one row more than the block has"
+    assert request.most_rows() == 9
+    assert make_request(8, shifted=True, max_tokens=4).most_rows() == 5
+    assert make_request(8, shifted=True, pattern=FullPrefix(block_size=4), max_tokens=4).most_rows() == 12
+    _step(request, 8, {9: 7})
+    assert _step(request, 8, {10: 7}).start == 8, "now it is kept"
+
+
+def test_a_row_kept_for_another_position_does_not_stand_in() -> None:
+    """Resumed in pieces, preempted again, and then found whole in the cache: the row kept is that of a piece."""
+    request = make_request(8, shifted=True, max_tokens=20)
+    _step(request, 0, {})
+    piece = request.plan(0, 4)
+    assert piece is not None
+    request.apply(piece, accept_first(piece, 0))
+    span = request.plan(8, None)
+    assert span is not None
+    assert (span.start, span.groups[0].rows.tolist()) == (7, [0, 1, 2, 3])
 
 
 def test_only_blocks_that_left_the_buffer_may_come_from_shared_pages() -> None:

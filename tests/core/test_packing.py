@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.packing import PackedStep, pack, round_up
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import SampleGroup, Span, StepPlan, Window
+from diffulex_core.types import CARRIED, SampleGroup, Span, StepPlan, Window
 from tests.core.oracles import visible_end
 
 
@@ -24,6 +24,7 @@ class Step:
     pattern: AttentionPattern
     page_size: int
     full_prefix: bool
+    shift: int
 
 
 @st.composite
@@ -31,7 +32,7 @@ def steps(draw: st.DrawFn) -> Step:
     """Windows of a few requests: block-aligned spans at any place, with groups of sampled rows."""
     block = draw(st.sampled_from([1, 2, 4]))
     page_size = block * draw(st.sampled_from([1, 2, 4]))
-    full_prefix = draw(st.booleans())
+    full_prefix, shift = draw(st.booleans()), draw(st.integers(0, 1))
     windows = []
     next_page = 0
     for number in range(draw(st.integers(1, 4))):
@@ -46,7 +47,7 @@ def steps(draw: st.DrawFn) -> Step:
             SampleGroup(
                 block=index,
                 positions=np.array(positions, dtype=np.int64),
-                rows=np.array(positions, dtype=np.int64) - start,
+                rows=np.array(positions, dtype=np.int64) - start - shift,
                 accept_threshold=draw(st.sampled_from([0.25, 0.5, 0.75])),
                 force_one=draw(st.booleans()),
             )
@@ -61,6 +62,8 @@ def steps(draw: st.DrawFn) -> Step:
             phase=Phase.PREFILL if prefill else Phase.DECODE,
             groups=groups,
             advances=True,
+            store_from=draw(st.integers(0, end)),
+            keep=draw(st.none() | st.integers(start, end - 1)),
         )
         pages = -(-end // page_size) + draw(st.integers(0, 2))
         table = np.arange(next_page, next_page + pages)[::-1].copy()
@@ -76,7 +79,7 @@ def steps(draw: st.DrawFn) -> Step:
             )
         )
     pattern: AttentionPattern = FullPrefix(block_size=block) if full_prefix else BlockCausal(block_size=block)
-    return Step(StepPlan(step=0, windows=tuple(windows)), pattern, page_size, full_prefix)
+    return Step(StepPlan(step=0, windows=tuple(windows)), pattern, page_size, full_prefix, shift)
 
 
 def packed(step: Step, widths: tuple[int | None, ...] = (None,)) -> PackedStep:
@@ -100,8 +103,8 @@ def test_every_row_carries_its_token_position_and_slot(step: Step) -> None:
         assert result.input_ids[row] == window.span.tokens[position - window.span.start]
         assert result.positions[row] == position
         assert result.row_sequence[row] == index
-        page = window.page_table[position // step.page_size]
-        assert result.slots[row] == page * step.page_size + position % step.page_size
+        slot = window.page_table[position // step.page_size] * step.page_size + position % step.page_size
+        assert result.slots[row] == (slot if position >= window.span.store_from else -1)
 
 
 @given(steps())
@@ -202,20 +205,37 @@ def test_sampled_rows_know_their_request_their_group_and_its_rule(step: Step) ->
     assert len(result.head_rows) == len(batch.positions) == len(batch.window_of_row) == len(expected)
     groups = [group for window in step.plan.windows for group in window.span.groups]
     assert len(batch.accept_threshold) == len(batch.force_one) == len(groups)
+    carried = iter(result.carried)
     for at, (index, position, group) in enumerate(expected):
-        assert rows[result.head_rows[at]] == (index, step.plan.windows[index], position)
+        window = step.plan.windows[index]
+        if position - step.shift < window.span.start:
+            assert result.head_rows[at] == CARRIED
+            assert next(carried) == window.request_id
+        else:
+            assert rows[result.head_rows[at]] == (index, window, position - step.shift)
         assert (batch.positions[at], batch.window_of_row[at]) == (position, index)
         number = batch.group_of_row[at]
         assert groups[number] is group
         assert (batch.accept_threshold[number], batch.force_one[number]) == (group.accept_threshold, group.force_one)
     assert batch.windows == step.plan.windows
+    assert next(carried, None) is None
+
+
+@given(steps())
+@settings(deadline=None)
+def test_rows_to_keep_are_those_of_the_positions_that_the_spans_name(step: Step) -> None:
+    result = packed(step)
+    rows = rows_of(step.plan)
+    found = {request: rows[row][1:] for request, row in zip(result.kept, result.kept_rows, strict=True)}
+    named = [window for window in step.plan.windows if window.span.keep is not None]
+    assert found == {window.request_id: (window, window.span.keep) for window in named}
 
 
 def test_a_step_that_samples_nothing_has_empty_arrays_of_whole_numbers() -> None:
     span = Span(start=0, tokens=np.arange(4), catch_up=4, store_until=4, phase=Phase.DECODE, groups=(), advances=False)
     window = Window(request_id=0, span=span, prompt_len=9, page_table=np.array([0]), params=SamplingParams(), draw=0)
     result = pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=4), [None], 4)
-    for empty in (result.head_rows, result.sampling.positions, result.sampling.window_of_row):
+    for empty in (result.head_rows, result.kept_rows, result.sampling.positions, result.sampling.window_of_row):
         assert empty.shape == (0,)
         assert empty.dtype == np.int64
     assert result.sampling.group_of_row.shape == (0,)

@@ -322,3 +322,37 @@ def _step(service: Service) -> StepPlan:
     assert plan is not None
     service.scheduler.update(plan, service.runner.execute(plan))
     return plan
+
+
+def test_the_runner_is_told_once_of_each_request_that_ended() -> None:
+    service = Service.of(PLAIN)
+    for number in range(3):
+        service.scheduler.add(request_of(PLAIN, ask(8, max_tokens=20), number))
+    first = _step(service)
+    service.scheduler.abort(1)
+    told = [first.ended]
+    while service.scheduler.has_work():
+        told.append(_step(service).ended)
+    assert told[:3] == [(), (1,), ()]
+    service.scheduler.add(request_of(PLAIN, ask(4), 3))
+    told += [_step(service).ended, _step(service).ended]
+    assert sorted(told[-2]) == [0, 2]
+    assert told[-1] == ()
+
+
+def test_a_cached_prompt_lends_a_shifted_request_the_row_that_decides_its_first_position() -> None:
+    setting = attrs.evolve(PLAIN, shifted=True)
+    service = Service.of(setting)
+    cold = service.run([request_of(setting, ask(8), 0)])
+    memory = [list(layer) for layer in service.runner.memory]
+    request = request_of(setting, ask(8), 1)
+    service.scheduler.add(request)
+    plan = _step(service)
+    [window] = plan.windows
+    assert (window.span.start, window.span.store_from, plan.rows) == (7, 8, 5)
+    for page in service.cache.page_table(1)[:2].tolist():
+        slots = slice(page * service.cache.page_size, (page + 1) * service.cache.page_size)
+        for layer, before in zip(service.runner.memory, memory, strict=True):
+            assert layer[slots] == before[slots]
+    assert service.run([]) == cold[1:]
+    assert tuple(request.output_tokens.tolist()) == decode_alone(setting, ask(8)).tokens

@@ -136,6 +136,7 @@ class Serving(RuleBasedStateMachine):
         self.step += 1
         self._check(plan)
         output = self.service.runner.execute(plan)
+        assert set(self.service.runner.kept) <= set(self.live), "rows of requests that ended are kept"
         done = {request.request_id for request in self.service.scheduler.update(plan, output)}
         for window in plan.windows:
             live = self.live[window.request_id]
@@ -169,7 +170,7 @@ class Serving(RuleBasedStateMachine):
             table = window.page_table.tolist()
             assert window.span.end <= len(table) * self.page_size
             assert window.span.start <= window.span.store_until <= window.span.end
-            written += table[window.span.start // self.page_size :]
+            written += table[max(window.span.start, window.span.store_from) // self.page_size :]
             held += table
         assert all(held.count(page) == 1 for page in written), "a page that is written has two holders"
         for number in numbers:
@@ -190,7 +191,9 @@ class Serving(RuleBasedStateMachine):
         block = self.setting.block_size
         limit = min(len(ask.prompt) + ask.max_tokens, self.setting.max_model_len)
         blocks = -(-limit // block) - len(ask.prompt) // block
-        return max(min(max(2, self.setting.buffer_size), blocks) * block, answer.rows[0] * self.setting.full_prefix)
+        row_before = self.setting.shifted and not self.setting.full_prefix
+        running = min(max(2, self.setting.buffer_size), blocks) * block + row_before
+        return max(running, answer.rows[0] * self.setting.full_prefix)
 
     def _work(self, live: Live) -> int:
         return len(live.answer.rows) + live.request.most_slots() // self.setting.block_size

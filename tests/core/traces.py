@@ -32,6 +32,7 @@ def make_request(
     eos: Collection[int] = (EOS,),
     request_id: int = 0,
     first_token: int = 1,
+    shifted: bool = False,
     **params: Any,
 ) -> BlockRequest:
     """A request over the prompt `first_token`, `first_token + 1`, ... with the default thresholds."""
@@ -46,6 +47,7 @@ def make_request(
             eos_token_ids=frozenset(eos),
             max_model_len=max_model_len,
             thresholds=thresholds or DecodingThresholds(),
+            shifted=shifted,
             auto_nfe=auto_nfe,
         ),
     )

@@ -18,6 +18,10 @@ class BlockRequest:
     In a step every row of every running block is fed: ACTIVE blocks are sampled, TO_CACHE blocks are stored and still
     occupy their slot. At most one block starts in a step. At buffer size 1 the next block starts in the forward that
     stores its predecessor, which the block-causal mask makes exact.
+
+    With shifted logits a position is decided by the row before it. Before the buffer's first position that is the last
+    row that was stored, which the runner keeps; where it does not have it (the pages before the buffer came from the
+    cache), that row is fed once more and stores nothing.
     """
 
     def __init__(self, *, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> None:
@@ -43,6 +47,8 @@ class BlockRequest:
         )
         self._nfe = 0
         self._draws = 0
+        self._carried: int | None = None
+        """Position whose hidden row the runner keeps."""
         self._completion: CompletionReason | None = None
 
     @property
@@ -109,7 +115,8 @@ class BlockRequest:
         first = self.plan(0, None)
         assert first is not None
         atomic = len(first.tokens) if self._context.pattern.two_phase else 0
-        return max(atomic, running * block_size)
+        refed = self._context.shifted and not self._context.pattern.two_phase
+        return max(atomic, running * block_size + refed)
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
         if self._context.pattern.two_phase and stored < self._whole_prompt():
@@ -138,6 +145,8 @@ class BlockRequest:
             self._stop.notice(positions, tokens)
             self._draws += 1
             self._table.settle()
+        if span.keep is not None:
+            self._carried = span.keep
         self._nfe += 1
         self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
 
@@ -173,15 +182,27 @@ class BlockRequest:
         last = table.head + len(states)
         end = last * table.block_size
         to_cache = sum(state is BlockState.TO_CACHE for state in states)
+        store_until = table.start + to_cache * table.block_size
+        first = start - 1 if self._lacks_row_before(start) else start
         return Span(
-            start=start,
-            tokens=table.tokens[start:end].copy(),
-            catch_up=table.start - start,
-            store_until=table.start + to_cache * table.block_size,
+            start=first,
+            tokens=table.tokens[first:end].copy(),
+            catch_up=table.start - first,
+            store_from=start,
+            store_until=store_until,
+            keep=self._row_to_keep(first, store_until),
             phase=phase,
-            groups=tuple(self._group(b, start) for b in range(table.head + to_cache, last) if table.masks[b]),
+            groups=tuple(self._group(b, first) for b in range(table.head + to_cache, last) if table.masks[b]),
             advances=True,
         )
+
+    def _lacks_row_before(self, position: int) -> bool:
+        """Whether `position` is decided next by the row before it, and that row is neither fed nor kept."""
+        return self._context.shifted and not self._table.decided[position] and self._carried != position - 1
+
+    def _row_to_keep(self, start: int, store_until: int) -> int | None:
+        """The last row that is final after a span from `start`, if the span feeds it."""
+        return store_until - 1 if self._context.shifted and store_until > start else None
 
     def _prefill(self, budget: int | None) -> Span | None:
         """First forward of a two-phase pattern: the whole prompt and the blocks that run behind it."""
@@ -210,7 +231,9 @@ class BlockRequest:
             start=start,
             tokens=self._table.tokens[start:end].copy(),
             catch_up=end - start,
+            store_from=start,
             store_until=store_until,
+            keep=self._row_to_keep(start, store_until),
             phase=phase,
             groups=(),
             advances=False,
@@ -218,10 +241,12 @@ class BlockRequest:
 
     def _group(self, block: int, start: int) -> SampleGroup:
         positions = self._table.open_positions(block)
+        # Of the first row, the one before it is CARRIED.
+        rows = positions - start - 1 if self._context.shifted else positions - start
         return SampleGroup(
             block=block,
             positions=positions,
-            rows=positions - start,
+            rows=rows,
             accept_threshold=self._thresholds.accept_threshold,
             force_one=self._forces_one(block),
         )

@@ -17,7 +17,7 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             name="multi_bd",
             aliases=("multi_block_diffusion", "block_diffusion"),
             pattern="diffulex_multibd.patterns:block_causal",
-            requires={Capability.MASK_TOKEN, Capability.ALIGNED_LOGITS, Capability.BLOCK_CAUSAL},
+            requires={Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL},
             thresholds=_THRESHOLDS,
         )
     )
@@ -25,7 +25,7 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
         DecodingStrategy(
             name="d2f",
             pattern="diffulex_multibd.patterns:full_prefix",
-            requires={Capability.MASK_TOKEN, Capability.ALIGNED_LOGITS, Capability.FULL_PREFIX},
+            requires={Capability.MASK_TOKEN, Capability.FULL_PREFIX},
             thresholds=_THRESHOLDS,
             # A prompt's K/V depend on the whole prompt, so no two different prompts could share a page.
             forces={"enable_prefix_caching": False},
