@@ -1,5 +1,5 @@
 """Groups of processes as values: nothing here is global, and a group of one costs nothing."""
 
-from diffulex_core.distributed.communicator import ALONE, Communicator
+from diffulex_core.distributed.communicator import ALONE, Communicator, Seat
 
-__all__ = ["ALONE", "Communicator"]
+__all__ = ["ALONE", "Communicator", "Seat"]

@@ -25,11 +25,11 @@ class Communicator(Protocol):
         ...
 
     def sum(self, x: Tensor) -> Tensor:
-        """Elementwise sum over the ranks, in rank order; `x` may be overwritten."""
+        """Elementwise sum over the ranks, with the same bits on all of them; `x` may be overwritten."""
         ...
 
     def max(self, x: Tensor) -> Tensor:
-        """Elementwise maximum over the ranks; `x` may be overwritten."""
+        """Elementwise maximum over the ranks, NaN where one has NaN; `x` may be overwritten."""
         ...
 
     def gather(self, x: Tensor) -> Tensor:
@@ -52,6 +52,23 @@ class _Alone:
 
     def gather(self, x: Tensor) -> Tensor:
         return x[None]
+
+
+@attrs.frozen
+class Seat:
+    """A place in a group that does not exist: networks can be built for it, to see whether they can, but not run."""
+
+    rank: int
+    size: int
+
+    def sum(self, x: Tensor) -> Tensor:
+        raise AssertionError("nobody sits in the other seats")
+
+    def max(self, x: Tensor) -> Tensor:
+        raise AssertionError("nobody sits in the other seats")
+
+    def gather(self, x: Tensor) -> Tensor:
+        raise AssertionError("nobody sits in the other seats")
 
 
 ALONE: Communicator = _Alone()
