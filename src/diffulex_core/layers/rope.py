@@ -11,11 +11,14 @@ from torch import Tensor
 class Rope:
     """Frequencies `theta ** (-2j / rotary_dim)`, `j` in `[0, rotary_dim / 2)`.
 
+    From `j = turning` on they are 0, so that these pairs pass through ("proportional" RoPE); None = all turn.
+
     It holds no table: cosines and sines are computed once for each forward and handed down.
     """
 
     theta: float
     rotary_dim: int
+    turning: int | None = None
 
     def rotation(self, positions: Tensor) -> Rotation:
         """[rows] positions -> the rotation of each row.
@@ -25,6 +28,8 @@ class Rope:
         """
         exponent = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64, device=positions.device) / self.rotary_dim
         frequency = (self.theta**-exponent).float()
+        if self.turning is not None:
+            frequency[self.turning :] = 0
         angle = (positions.float()[:, None] * frequency).double()  # [rows, rotary_dim / 2]
         return Rotation(cos=angle.cos().float()[:, None], sin=angle.sin().float()[:, None])
 

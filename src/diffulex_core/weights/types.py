@@ -48,6 +48,7 @@ class ResolvedWeight:
             check shapes before anything is read.
         loader: called with the transformed tensor in place of the copy; `param` or `buffer` still names what it fills.
         skip: why the tensor is left out.
+        copied: the checkpoint may hold this tensor under several names; every one that is there must be equal.
     Raises:
         PluginError: the fields contradict each other.
     """
@@ -58,6 +59,7 @@ class ResolvedWeight:
     transform: Callable[[Tensor], Tensor] | None = None
     loader: Callable[[Tensor], None] | None = None
     skip: str | None = None
+    copied: bool = False
 
     def __attrs_post_init__(self) -> None:
         targets = [name for name in ("param", "buffer", "skip") if self._given(name)]
