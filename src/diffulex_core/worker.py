@@ -22,7 +22,7 @@ from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sizing import Capacity, free_memory
 from diffulex_core.types import StepOutput, StepPlan
-from diffulex_core.weights import load_weights
+from diffulex_core.weights import dummy_weights, load_weights
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -154,20 +154,26 @@ def load_network(
     device: torch.device,
     progress: bool,
 ) -> None:
-    """Fill a network from the checkpoint; afterwards it stands on `device`.
+    """Fill a network from the checkpoint, or with random numbers; afterwards it stands on `device`.
 
     Raises:
         CheckpointError: tensors are missing, unexpected, of the wrong shape or damaged.
     """
-    family = blueprint.config.family
+    family, options = blueprint.config.family, blueprint.config.model
+    if options.load_format == "dummy":
+        dummy_weights(network, device=device)
+        return
+    provenance = host.models.entry(family.name).provenance
     load_weights(
         network,
-        host.load(family.weights, provenance=host.models.entry(family.name).provenance),
+        host.load(family.weights, provenance=provenance),
         blueprint.folder,
         blueprint.checkpoint,
         dtype=dtype,
         device=device,
         progress=progress,
+        check=options.check_weights,
+        owner=f"the model family '{family.name}' ({provenance.release})",
     )
 
 

@@ -185,8 +185,10 @@ def _name_attention(settings: dict[str, Setting], host: Host, report: Report) ->
 def _ask_family(family: ModelFamily, checkpoint: Mapping[str, Any] | None, host: Host) -> list[str]:
     if family.check_config is None or checkpoint is None:
         return []
-    check = host.load(family.check_config, provenance=host.models.entry(family.name).provenance)
-    return [f"config.json does not suit the model family '{family.name}': {text}" for text in check(dict(checkpoint))]
+    provenance = host.models.entry(family.name).provenance
+    check = host.load(family.check_config, provenance=provenance)
+    lead = f"config.json does not suit the model family '{family.name}' ({provenance.release})"
+    return [f"{lead}: {text}" for text in check(dict(checkpoint))]
 
 
 def _ask_plugins(config: EngineConfig, host: Host) -> list[str]:

@@ -33,6 +33,14 @@ class ModelSection:
         minimum=0,
     )
     dtype: Dtype = key("auto", "Dtype of weights and activations; auto = the checkpoint's, float32 on CPU.")
+    load_format: Literal["auto", "safetensors", "dummy"] = key(
+        "auto",
+        "Where the weights come from: auto and safetensors = the checkpoint's files; dummy = random numbers, for "
+        "benchmarks, for which config.json and a tokenizer are enough.",
+    )
+    check_weights: bool = key(
+        False, "Refuse a checkpoint that gives a weight NaN or infinite numbers, naming every such tensor."
+    )
 
 
 def _threshold(name: str, help: str) -> tuple[str, KeyInfo]:
@@ -234,9 +242,11 @@ class RuntimeSection:
 class LoraSection:
     """A LoRA adapter over the checkpoint."""
 
-    use_lora: bool = key(False, "Load the adapter at lora_path.", built=False, honoured=(False,))
-    lora_path: str = key("", "Directory of the adapter.", built=False)
-    pre_merge_lora: bool = key(False, "Add the adapter to the weights once, at load.", built=False)
+    use_lora: bool = key(False, "Load the adapter at lora_path.")
+    lora_path: str = key("", "The adapter as peft saves it: a directory, or a name that a model source resolves.")
+    pre_merge_lora: bool = key(
+        False, "Add the adapter to the weights once, at load; false = compute its product in every forward."
+    )
 
 
 CORE_SECTIONS: tuple[tuple[str, type], ...] = (

@@ -71,7 +71,7 @@ def load_weights(
             everything that is not finite.
         PluginError: model and resolver do not belong together.
     """
-    network = _as_module(model)
+    network = as_module(model)
     inventory = take_inventory(folder)
     materialise(network.requires_grad_(False), device)
     ledger = Ledger.of(network)
@@ -91,7 +91,12 @@ def load_weights(
     )
 
 
-def _as_module(model: DiffusionModel | nn.Module) -> nn.Module:
+def as_module(model: DiffusionModel | nn.Module) -> nn.Module:
+    """The model as a module, whose parameters can be listed.
+
+    Raises:
+        PluginError: it is none.
+    """
     if not isinstance(model, nn.Module):
         raise PluginError(f"The model is a {type(model).__name__}; weights can only be loaded into a torch.nn.Module.")
     return model
