@@ -1,4 +1,4 @@
-"""Registers the LLaDA family; imports no torch."""
+"""Registers the LLaDA families; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimp
 PROVIDES = frozenset[str](
     (Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.FULL_PREFIX, Capability.FULL_ATTENTION)
 )
+LLADA2_PROVIDES = frozenset[str](
+    (Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.EDIT, Capability.SOFT_INPUTS)
+)
+"""2.1 was trained to revise tokens and DMax to read blended embeddings; config.json tells none of them from 2.0."""
 
 
 @hookimpl
@@ -26,5 +30,23 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
             check_config="diffulex_llada.config:check_config",
             tiny="diffulex_llada.config:TINY",
             hf_reference="diffulex_llada.oracle:hf_reference",
+        )
+    )
+    register(
+        ModelFamily(
+            name="llada2",
+            aliases=("llada2_moe", "llada2_mini", "llada2dot1_mini", "llada2_mini_dmax"),
+            architectures=("LLaDA2MoeModelLM",),
+            model_types=("llada2_moe", "llada2_moe_veomni"),
+            build="diffulex_llada.llada2.model:build",
+            weights="diffulex_llada.llada2.weights:WEIGHTS",
+            provides=LLADA2_PROVIDES,
+            logits="aligned",
+            sampler=SamplerTraits(force_rule="after_semi_complete"),
+            default_strategy="multi_bd",
+            defaults={"block_size": 32, "mask_token_id": 156895},
+            check_config="diffulex_llada.llada2.config:check_config",
+            tiny="diffulex_llada.llada2.config:TINY",
+            hf_reference="diffulex_llada.llada2.oracle:hf_reference",
         )
     )
