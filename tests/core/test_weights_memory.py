@@ -1,4 +1,4 @@
-"""No second copy of a model: besides the parameters at most one tensor of the checkpoint is in memory."""
+"""No second copy of a model: besides the parameters at most one tensor of the checkpoint is in memory, or one pair."""
 
 from __future__ import annotations
 
@@ -81,16 +81,23 @@ def stored() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("tp", [ALONE, Seat(1, 2)], ids=["alone", "second of two"])
-def test_loading_holds_at_most_one_tensor_besides_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tp: Communicator, check: bool
-) -> None:
-    # Tied copies are compared piece by piece; a piece must be small beside a tensor, as it is for real ones.
-    monkeypatch.setattr(contents, "CHUNK", WIDTH)
-    write_weights(tmp_path, stored(), 3)
+def test_loading_holds_at_most_one_tensor_besides_the_model(tmp_path: Path, tp: Communicator, check: bool) -> None:
+    write_weights(tmp_path, {name: tensor for name, tensor in stored().items() if name != "head"}, 3)
     net = Net(tp)
     with Watch(net) as watch:
         load_weights(net, RULES, tmp_path, {}, dtype=torch.bfloat16, device=CPU, progress=False, check=check)
     assert 0 < watch.most <= LARGEST
+
+
+def test_comparing_tied_copies_holds_the_two_as_they_are_mapped_and_pieces_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "CHUNK", WIDTH)
+    write_weights(tmp_path, stored(), 3)
+    net = Net(ALONE)
+    with Watch(net) as watch:
+        load_weights(net, RULES, tmp_path, {}, dtype=torch.bfloat16, device=CPU, progress=False)
+    assert LARGEST < watch.most <= 2 * LARGEST + 16 * WIDTH
 
 
 @pytest.mark.parametrize("tp", [ALONE, Seat(1, 2)], ids=["alone", "second of two"])
