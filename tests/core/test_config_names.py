@@ -144,7 +144,9 @@ def test_a_family_and_a_strategy_that_do_not_fit_are_refused_with_what_is_missin
 
 def test_a_family_may_refuse_a_config_json() -> None:
     [problem] = problems_of(checkpoint={**CHECKPOINT, "layers": "missing"})
-    assert problem == "config.json does not suit the model family 'alpha' (given as a module): layers is missing; add it."
+    assert problem == (
+        "config.json does not suit the model family 'alpha' (given as a module): layers is missing; add it."
+    )
 
 
 def test_family_and_strategy_bring_their_own_keys() -> None:
