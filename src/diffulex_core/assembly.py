@@ -23,6 +23,7 @@ from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sizing import Capacity, choose_num_pages
 from diffulex_core.tracing import JsonTrace, TorchProfiler
 from diffulex_core.warmup import warm_up
+from diffulex_core.weights.lora import warn_of_another_base
 from diffulex_core.worker import Blueprint, Worker, component, make_pattern
 
 
@@ -49,8 +50,14 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
     """
     config = loaded.config
     blueprint = Blueprint(
-        config=config, folder=loaded.folder, checkpoint=loaded.checkpoint, num_tokens=len(loaded.tokenizer)
+        config=config,
+        folder=loaded.folder,
+        checkpoint=loaded.checkpoint,
+        num_tokens=len(loaded.tokenizer),
+        adapter=loaded.adapter,
     )
+    if loaded.adapter is not None:
+        warn_of_another_base(loaded.adapter, (config.model.model, str(loaded.folder)))
     device = choose_device(config.parallel.device, config.parallel.device_ids)
     worker = Worker(blueprint, host=host, device=device, progress=sys.stderr.isatty())
     num_pages = _num_pages(config, worker.capacity())

@@ -1,4 +1,4 @@
-"""Where a model's files come from: a directory, a plugin's package data, or the Hugging Face hub."""
+"""Where a model's or an adapter's files come from: a directory, a plugin's package data, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DirectorySource:
         if path.is_dir():
             return path
         if path.exists():
-            raise CheckpointError(name, ["It is a file. Give the directory that holds config.json."])
+            raise CheckpointError(name, ["It is a file. Give the directory that holds it."])
         if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:
             raise CheckpointError(name, [f"There is no directory {str(path.absolute())!r}. Check the path."])
         return None
@@ -50,6 +50,7 @@ class HubSource:
     """
 
     patterns = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
+    descriptions = ("config.json", "adapter_config.json")
 
     def resolve(self, name: str) -> Path | None:
         """See `ModelSource`."""
@@ -67,7 +68,8 @@ class HubSource:
             return None
         except HFValidationError as error:
             raise CheckpointError(name, [f"It is not a valid hub id: {error}"]) from error
-        complete = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+        described = any((folder / name).is_file() for name in self.descriptions)
+        complete = described and any(folder.glob("*.safetensors"))
         return folder if complete else None
 
     def _download(self, name: str) -> Path:

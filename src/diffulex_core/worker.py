@@ -23,6 +23,7 @@ from diffulex_core.sampling import PackedSampler
 from diffulex_core.sizing import Capacity, free_memory
 from diffulex_core.types import StepOutput, StepPlan
 from diffulex_core.weights import dummy_weights, load_weights
+from diffulex_core.weights.lora import load_adapter
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -34,12 +35,14 @@ class Blueprint:
         folder: the checkpoint's directory.
         checkpoint: parsed config.json.
         num_tokens: ids that the tokenizer knows.
+        adapter: directory of the LoRA adapter; None without one.
     """
 
     config: EngineConfig
     folder: Path
     checkpoint: Mapping[str, Any]
     num_tokens: int
+    adapter: Path | None = None
 
 
 class Worker:
@@ -72,6 +75,8 @@ class Worker:
         network = build_network(blueprint, host=host, dtype=self._dtype, tp=tp)
         self._backend = choose_backend(config, network, host=host, dtype=self._dtype, device=device)
         load_network(network, blueprint, host=host, dtype=self._dtype, device=device, progress=progress)
+        if blueprint.adapter is not None:
+            adapt_network(network, blueprint, blueprint.adapter, host=host, dtype=self._dtype)
         self._network: DiffusionModel | None = network
         self._vocab_size = decidable_tokens(blueprint, network)
         self._runner: ModelRunner | None = None
@@ -173,6 +178,28 @@ def load_network(
         device=device,
         progress=progress,
         check=options.check_weights,
+        owner=f"the model family '{family.name}' ({provenance.release})",
+    )
+
+
+def adapt_network(
+    network: DiffusionModel, blueprint: Blueprint, adapter: Path, *, host: Host, dtype: torch.dtype
+) -> None:
+    """Bring a LoRA adapter into a loaded network.
+
+    Raises:
+        CheckpointError: some of it does not fit the model; nothing was changed.
+    """
+    family = blueprint.config.family
+    provenance = host.models.entry(family.name).provenance
+    load_adapter(
+        network,
+        host.load(family.weights, provenance=provenance),
+        blueprint.folder,
+        blueprint.checkpoint,
+        adapter,
+        merge_weights=blueprint.config.lora.pre_merge_lora,
+        dtype=dtype,
         owner=f"the model family '{family.name}' ({provenance.release})",
     )
 

@@ -62,7 +62,7 @@ def test_every_key_is_explained_with_value_default_owner_and_source(folder: Path
     assert keys["heat"]["owner"] == "model family 'alpha'"
     assert keys["num_pages"]["section"] == "cache"
     assert (keys["accept_threshold"]["unused"], keys["edit_threshold"]["unused"]) == (False, True)
-    assert (keys["block_size"]["built"], keys["use_lora"]["built"]) == (True, False)
+    assert (keys["block_size"]["built"], keys["kv_cache_layout"]["built"]) == (True, False)
 
 
 def test_special_tokens_come_from_the_tokenizer(folder: Path) -> None:

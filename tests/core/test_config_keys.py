@@ -373,8 +373,21 @@ def test_the_torch_profiler_needs_a_directory() -> None:
 
 def test_an_adapter_needs_a_directory() -> None:
     assert any(problem.startswith("lora_path is ''") for problem in problems_of({"use_lora": True}))
-    given = problems_of({"use_lora": True, "lora_path": "adapter"})
-    assert not any("use_lora needs" in problem for problem in given)
+    config = configure({"use_lora": True, "lora_path": "adapter"})
+    assert config.lora.use_lora
+    assert config.lora.lora_path == "adapter"
+    assert not config.lora.pre_merge_lora
+
+
+def test_an_adapter_that_nothing_turns_on_is_a_problem_and_one_that_is_turned_off_is_named() -> None:
+    [problem] = problems_of({"lora_path": "adapter"})
+    assert problem.startswith("lora_path is 'adapter'")
+    assert "set use_lora" in problem
+    config = configure({"lora_path": "adapter", "use_lora": False, "pre_merge_lora": True})
+    for name in ("lora_path", "pre_merge_lora"):
+        assert [warning for warning in config.warnings if warning.startswith(f"{name} ")]
+    assert any(warning.startswith("pre_merge_lora ") for warning in configure({"pre_merge_lora": True}).warnings)
+    assert not configure({"use_lora": False}).warnings
 
 
 def test_the_first_device_id_becomes_the_device() -> None:

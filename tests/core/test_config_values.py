@@ -53,9 +53,13 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
     return st.text(min_size=1)
 
 
-NAMES = {"model", "model_name", "decoding_strategy", "profiler_config.torch_profiler_dir"}
+NAMES = {"model", "model_name", "decoding_strategy", "profiler_config.torch_profiler_dir", "use_lora", "lora_path"}
 OPTIONS = st.fixed_dictionaries(
-    {"profiler_config.torch_profiler_dir": st.just("traces")},
+    {
+        "profiler_config.torch_profiler_dir": st.just("traces"),
+        "use_lora": st.booleans(),
+        "lora_path": st.text(min_size=1),
+    },
     optional={spec.name: values_of(spec) for spec in SCHEMA if spec.name not in NAMES},
 )
 

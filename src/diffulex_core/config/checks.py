@@ -41,6 +41,11 @@ def check_together(settings: Settings, report: Report) -> None:
         for name in ("auto_max_nfe_warmup_steps", "auto_max_nfe_tpf_floor"):
             if settings[name].origin.by_user:
                 report.warn(f"{name} ({settings[name].origin}) has no effect while auto_max_nfe is off; turn it on.")
+    if not settings["use_lora"].value:
+        # A path without a word about use_lora is a problem, see _adapter_has_a_place.
+        for name in ("lora_path", "pre_merge_lora") if settings["use_lora"].origin.by_user else ("pre_merge_lora",):
+            if settings[name].value and settings[name].origin.by_user:
+                report.warn(f"{name} ({settings[name].origin}) has no effect while use_lora is off; turn it on.")
 
 
 def _out_of_bounds(setting: Setting) -> str | None:
@@ -130,8 +135,11 @@ def _profiler_has_a_place(settings: Settings) -> Iterator[str]:
 
 
 def _adapter_has_a_place(settings: Settings) -> Iterator[str]:
-    if settings["use_lora"].value and not settings["lora_path"].value:
-        yield settings["lora_path"].problem("use_lora needs the adapter's directory; name it, or turn use_lora off")
+    use, place = settings["use_lora"], settings["lora_path"]
+    if use.value and not place.value:
+        yield place.problem("use_lora needs the adapter's directory; name it, or turn use_lora off")
+    elif place.value and not use.value and not use.origin.by_user:
+        yield place.problem("an adapter is named, but nothing turns it on; set use_lora, or leave lora_path out")
 
 
 def _devices_suffice(settings: Settings) -> Iterator[str]:

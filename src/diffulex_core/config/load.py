@@ -30,12 +30,14 @@ class LoadedConfig:
         folder: the checkpoint's directory.
         checkpoint: parsed config.json.
         tokenizer: the checkpoint's tokenizer, or the one at tokenizer_path.
+        adapter: the LoRA adapter's directory; None without one.
     """
 
     config: EngineConfig
     folder: Path
     checkpoint: Mapping[str, Any]
     tokenizer: Any
+    adapter: Path | None = None
 
 
 def load_config(
@@ -56,7 +58,7 @@ def load_config(
         options, host, config_file, strict, given_by: as for `resolve`.
     Raises:
         ConfigError: the configuration cannot be used, or the config file cannot be read.
-        CheckpointError: the checkpoint's config.json or tokenizer cannot be read.
+        CheckpointError: the checkpoint's config.json or tokenizer cannot be read, or no source has the model or adapter.
         UnknownNameError: no model source knows the model.
     """
     from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer
@@ -86,4 +88,5 @@ def load_config(
         strict=strict,
         given_by=given_by,
     )
-    return LoadedConfig(config=config, folder=folder, checkpoint=checkpoint, tokenizer=tokenizer)
+    adapter = resolve_model(config.lora.lora_path, host) if config.lora.use_lora else None
+    return LoadedConfig(config=config, folder=folder, checkpoint=checkpoint, tokenizer=tokenizer, adapter=adapter)
