@@ -1,4 +1,4 @@
-"""Turning logits into decisions: one packed call for all rows of a step."""
+"""Turning logits into decisions: one packed call for all rows of a step, on every process that holds columns."""
 
 from diffulex_core.sampling.packed import PackedSampler
 

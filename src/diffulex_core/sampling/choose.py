@@ -1,52 +1,50 @@
-"""Choosing one token for each row and measuring how sure the model is of it."""
+"""Choosing one token for each row among the columns that this process holds."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from diffulex_core.distributed import ALONE, Communicator
+
+_BELOW_ONE = 1 - 2.0**-53
+
 
 def greedy(logits: Tensor) -> Tensor:
-    """[rows, vocab] -> [rows] int64: the most probable token, ties to the highest id; 0 where a row holds NaN."""
+    """[rows, columns] -> [rows] int64: the most probable column, ties to the highest; 0 where a row holds NaN."""
     best = logits.amax(dim=1, keepdim=True)
     ids = torch.arange(logits.shape[1], device=logits.device)
     return torch.where(logits == best, ids, 0).amax(dim=1)
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Sample by inverting the cumulative distribution.
+def draw(logits: Tensor, uniform: Tensor, tp: Communicator = ALONE) -> Tensor:
+    """Sample by inverting the cumulative distribution; a collective, which moves one number for each row.
 
     Args:
-        logits: [rows, vocab] float32.
+        logits: [rows, columns] float32.
         uniform: [rows] float64 in [0, 1).
+        tp: the processes that hold the vocabulary, in the order of their columns.
     Returns:
-        [rows] int64 token ids; a token of probability zero is never chosen.
+        [rows] int64 columns, -1 where another process holds the token; one of probability zero is never chosen.
     """
-    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    return token.clamp(max=logits.shape[1] - 1)
+    probabilities = logits.double().softmax(dim=1)
+    log_masses = tp.gather(_log_mass(logits, probabilities))  # [ranks, rows]
+    masses = (log_masses - log_masses.amax(dim=0)).exp()
+    ends = masses.cumsum(dim=0)
+    target = uniform * ends[-1]
+    owner = (target >= ends).sum(dim=0).clamp(max=tp.size - 1)
+    before = ends[tp.rank] - masses[tp.rank]
+    fraction = ((target - before) / masses[tp.rank]).clamp(0, _BELOW_ONE)
+    cumulative = probabilities.cumsum(dim=1)
+    column = torch.searchsorted(cumulative, fraction[:, None] * cumulative[:, -1:], right=True).squeeze(1)
+    return torch.where(owner == tp.rank, column.clamp(max=logits.shape[1] - 1), -1)
 
 
-def probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[rows] float32: probability of each row's token, accumulated in float32."""
-    total = _never_alone(logits).logsumexp(dim=1)[: len(logits)]
-    return (logits.gather(1, tokens[:, None]).squeeze(1) - total).exp()
+def _log_mass(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """[rows] float64: logarithm of the sum of exponentials, from one token's score and its probability.
 
-
-def margin(logits: Tensor) -> Tensor:
-    """[rows] float32: probability of the most probable token minus that of the second."""
-    top = logits.softmax(dim=1).topk(min(2, logits.shape[1]), dim=1).values
-    return top[:, 0] - top[:, -1] * (top.shape[1] > 1)
-
-
-def inverse_perplexity(logits: Tensor) -> Tensor:
-    """[rows] float32 in (0, 1]: exp of the negative entropy, so that it can be compared with a threshold."""
-    logs = logits.log_softmax(dim=1)
-    terms = torch.where(logs.isfinite(), logs.exp() * logs, 0.0)
-    return _never_alone(terms).sum(dim=1)[: len(logits)].exp().clamp(max=1)
-
-
-def _never_alone(rows: Tensor) -> Tensor:
-    """The rows, or two copies of a single one: torch splits a single sum among threads, which changes its bits."""
-    return rows.expand(2, -1) if len(rows) == 1 else rows
+    It is minus infinity for rows without any possible token, whose probabilities are NaN.
+    """
+    probability, column = probabilities.max(dim=1)
+    score = logits.gather(1, column[:, None]).squeeze(1).double()
+    return torch.where(score == -torch.inf, score, score - probability.log())

@@ -5,21 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.sampling import divided
 
-def restrict(logits: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor) -> Tensor:
+
+def restrict(logits: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor, tp: Communicator = ALONE) -> Tensor:
     """Set the logits of excluded tokens to -inf.
 
     Top-p is applied first, then top-k, then min-p; at least the most probable token always stays. Among equal
     logits the higher token id counts as the more probable one, as in greedy choice.
 
     Args:
-        logits: [rows, vocab] float32.
+        logits: [rows, columns] float32, those that this process holds.
         top_p: [rows] float32 in (0, 1]: smallest set whose cumulative probability exceeds it; 1 keeps all.
         top_k: [rows] int64 >= 1; vocab or more keeps all.
         min_p: [rows] float32 in [0, 1]: share of the most probable token's probability; 0 keeps all.
+        tp: the processes that hold the vocabulary; a collective when there are several.
     Returns:
-        [rows, vocab] float32, a new tensor.
+        [rows, columns] float32, a new tensor.
     """
+    if tp.size > 1:
+        return divided.restrict(logits, top_p, top_k, min_p, tp)
     vocab = logits.shape[1]
     ordered, flipped = logits.flip(1).sort(dim=1, descending=True, stable=True)
     ids = vocab - 1 - flipped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed.ranges import Range
 from diffulex_core.sampling import choose
 from diffulex_core.sampling.accept import accept
+from diffulex_core.sampling.confidence import settle
 from diffulex_core.sampling.filters import restrict
 from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
@@ -25,44 +28,57 @@ class PackedSampler:
 
     Probabilities are accumulated in float32 whatever the logits' dtype; results cross to the host in one copy. A row's
     result depends on that row, its request's parameters and its request's counters only.
+
+    The vocabulary may be divided among processes: each passes its own columns, all call at once with the same batch,
+    and all get the same decisions. One exchange of a few numbers a row settles a call, draws and limits cost some more.
     """
 
-    def __init__(self, *, vocab_size: int, forbidden: frozenset[int]) -> None:
+    def __init__(self, *, vocab_size: int, forbidden: frozenset[int], tp: Communicator = ALONE) -> None:
         """
         Args:
             vocab_size: ids at or above it are never chosen (padding rows of the head).
             forbidden: further ids that are never chosen (the mask token).
+            tp: the processes that hold the vocabulary; see `DiffusionModel.logits` for who holds what.
         """
         self._vocab_size = vocab_size
         self._forbidden = sorted(token for token in forbidden if token < vocab_size)
+        self._tp = tp
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
         params = [window.params for window in batch.windows]
         row_params = batch.window_of_row
-        scores = logits[:, : self._vocab_size].to(torch.float32, copy=True)
-        scores[:, self._forbidden] = -torch.inf
+        held = self._held(logits.shape[1])
+        scores = logits[:, : max(held.length, 1)].to(torch.float32, copy=True)
+        scores[:, held.length :] = -torch.inf  # of a process that holds no real id, one column is left
+        scores[:, _columns(self._forbidden, held)] = -torch.inf
         for index, each in enumerate(params):
             if each.logit_bias:
-                self._bias(scores, torch.from_numpy(np.flatnonzero(row_params == index)), each)
+                self._bias(scores, held, torch.from_numpy(np.flatnonzero(row_params == index)), each)
 
         temperature = np.array([each.temperature for each in params])[row_params]
         drawn = temperature > 0
         scores /= _column(np.where(drawn, temperature, 1.0), scores)
         scores = self._restrict(scores, params, row_params)
-        tokens = choose.greedy(scores)
+        columns = choose.greedy(scores)
         if drawn.any():
             rows = torch.from_numpy(np.flatnonzero(drawn)).to(scores.device)
             numbers = uniform(*(column[drawn] for column in self._counters(batch)))
-            tokens[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device))
-        confidence = self._confidence(scores, tokens, params, row_params)
-        finite = scores.amax(dim=1).isfinite() & confidence.isfinite()
-        return self._decide(torch.stack((tokens.double(), confidence.double(), finite.double())), batch)
+            columns[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device), self._tp)
+        kinds = np.array([each.confidence for each in params])[row_params]
+        settled = settle(scores, columns, kinds, held.start, self._tp)
+        result = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
+        return self._decide(result, batch)
 
-    def _bias(self, scores: Tensor, rows: Tensor, params: SamplingParams) -> None:
-        ids = torch.tensor([token for token in params.logit_bias if token < self._vocab_size], dtype=torch.int64)
-        bias = torch.tensor([params.logit_bias[int(token)] for token in ids], dtype=torch.float32)
-        rows, ids, bias = rows.to(scores.device), ids.to(scores.device), bias.to(scores.device)
-        scores[rows[:, None], ids] += bias
+    def _held(self, columns: int) -> Range:
+        """The real ids among those of this process's columns."""
+        start = self._tp.rank * columns
+        return Range(start, min(max(self._vocab_size - start, 0), columns), self._vocab_size)
+
+    def _bias(self, scores: Tensor, held: Range, rows: Tensor, params: SamplingParams) -> None:
+        columns = torch.tensor(_columns(params.logit_bias, held), dtype=torch.int64)
+        values = [params.logit_bias[held.start + int(column)] for column in columns]
+        rows, columns = rows.to(scores.device), columns.to(scores.device)
+        scores[rows[:, None], columns] += torch.tensor(values, dtype=torch.float32).to(scores.device)
 
     def _restrict(self, scores: Tensor, params: Sequence[SamplingParams], row_params: NDArray[np.int64]) -> Tensor:
         limited = np.array([each.top_p < 1 or each.top_k is not None or each.min_p > 0 for each in params])[row_params]
@@ -75,6 +91,7 @@ class PackedSampler:
             torch.tensor([each.top_p for each in owners], device=scores.device),
             torch.tensor([min(each.top_k or vocab, vocab) for each in owners], device=scores.device),
             torch.tensor([each.min_p for each in owners], device=scores.device),
+            self._tp,
         )
         return scores
 
@@ -82,21 +99,6 @@ class PackedSampler:
         seeds = np.array([(window.params.seed or 0) & _SEED_BITS for window in batch.windows], dtype=np.int64)
         draws = np.array([window.draw for window in batch.windows], dtype=np.int64)
         return seeds[batch.window_of_row], draws[batch.window_of_row], batch.positions
-
-    def _confidence(
-        self, scores: Tensor, tokens: Tensor, params: Sequence[SamplingParams], row_params: NDArray[np.int64]
-    ) -> Tensor:
-        confidence = choose.probability(scores, tokens)
-        kinds = np.array([each.confidence for each in params])[row_params]
-        measures: dict[str, Callable[[Tensor], Tensor]] = {
-            "margin": choose.margin,
-            "neg_entropy": choose.inverse_perplexity,
-        }
-        for kind, measure in measures.items():
-            if (kinds == kind).any():
-                rows = torch.from_numpy(np.flatnonzero(kinds == kind)).to(scores.device)
-                confidence[rows] = measure(scores[rows])
-        return confidence
 
     def _decide(self, result: Tensor, batch: SamplingBatch) -> list[Decision]:
         """Apply the accept rule on the host.
@@ -125,3 +127,8 @@ class PackedSampler:
 
 def _column(values: NDArray[np.float64], like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, torch.float32)[:, None]
+
+
+def _columns(ids: Iterable[int], held: Range) -> list[int]:
+    """The columns of those ids that are held."""
+    return [token - held.start for token in ids if held.start <= token < held.start + held.length]
