@@ -11,12 +11,15 @@ from diffulex_core.config import EngineConfig, resolve
 from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
 from diffulex_core.layers import DecoderSpec
+from diffulex_core.layers.moe import MoESpec
 from diffulex_core.plugin import Capability
 from diffulex_sdar.config import (
     TINY_SDAR,
     TINY_STABLE_DIFFCODER,
     check_sdar,
+    check_sdar_moe,
     check_stable_diffcoder,
+    sdar_moe_spec,
     sdar_spec,
     stable_diffcoder_spec,
 )
@@ -30,6 +33,12 @@ SDAR_4B = {
     "rms_norm_eps": 1e-6, "attention_bias": False, "attention_dropout": 0.0, "sliding_window": None,
     "use_sliding_window": False, "max_window_layers": 36, "max_position_embeddings": 32768, "use_cache": True,
     "torch_dtype": "bfloat16", "tie_word_embeddings": False, "eos_token_id": 151643,
+}  # fmt: skip
+SDAR_30B = {
+    **SDAR_4B, "architectures": ["SDARMoeForCausalLM"], "model_type": "sdar_moe", "hidden_size": 2048,
+    "num_hidden_layers": 48, "num_key_value_heads": 4, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1,
+    "mlp_only_layers": [], "router_aux_loss_coef": 0.001, "torch_dtype": "float16",
 }  # fmt: skip
 STABLE_DIFFCODER_8B = {
     "architectures": ["StableDiffcoderForCausalLM"], "model_type": "llama", "vocab_size": 155136, "hidden_size": 4096,
@@ -50,6 +59,22 @@ def test_the_4b_configuration_gives_its_published_shape() -> None:
         vocab_size=151936, hidden_size=2560, num_layers=36, num_heads=32, num_kv_heads=8, head_dim=128, ffn_size=9728,
         rope_theta=1000000.0, norm_eps=1e-6, qk_norm=True,
     )  # fmt: skip
+
+
+def test_the_30b_configuration_has_experts_in_every_layer() -> None:
+    assert check_sdar_moe(SDAR_30B) == []
+    spec = sdar_moe_spec(SDAR_30B)
+    assert spec.moe == MoESpec(
+        num_experts=128, experts_per_token=8, expert_size=768, router="softmax", renormalize=True
+    )  # fmt: skip
+    assert spec.sparse_layers == set(range(48))
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.qk_norm) == (32, 4, 128, True)
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"])
+def test_what_describes_the_experts_is_never_guessed(key: str) -> None:
+    (problem,) = check_sdar_moe({name: value for name, value in SDAR_30B.items() if name != key})
+    assert problem.startswith(f"{key} is missing")
 
 
 def test_stable_diffcoders_configuration_gives_a_llama() -> None:
@@ -99,7 +124,8 @@ def test_the_head_is_tied_only_if_the_key_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "family", "mask"), [(SDAR_4B, "sdar", 151669), (STABLE_DIFFCODER_8B, "stable_diffcoder", 5)]
+    ("config", "family", "mask"),
+    [(SDAR_4B, "sdar", 151669), (SDAR_30B, "sdar_moe", 151669), (STABLE_DIFFCODER_8B, "stable_diffcoder", 5)],
 )
 def test_a_published_config_names_its_family_and_everything_else_follows(
     config: dict[str, Any], family: str, mask: int
@@ -117,6 +143,15 @@ def test_a_block_size_in_config_json_is_the_one_it_was_trained_with() -> None:
     assert configure({**SDAR_4B, "block_size": 16}, block_size=8).decoding.block_size == 8
 
 
+@pytest.mark.parametrize("config", [SDAR_4B, SDAR_30B])
+def test_the_largest_blocks_of_its_checkpoints_bring_pages_that_hold_them(config: dict[str, Any]) -> None:
+    resolved = configure({**config, "block_size": 64})
+    assert (resolved.decoding.block_size, resolved.cache.page_size) == (64, 64)
+    assert configure(config, block_size=64).cache.page_size == 64
+    with pytest.raises(ConfigError, match="a page cannot be smaller than a block"):
+        configure(config, block_size=64, page_size=32)
+
+
 def test_an_autoregressive_llama_is_not_taken_for_stable_diffcoder() -> None:
     with pytest.raises(ConfigError, match=r"No model family claims this checkpoint \(architectures LlamaForCausalLM"):
         configure({**STABLE_DIFFCODER_8B, "architectures": ["LlamaForCausalLM"]})
@@ -132,6 +167,7 @@ def test_the_wrong_family_for_a_checkpoint_is_named_beside_the_right_one() -> No
 def test_every_family_runs_block_causally_and_decides_by_its_own_rule() -> None:
     rules = {family.name: family.sampler.force_rule for family in HOST.models}
     assert rules["sdar"] == "after_semi_complete"
+    assert rules["sdar_moe"] == "after_semi_complete"
     assert rules["stable_diffcoder"] == "always"
     for family in HOST.models:
         assert family.logits == "aligned"

@@ -18,8 +18,8 @@ from diffulex_core.context import BuildContext
 from diffulex_core.protocols import AttentionBackend, DiffusionModel
 from diffulex_core.weights import load_weights
 from diffulex_sdar import oracle
-from diffulex_sdar.config import TINY_SDAR, TINY_STABLE_DIFFCODER
-from diffulex_sdar.model import build_sdar, build_stable_diffcoder
+from diffulex_sdar.config import TINY_SDAR, TINY_SDAR_MOE, TINY_STABLE_DIFFCODER
+from diffulex_sdar.model import build_sdar, build_sdar_moe, build_stable_diffcoder
 from diffulex_sdar.weights import WEIGHTS
 from tests.core.checkpoints import Checkpoint
 from tests.core.forward import CPU, Rows, block_causal, pages, run_model
@@ -52,6 +52,7 @@ class Network:
 
 
 SDAR = Network(tiny=TINY_SDAR, build=build_sdar, oracle=oracle.qwen3, qk_norm=True)
+SDAR_MOE = Network(tiny=TINY_SDAR_MOE, build=build_sdar_moe, oracle=oracle.qwen3_moe, qk_norm=True)
 STABLE_DIFFCODER = Network(tiny=TINY_STABLE_DIFFCODER, build=build_stable_diffcoder, oracle=oracle.llama, qk_norm=False)
 VARIANTS: Mapping[str, tuple[Network, Mapping[str, Any]]] = {
     "sdar": (SDAR, {}),
@@ -60,12 +61,19 @@ VARIANTS: Mapping[str, tuple[Network, Mapping[str, Any]]] = {
     "sdar tied": (SDAR, {"tie_word_embeddings": True}),
     "sdar narrow heads": (SDAR, {"head_dim": 4}),
     "sdar nested theta": (SDAR, {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}),
+    "sdar_moe": (SDAR_MOE, {}),
+    "sdar_moe without renormalisation": (SDAR_MOE, {"norm_topk_prob": False}),
+    "sdar_moe every second layer": (SDAR_MOE, {"decoder_sparse_step": 2, "mlp_only_layers": []}),
+    "sdar_moe all layers, one expert each": (SDAR_MOE, {"num_experts_per_tok": 1, "mlp_only_layers": []}),
+    "sdar_moe multi-head tied": (SDAR_MOE, {"num_key_value_heads": 4, "tie_word_embeddings": True}),
     "stable_diffcoder": (STABLE_DIFFCODER, {}),
     "stable_diffcoder multi-head": (STABLE_DIFFCODER, {"num_key_value_heads": 4}),
     "stable_diffcoder wide heads": (STABLE_DIFFCODER, {"head_dim": 12}),
     "stable_diffcoder tied": (STABLE_DIFFCODER, {"tie_word_embeddings": True}),
 }
-EACH_NETWORK = pytest.mark.parametrize("network", [SDAR, STABLE_DIFFCODER], ids=["sdar", "stable_diffcoder"])
+EACH_NETWORK = pytest.mark.parametrize(
+    "network", [SDAR, SDAR_MOE, STABLE_DIFFCODER], ids=["sdar", "sdar_moe", "stable_diffcoder"]
+)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,6 +13,7 @@ from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.plugin import Capability, ModelFamily
 from diffulex_core.sampling_params import SamplingParams
 
+BLOCK_SIZE_KEYS = ("block_size", "bd_size")
 LENGTH_KEYS = ("max_position_embeddings", "max_sequence_length")
 VOCABULARY_KEYS = ("vocab_size", "embedding_size")
 _SAMPLING = {"temperature": "temperature", "max_tokens": "max_tokens", "max_new_tokens": "max_tokens", "top_p": "top_p"}
@@ -35,12 +36,14 @@ class Checkpoint:
         generation: parsed generation_config.json.
         tokenizer_mask_id: the tokenizer's mask token, None when it has none.
         tokenizer_eos_ids: the tokenizer's end tokens.
+        tokenizer_tokens: ids of the tokenizer's added tokens, by their text.
     """
 
     config: Mapping[str, Any] | None = None
     generation: Mapping[str, Any] = attrs.field(factory=dict)
     tokenizer_mask_id: int | None = None
     tokenizer_eos_ids: tuple[int, ...] = attrs.field(default=(), converter=_as_tuple)
+    tokenizer_tokens: Mapping[str, int] = attrs.field(factory=dict)
 
     def look_up(self, *names: str) -> tuple[str, Any] | None:
         """The first of these entries of config.json that is set, at the top and then in text_config."""
@@ -58,10 +61,12 @@ def derive(settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFa
         _limit_length(settings, checkpoint, report)
     if "block_size" not in report.unusable:
         _find_block_size(settings, checkpoint, report)
+        _widen_pages(settings)
     if "mask_token_id" not in report.unusable:
         _find_mask(settings, checkpoint, family, report)
+        _check_mask(settings, checkpoint, family, report)
     if "eos_token_ids" not in report.unusable:
-        _find_eos(settings, checkpoint)
+        _find_eos(settings, checkpoint, family)
     _check_vocabulary(settings, checkpoint, report)
     if not report.unusable.intersection(("device", "device_ids")):
         _name_device(settings)
@@ -104,13 +109,20 @@ def _limit_length(settings: dict[str, Setting], checkpoint: Checkpoint, report: 
 
 
 def _find_block_size(settings: dict[str, Setting], checkpoint: Checkpoint, report: Report) -> None:
-    setting, found = settings["block_size"], checkpoint.look_up("block_size")
+    setting, found = settings["block_size"], checkpoint.look_up(*BLOCK_SIZE_KEYS)
     if found is None or setting.origin.by_user or setting.origin.source == "checkpoint":
         return
     if isinstance(found[1], int) and not isinstance(found[1], bool):
         settings["block_size"] = attrs.evolve(setting, value=found[1], origin=CONFIG_JSON)
     else:
-        report.problems.append(f"config.json has block_size {found[1]!r}, which is no whole number; correct the file.")
+        report.problems.append(f"config.json has {found[0]} {found[1]!r}, which is no whole number; correct the file.")
+
+
+def _widen_pages(settings: dict[str, Setting]) -> None:
+    """A page that nobody chose is as large as a block that would not fit into it."""
+    page, block = settings["page_size"], settings["block_size"]
+    if not page.origin.by_user and page.value < block.value:
+        settings["page_size"] = attrs.evolve(page, value=block.value, origin=block.origin)
 
 
 def _find_mask(
@@ -135,6 +147,7 @@ def _find_mask(
         (found and found[1], CONFIG_JSON),
         (checkpoint.generation.get("mask_token_id"), GENERATION_CONFIG),
         (checkpoint.tokenizer_mask_id, TOKENIZER),
+        (checkpoint.tokenizer_tokens.get(family.mask_token or "") if family else None, TOKENIZER),
         (setting.value, setting.origin),
     ):
         if value is None:
@@ -154,16 +167,38 @@ def _find_mask(
         )
 
 
-def _find_eos(settings: dict[str, Setting], checkpoint: Checkpoint) -> None:
+def _check_mask(
+    settings: Mapping[str, Setting], checkpoint: Checkpoint, family: ModelFamily | None, report: Report
+) -> None:
+    """Compare the id with what the tokenizer says that the family's mask token is."""
+    setting = settings["mask_token_id"]
+    if family is None or family.mask_token is None or setting.value is None or not checkpoint.tokenizer_tokens:
+        return
+    named = checkpoint.tokenizer_tokens.get(family.mask_token)
+    if named == setting.value or (named is None and setting.origin.source != "family"):
+        return
+    if named is None:
+        text = f"the tokenizer has no {family.mask_token!r}; give mask_token_id, or the tokenizer of this checkpoint"
+    else:
+        text = f"the tokenizer's {family.mask_token!r} is {named}; correct the one that is wrong"
+    if setting.origin.by_user:
+        report.warn(setting.problem(f"{text}. {setting.value} is used"))
+    else:
+        report.problems.append(setting.problem(text))
+
+
+def _find_eos(settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFamily | None) -> None:
     setting = settings["eos_token_ids"]
     if setting.origin.by_user:
         settings["eos_token_ids"] = attrs.evolve(setting, value=tuple(sorted(set(setting.value))))
         return
     found = checkpoint.look_up("eos_token_id")
+    tokens = checkpoint.tokenizer_tokens
+    stops = {tokens[text] for text in (family.stop_tokens if family else ()) if text in tokens}
     sources = [
         (set(_ids(found and found[1])), CONFIG_JSON),
         (set(_ids(checkpoint.generation.get("eos_token_id"))), GENERATION_CONFIG),
-        (set(checkpoint.tokenizer_eos_ids), TOKENIZER),
+        ({*checkpoint.tokenizer_eos_ids, *stops}, TOKENIZER),
     ]
     named = [(ids, origin) for ids, origin in sources if ids]
     if named:

@@ -10,7 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -24,6 +32,35 @@ def qwen3(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen3ForC
     """
     model = Qwen3ForCausalLM(Qwen3Config(**_shape(config), head_dim=config["head_dim"], attention_bias=False))
     return _loaded(model, tensors)
+
+
+def qwen3_moe(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen3MoeForCausalLM:
+    """`Qwen3MoeForCausalLM` in fp32 with an SDAR-MoE checkpoint's weights, one tensor for each expert."""
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **_shape(config),
+            head_dim=config["head_dim"],
+            attention_bias=False,
+            num_experts=config["num_experts"],
+            num_experts_per_tok=config["num_experts_per_tok"],
+            moe_intermediate_size=config["moe_intermediate_size"],
+            norm_topk_prob=config["norm_topk_prob"],  # its own default is False
+            decoder_sparse_step=config.get("decoder_sparse_step", 1),
+            mlp_only_layers=config.get("mlp_only_layers", []),
+        )
+    )
+    # In memory transformers stacks the experts, gate rows before up rows.
+    stacked = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
+        parts = {
+            part: torch.stack([
+                tensors[f"{layer}.experts.{expert}.{part}_proj.weight"] for expert in range(config["num_experts"])
+            ])
+            for part in ("gate", "up", "down")
+        }  # fmt: skip
+        stacked[f"{layer}.experts.gate_up_proj"] = torch.cat((parts["gate"], parts["up"]), dim=1)
+        stacked[f"{layer}.experts.down_proj"] = parts["down"]
+    return _loaded(model, stacked)
 
 
 def llama(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaForCausalLM:

@@ -1,4 +1,4 @@
-"""Registers SDAR and Stable-DiffCoder; imports no torch."""
+"""Registers SDAR, SDAR-MoE and Stable-DiffCoder; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from diffulex_core.hookspecs import Register
 from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimpl
 
 PROVIDES = frozenset[str]((Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL))
+SIZES = (64,)
+"""The largest block of SDAR's checkpoints; the others are every family's."""
 
 
 @hookimpl
@@ -22,9 +24,28 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
             sampler=SamplerTraits(force_rule="after_semi_complete"),
             default_strategy="multi_bd",
             defaults={"block_size": 4, "mask_token_id": 151669},
+            sizes=SIZES,
             check_config="diffulex_sdar.config:check_sdar",
             tiny="diffulex_sdar.config:TINY_SDAR",
             hf_reference="diffulex_sdar.oracle:qwen3",
+        )
+    )
+    register(
+        ModelFamily(
+            name="sdar_moe",
+            architectures=("SDARMoeForCausalLM",),
+            model_types=("sdar_moe",),
+            build="diffulex_sdar.model:build_sdar_moe",
+            weights="diffulex_sdar.weights:WEIGHTS",
+            provides=PROVIDES,
+            logits="aligned",
+            sampler=SamplerTraits(force_rule="after_semi_complete"),
+            default_strategy="multi_bd",
+            defaults={"block_size": 4, "mask_token_id": 151669},
+            sizes=SIZES,
+            check_config="diffulex_sdar.config:check_sdar_moe",
+            tiny="diffulex_sdar.config:TINY_SDAR_MOE",
+            hf_reference="diffulex_sdar.oracle:qwen3_moe",
         )
     )
     register(
