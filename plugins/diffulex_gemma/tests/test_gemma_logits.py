@@ -15,7 +15,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from diffulex_core.attention.cpu import TorchCPU
 from diffulex_core.attention.reference import TorchReference
-from diffulex_core.protocols import AttentionBackend, DiffusionModel, SelfConditioned
+from diffulex_core.protocols import AttentionBackend
 from diffulex_gemma.model import DiffusionGemma
 from tests.families.gemma import CANVAS, SLIDING_WINDOW, VOCAB, Bench, Fed, load, native_model, save
 

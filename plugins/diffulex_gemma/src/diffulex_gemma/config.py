@@ -171,7 +171,7 @@ def _kind(
     head_dim, kv_heads = sizes[name, "head_dim"], sizes[name, "num_key_value_heads"]
     if num_heads % kv_heads and "num_attention_heads" not in text.wrong:
         text.problems.append(f"{num_heads} query heads cannot share {kv_heads} key/value heads evenly ({name}).")
-    if head_dim % 2:
+    if head_dim % 2 and not text.wrong & {"head_dim", "global_head_dim"}:
         text.problems.append(f"RoPE needs heads of even width, but {name} layers have {head_dim}.")
     theta, share = _rope(text, name)
     return LayerKind(

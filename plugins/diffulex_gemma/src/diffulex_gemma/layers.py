@@ -50,8 +50,9 @@ class Attention(nn.Module):
         kind = spec.kinds[self.kind]
         query = even_range(spec.num_heads, ctx.tp, "the number of query heads").scaled(kind.head_dim)
         key = kv_head_range(spec.num_heads, kind.num_kv_heads, ctx.tp).scaled(kind.head_dim)
-        parts = {"q": query, "k": key, "v": key} if kind.own_values else {"q": query, "k": key}
-        self.qkv = PackedLinear(ctx, spec.hidden_size, parts)
+        own = kind.own_values
+        self.qkv = PackedLinear(ctx, spec.hidden_size, {"q": query, "k": key, "v": key}) if own else None
+        self.qk = None if own else PackedLinear(ctx, spec.hidden_size, {"q": query, "k": key})
         self.out = RowLinear(ctx, spec.num_heads * kind.head_dim, spec.hidden_size)
         self.q_norm = Norm(ctx, kind.head_dim, spec.norm_eps)
         self.k_norm = Norm(ctx, kind.head_dim, spec.norm_eps)
@@ -59,11 +60,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """[rows, hidden] -> [rows, hidden]; stores the rows' K/V."""
-        q, k, *own = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv.split(self.qkv(x)))
-        v = normed(own[0] if own else k, self.eps)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self._project(x))
+        v = normed(v, self.eps)
         seen = ctx.attend(self.layer, self.kind, rotation(self.q_norm(q)), rotation(self.k_norm(k)), v, 1.0)
         out: Tensor = self.out(seen.flatten(1))
         return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.qkv is not None:
+            return self.qkv.split(self.qkv(x))
+        assert self.qk is not None
+        q, k = self.qk.split(self.qk(x))
+        return q, k, k
 
 
 class Router(nn.Module):

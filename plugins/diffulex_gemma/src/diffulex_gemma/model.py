@@ -86,7 +86,7 @@ class DiffusionGemma(nn.Module):
         return self.spec.softcap * torch.tanh(self.lm_head(hidden).float() / self.spec.softcap)
 
     def soft_embeddings(self, logits: Tensor) -> Tensor:
-        """See `SelfConditioned`. Logits are rounded to the weights' dtype first, as the published sampler hands them on."""
+        """See `SelfConditioned`. Logits are rounded to the weights' dtype first, as the published sampler does."""
         weight, held = self.embed.weight, self.embed.held.length
         rounded = logits.to(weight.dtype).float()
         if held < len(weight):

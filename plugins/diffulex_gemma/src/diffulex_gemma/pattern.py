@@ -26,7 +26,8 @@ class CausalCanvas:
 
     def key_start(self, positions: IntArray, extent: Extent, window: int) -> IntArray:
         """See `AttentionPattern`."""
-        return np.maximum(np.minimum(positions, extent.final_end) - window + 1, 0)
+        first: IntArray = np.maximum(np.minimum(positions, extent.final_end) - window + 1, 0)
+        return first
 
     def dependency_end(self, position: int, prompt_len: int) -> int:
         """See `AttentionPattern`; only encoder rows are ever final, and they are causal."""
@@ -35,3 +36,8 @@ class CausalCanvas:
     def sharing_scope(self, prompt_len: int) -> int:
         """See `AttentionPattern`."""
         return 0
+
+
+def causal_canvas(block_size: int) -> CausalCanvas:
+    """The pattern of a strategy whose canvas is one block."""
+    return CausalCanvas(block_size=block_size)

@@ -37,6 +37,10 @@ _SHARED = WeightRules(
     Rename("layers.{i}.experts.gate_up_proj", "layers.{i}.experts.w13"),
     Rename("layers.{i}.experts.down_proj", "layers.{i}.experts.w2"),
 )
+_WITHOUT_VALUES = WeightRules(
+    Rename("layers.{i}.self_attn.{q,k}_proj.weight", "layers.{i}.attn.qk.weight", shard="{q,k}")
+)
+"""In full layers, which have no projection for values."""
 
 _TEXT_ONLY = "only text is served"
 
@@ -62,14 +66,18 @@ class GemmaWeights:
     def resolve_checkpoint_weight(self, name: str, ctx: LoadContext) -> ResolvedWeight | None:
         """See `WeightResolver`."""
         prefix = next((prefix for prefix in COPIES if name.startswith(prefix)), "" if name == HEAD else None)
-        found = None if prefix is None else _SHARED.resolve_checkpoint_weight(name.removeprefix(prefix), ctx)
-        if found is not None:
-            return attrs.evolve(found, copied=True)
+        if prefix is not None:
+            below = name.removeprefix(prefix)
+            for rules in (_SHARED, _WITHOUT_VALUES):
+                found = rules.resolve_checkpoint_weight(below, ctx)
+                if found is not None:
+                    return attrs.evolve(found, copied=True)
         return _OWN.resolve_checkpoint_weight(name, ctx)
 
     def sources(self, target: str, shard_id: ShardId | None) -> Sequence[str]:
         """See `NamesSources`."""
-        shared = [name for name in _SHARED.sources(target, shard_id) if name != HEAD]
+        rules = (_SHARED, _WITHOUT_VALUES)
+        shared = [name for table in rules for name in table.sources(target, shard_id) if name != HEAD]
         return [prefix + name for name in shared for prefix in COPIES] + [*_OWN.sources(target, shard_id)]
 
 
