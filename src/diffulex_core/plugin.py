@@ -17,6 +17,7 @@ from diffulex_core.pattern import AttentionPattern, BlockCausal, Extent, FullPre
 from diffulex_core.protocols import (
     AttentionBackend,
     DiffusionModel,
+    Executor,
     ForceRule,
     KVCacheManager,
     ModelRunner,
@@ -38,6 +39,7 @@ __all__ = [
     "ComponentKind",
     "DecodingStrategy",
     "DiffusionModel",
+    "Executor",
     "Extent",
     "FullPrefix",
     "KVCacheManager",
@@ -96,11 +98,21 @@ def _sizes(instance: object, attribute: attrs.Attribute[Any], value: tuple[int, 
         raise ValueError(f"{attribute.name}={value!r} is not a tuple of whole numbers of at least 1")
 
 
+def _references(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, str]) -> None:
+    """attrs validator: a mapping whose values are references."""
+    for reference in value.values():
+        _reference(instance, attribute, reference or "")
+
+
 def _names(value: Iterable[str]) -> frozenset[str]:
     return frozenset(value)
 
 
 def _frozen_mapping(value: Mapping[str, object]) -> Mapping[str, object]:
+    return frozendict(value)
+
+
+def _frozen_texts(value: Mapping[str, str]) -> Mapping[str, str]:
     return frozendict(value)
 
 
@@ -131,6 +143,12 @@ class ModelFamily:
         sampler: sampler traits.
         default_strategy: strategy used when the user names none.
         defaults: configuration keys that this family sets unless the checkpoint or the user does.
+        mask_token: text of the mask token in the published tokenizers. It finds the id where nothing names one, and an
+            id that means another token is a problem.
+        stop_tokens: texts of tokens that end an answer beside those that the checkpoint names, where its tokenizer has
+            them.
+        tokenizer_classes: tokenizer classes that checkpoints bring as code, and references to classes that read the
+            same files.
         sizes: values of block_size and page_size that it allows besides those that all families do.
         config_cls: reference to a frozen attrs class with the family's own configuration keys.
         check_config: reference to `check(config: dict) -> list[str]`: problems of a config.json, without torch.
@@ -149,6 +167,11 @@ class ModelFamily:
     sampler: SamplerTraits = SamplerTraits()
     default_strategy: str | None = None
     defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    mask_token: str | None = None
+    stop_tokens: tuple[str, ...] = ()
+    tokenizer_classes: Mapping[str, str] = attrs.field(
+        factory=dict, converter=_frozen_texts, validator=_references, hash=False
+    )
     sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
     check_config: str | None = attrs.field(default=None, validator=_reference)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +21,28 @@ READ_BY_TRANSFORMERS = ("special_tokens_map.json", "added_tokens.json")
 """Checked beforehand, because transformers reads them without saying which one is damaged."""
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, stand_in: Callable[[str], Any] | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory: `tokenizer.json`, else `vocab.json` with `merges.txt`.
 
+    Args:
+        folder: the directory.
+        stand_in: called with the name of the class that the tokenizer has; gives the class that reads the same files
+            where that one exists only as a checkpoint's code, and None for any other.
     Raises:
         CheckpointError: neither exists, or a file is damaged.
     """
     if (folder / FAST_FILE).is_file():
         _check_vocabulary(folder)
-        load = _load_fast
+        load: Callable[[Path, Mapping[str, Any]], PreTrainedTokenizerBase] = _load_fast
     elif all((folder / name).is_file() for name in SLOW_FILES):
         load = _load_slow
     else:
         looked_for = f"{FAST_FILE}, or {' with '.join(SLOW_FILES)}"
         raise CheckpointError(str(folder), [f"There is no tokenizer: looked for {looked_for}. Download it as well."])
     config = read_json_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    cls = stand_in(str(config.get("tokenizer_class"))) if stand_in is not None and load is _load_slow else None
+    if cls is not None:
+        load = partial(_load_as, cls)
     for name in READ_BY_TRANSFORMERS:
         if (folder / name).is_file():
             read_json_object(folder / name)
@@ -80,6 +88,11 @@ def mask_id_from_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
     return None if token is None else _id_of(str(token), folder, tokenizer)
 
 
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids of the tokens that were added to the vocabulary, the special ones among them, by their text."""
+    return {str(text): int(token) for text, token in tokenizer.get_added_vocab().items()}
+
+
 def eos_ids_from_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The ids that end a text according to the tokenizer: one, or none."""
     if tokenizer.special_tokens_map.get("eos_token") is None:
@@ -114,6 +127,11 @@ def _load_slow(folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenize
     except (OSError, ValueError) as error:
         problem = f"The tokenizer cannot be built without the checkpoint's own code ({error}). Add a {FAST_FILE}."
         raise CheckpointError(str(folder), [problem]) from error
+    return tokenizer
+
+
+def _load_as(cls: type[PreTrainedTokenizerBase], folder: Path, overrides: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = cls.from_pretrained(folder, local_files_only=True, **overrides)
     return tokenizer
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from diffulex_core.errors import CheckpointError
 from diffulex_core.tokenizer import (
@@ -18,6 +19,7 @@ from diffulex_core.tokenizer import (
     load_tokenizer,
     mask_id_from_tokenizer,
     named_tokens,
+    token_ids,
 )
 from tests.core.checkpoints import EOS_ID, EOT, EOT_ID, MASK, MASK_ID, VOCAB_SIZE, write_tokenizer
 
@@ -177,6 +179,32 @@ def test_a_tokenizer_that_exists_only_as_code_is_refused_with_the_way_out(tmp_pa
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": auto_map}))
     with pytest.raises(CheckpointError, match=r"Add a tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_another_class_may_read_the_files_of_one_that_exists_only_as_code(tmp_path: Path) -> None:
+    alphabet = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    (tmp_path / "vocab.json").write_text(json.dumps({**alphabet, "he": 256}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\n")
+    (tmp_path / "tokenization_own.py").write_text("raise SystemExit('this code must not run')")
+    tokens = {257: "<|endoftext|>", 258: "<|mask|>"}
+    special = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    config = {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
+        "added_tokens_decoder": {str(token): {"content": text, **special} for token, text in tokens.items()},
+        "eos_token": "<|endoftext|>",
+        "mask_token": "<|mask|>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path, {"OwnTokenizer": Qwen2Tokenizer}.get)
+    assert tokenizer.encode("he<|mask|>") == [256, 258]
+    assert decode(tokenizer, tokenizer.encode("hé, \n x")) == "hé, \n x"
+    assert token_ids(tokenizer) == {"<|endoftext|>": 257, "<|mask|>": 258}
+    assert (mask_id_from_tokenizer(tmp_path, tokenizer), eos_ids_from_tokenizer(tokenizer)) == (258, (257,))
+
+
+def test_a_tokenizer_json_needs_no_class(folder: Path) -> None:
+    assert load_tokenizer(folder, pytest.fail).convert_tokens_to_ids(EOT) == EOT_ID
 
 
 def test_the_mask_token_is_the_tokenizers_own(folder: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffulex_core.errors import PluginError
-from diffulex_core.weights import LoadContext, Rename, ResolvedWeight, Skip, WeightRules
+from diffulex_core.weights import LoadContext, Rename, ResolvedWeight, Skip, Stray, WeightRules
 
 RULES = WeightRules(
     Rename("net.{i}.{q,k}_proj.{weight,bias}", "layers.{i}.qk.{weight,bias}", shard="{q,k}"),
@@ -29,8 +29,8 @@ def context(*parameters: str, buffers: tuple[str, ...] = ()) -> LoadContext:
     )
 
 
-def resolve(name: str, ctx: LoadContext) -> tuple[Tensor | None, object]:
-    resolved = RULES.resolve_checkpoint_weight(name, ctx)
+def resolve(name: str, ctx: LoadContext, rules: WeightRules = RULES) -> tuple[Tensor | None, object]:
+    resolved = rules.resolve_checkpoint_weight(name, ctx)
     return (None, None) if resolved is None else (resolved.target, resolved.shard_id)
 
 
@@ -68,6 +68,14 @@ def test_a_skip_gives_its_reason() -> None:
         resolved = RULES.resolve_checkpoint_weight(name, context())
         assert resolved is not None
         assert resolved.skip == reason
+
+
+def test_a_stray_tensor_has_no_place_but_a_meaning() -> None:
+    rules = WeightRules(Rename("a.{x,y}.weight", "b.{x,y}.weight"), Stray("a.*", "it is another network's"))
+    ctx = context("b.x.weight")
+    assert resolve("a.x.weight", ctx, rules) == (ctx.parameters["b.x.weight"], None)
+    assert rules.resolve_checkpoint_weight("a.y.weight", ctx) is None
+    assert (rules.explain("a.y.weight"), rules.explain("c")) == ("it is another network's", "")
 
 
 def test_two_rules_for_one_name_are_an_error_that_names_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def load_config(
         CheckpointError: the checkpoint's config.json or tokenizer cannot be read, or no source has the model or adapter.
         UnknownNameError: no model source knows the model.
     """
-    from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer
+    from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer, token_ids
 
     file = None if config_file is None else read_config_file(config_file)
     schema = build_schema(core_sections())
@@ -74,7 +75,7 @@ def load_config(
     folder = resolve_model(name, host)
     checkpoint = read_json_config(folder)
     tokenizer_folder = folder if tokenizer_path is None else Path(tokenizer_path)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder, partial(_tokenizer_class, host))
     config = resolve(
         model,
         options,
@@ -83,6 +84,7 @@ def load_config(
         generation_config=read_generation_config(folder),
         tokenizer_mask_id=mask_id_from_tokenizer(tokenizer_folder, tokenizer),
         tokenizer_eos_ids=eos_ids_from_tokenizer(tokenizer),
+        tokenizer_tokens=token_ids(tokenizer),
         config_file=file,
         environ=environ,
         strict=strict,
@@ -90,3 +92,12 @@ def load_config(
     )
     adapter = resolve_model(config.lora.lora_path, host) if config.lora.use_lora else None
     return LoadedConfig(config=config, folder=folder, checkpoint=checkpoint, tokenizer=tokenizer, adapter=adapter)
+
+
+def _tokenizer_class(host: Host, name: str) -> Any:
+    """What a family's plugin reads tokenizers of the class `name` with, or None."""
+    for family in host.models:
+        if name in family.tokenizer_classes:
+            provenance = host.models.entry(family.name).provenance
+            return host.load(family.tokenizer_classes[name], provenance=provenance)
+    return None

@@ -12,6 +12,7 @@ from diffulex_core.config.checks import check_together, check_values
 from diffulex_core.config.convert import ConversionError, convert
 from diffulex_core.config.derive import Checkpoint, derive, sampling_defaults
 from diffulex_core.config.engine_config import EngineConfig
+from diffulex_core.config.kernels import name_experts_kernel
 from diffulex_core.config.keys import Origin
 from diffulex_core.config.layers import (
     ConfigFile,
@@ -48,6 +49,7 @@ def resolve(
     generation_config: Mapping[str, Any] | None = None,
     tokenizer_mask_id: int | None = None,
     tokenizer_eos_ids: Iterable[int] = (),
+    tokenizer_tokens: Mapping[str, int] | None = None,
     config_file: ConfigFile | None = None,
     environ: Mapping[str, str] | None = None,
     strict: bool = False,
@@ -65,6 +67,7 @@ def resolve(
         checkpoint: parsed config.json.
         generation_config: parsed generation_config.json.
         tokenizer_mask_id, tokenizer_eos_ids: what the tokenizer calls its mask token and its end tokens.
+        tokenizer_tokens: ids of the tokenizer's added tokens, by their text.
         config_file: parsed config file, nested by section or flat.
         environ: variables; those named `DIFFULEX_<SECTION>__<KEY>` count.
         strict: an unknown option is a problem, not a warning. Unknown keys of a config file always are.
@@ -79,6 +82,7 @@ def resolve(
         generation=generation_config or {},
         tokenizer_mask_id=tokenizer_mask_id,
         tokenizer_eos_ids=tokenizer_eos_ids,
+        tokenizer_tokens=tokenizer_tokens or {},
     )
     given = dict(options or {})
     if model is not None:
@@ -119,6 +123,7 @@ def resolve(
     derive(settings, facts, family, report)
     _check_model(settings, report)
     _name_attention(settings, host, report)
+    name_experts_kernel(settings, host, report)
     check_values(settings, report)
     check_together(settings, report)
     defaults = sampling_defaults(facts.generation, report)

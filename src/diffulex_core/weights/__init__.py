@@ -2,7 +2,7 @@
 
 from diffulex_core.weights.dummy import dummy_weights
 from diffulex_core.weights.loader import LoadReport, load_weights
-from diffulex_core.weights.rules import Rename, Skip, WeightRules
+from diffulex_core.weights.rules import Rename, Skip, Stray, WeightRules
 from diffulex_core.weights.standard import STANDARD_DECODER, STANDARD_EXPERTS
 from diffulex_core.weights.types import LoadContext, NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
@@ -18,6 +18,7 @@ __all__ = [
     "ResolvedWeight",
     "ShardId",
     "Skip",
+    "Stray",
     "WeightRules",
     "dummy_weights",
     "load_weights",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffulex_core.errors import PluginError
 from diffulex_core.weights.files import StoredTensor
-from diffulex_core.weights.types import NamesSources, Part, PartedModule, ResolvedWeight, ShardId
+from diffulex_core.weights.types import ExplainsStrays, NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -134,15 +134,17 @@ class Ledger:
             for key, tensor in tensors.items()
         })  # fmt: skip
 
-    def enter(self, stored: StoredTensor, resolved: ResolvedWeight | None) -> None:
-        """Book one checkpoint tensor.
+    def enter(self, stored: StoredTensor, resolved: ResolvedWeight | None, resolver: object = None) -> None:
+        """Book one checkpoint tensor. `resolver` may know what a tensor without a place means (`ExplainsStrays`).
 
         Raises:
             PluginError: the resolver named a tensor or a part that the model does not have.
         """
         if resolved is None:
             shape = "" if stored.shape is None else f" {list(stored.shape)}"
-            self.problems.append(f"{stored.name!r}{shape} in {stored.file} has no place in this model.")
+            meaning = resolver.explain(stored.name) if isinstance(resolver, ExplainsStrays) else ""
+            text = f"{stored.name!r}{shape} in {stored.file} has no place in this model"
+            self.problems.append(f"{text}: {meaning}." if meaning else f"{text}.")
             return
         if resolved.skip is not None:
             self.skipped[stored.name] = resolved.skip

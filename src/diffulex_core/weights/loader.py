@@ -77,7 +77,7 @@ def load_weights(
     ledger = Ledger.of(network)
     resolve = Resolution.of(network, resolver, config, dtype)
     for stored in inventory.tensors:
-        ledger.enter(stored, resolve(stored.name))
+        ledger.enter(stored, resolve(stored.name), resolver)
     if inventory.complete:
         ledger.close(resolver)
     problems = [*inventory.problems, *ledger.problems, *differ(folder, ledger.ties)]

@@ -145,13 +145,38 @@ class Skip:
         return self._pattern.match(name) is not None
 
 
+@attrs.frozen
+class Stray:
+    """Checkpoint tensors that belong to another network, where no other rule finds a place for them.
+
+    Attributes:
+        pattern: of the checkpoint name; `*` is any text.
+        meaning: what their presence says, a sentence without full stop; it joins the message that refuses them.
+    """
+
+    pattern: str
+    meaning: str = attrs.field(validator=attrs.validators.min_len(1))
+    _pattern: NamePattern = attrs.field(init=False, repr=False, eq=False)
+
+    @_pattern.default
+    def _name_pattern(self) -> NamePattern:
+        return NamePattern(self.pattern)
+
+    def matches(self, name: str) -> bool:
+        """Whether the rule covers a checkpoint name."""
+        return self._pattern.match(name) is not None
+
+
 @attrs.frozen(init=False)
 class WeightRules:
-    """A table of rules; a `WeightResolver`. The order of the rules does not matter: a name may match only one."""
+    """A table of rules; a `WeightResolver`.
 
-    rules: tuple[Rename | Skip, ...]
+    The order of the rules does not matter: a name may match only one `Rename` or `Skip`.
+    """
 
-    def __init__(self, *rules: Rename | Skip) -> None:
+    rules: tuple[Rename | Skip | Stray, ...]
+
+    def __init__(self, *rules: Rename | Skip | Stray) -> None:
         self.__attrs_init__(rules)
 
     def resolve_checkpoint_weight(self, name: str, ctx: LoadContext) -> ResolvedWeight | None:
@@ -172,6 +197,10 @@ class WeightRules:
             if target in ctx.buffers:
                 return ResolvedWeight(buffer=ctx.buffers[target], shard_id=shard)
         return None
+
+    def explain(self, name: str) -> str:
+        """See `ExplainsStrays`."""
+        return next((rule.meaning for rule in self.rules if isinstance(rule, Stray) and rule.matches(name)), "")
 
     def sources(self, target: str, shard_id: ShardId | None) -> Sequence[str]:
         """See `NamesSources`."""

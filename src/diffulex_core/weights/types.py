@@ -133,6 +133,15 @@ class PartedModule(Protocol):
 
 
 @runtime_checkable
+class ExplainsStrays(Protocol):
+    """A resolver that can say what tensors mean that the model has no place for; it makes messages more useful."""
+
+    def explain(self, name: str) -> str:
+        """What it means that the checkpoint holds `name`, in a sentence without full stop; empty when it cannot say."""
+        ...
+
+
+@runtime_checkable
 class NamesSources(Protocol):
     """A resolver that can say which checkpoint tensor it expects for a target; it makes messages more useful."""
 
