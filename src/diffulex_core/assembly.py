@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,20 @@ import attrs
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.config import EngineConfig
 from diffulex_core.config.load import LoadedConfig
-from diffulex_core.devices import choose_device
+from diffulex_core.devices import choose_devices
 from diffulex_core.host import Host
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.observers import Observer, combine
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.plugin import DecodingStrategy
-from diffulex_core.protocols import AutoNFE, KVCacheManager, ModelRunner, ReqContext, ReqFactory, Scheduler
+from diffulex_core.protocols import AutoNFE, Executor, KVCacheManager, ModelRunner, ReqContext, ReqFactory, Scheduler
 from diffulex_core.registry import Entry
+from diffulex_core.replicas import ReplicaExecutor, ReplicaScheduler
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sizing import Capacity, choose_num_pages
 from diffulex_core.tracing import JsonTrace, TorchProfiler
-from diffulex_core.warmup import warm_up
 from diffulex_core.weights.lora import warn_of_another_base
-from diffulex_core.worker import Blueprint, Worker, component, make_pattern
+from diffulex_core.worker import Blueprint, component, make_pattern
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -58,26 +59,59 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
     )
     if loaded.adapter is not None:
         warn_of_another_base(loaded.adapter, (config.model.model, str(loaded.folder)))
-    device = choose_device(config.parallel.device, config.parallel.device_ids)
-    worker = Worker(blueprint, host=host, device=device, progress=sys.stderr.isatty())
-    num_pages = _num_pages(config, worker.capacity())
-    worker.allocate(num_pages)
-    if not config.runtime.skip_warmup:
-        warm_up(worker, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)
     strategy = host.strategies.entry(config.strategy.name)
     pattern = make_pattern(config, host)
-    profiler = TorchProfiler(config.runtime.profiler_config) if config.runtime.profiler_config.profiler else None
-    return Parts(
-        config=config,
-        tokenizer=loaded.tokenizer,
-        vocab_size=worker.vocab_size,
-        req=_request_factory(host, strategy),
-        req_context=_req_context(config, pattern),
-        scheduler=_scheduler(config, host, pattern, num_pages),
-        runner=worker,
-        observer=_observer(config, host, profiler),
-        profiler=profiler,
-    )
+    with ExitStack() as undo:
+        executor = _executor(blueprint, host)
+        undo.callback(executor.close)
+        num_pages = _num_pages(config, executor.capacity())
+        executor.allocate(num_pages)
+        profiler = TorchProfiler(config.runtime.profiler_config) if config.runtime.profiler_config.profiler else None
+        parts = Parts(
+            config=config,
+            tokenizer=loaded.tokenizer,
+            vocab_size=executor.vocab_size,
+            req=_request_factory(host, strategy),
+            req_context=_req_context(config, pattern),
+            scheduler=_schedulers(config, host, pattern, num_pages),
+            runner=executor,
+            observer=_observer(config, host, profiler),
+            profiler=profiler,
+        )
+        undo.pop_all()
+    return parts
+
+
+def _executor(blueprint: Blueprint, host: Host) -> Executor:
+    """The executor that the configuration names, or one for each replica behind a common one."""
+    parallel = blueprint.config.parallel
+    ranks, replicas = parallel.tensor_parallel_size, parallel.data_parallel_size
+    devices = choose_devices(parallel.device, parallel.device_ids, ranks * replicas)
+    name = parallel.executor
+    if name == "auto":
+        name = "in_process" if len(devices) == 1 else "spawned"
+    make = component(host, "executor", name, None)
+    executors: list[Executor] = []
+    with ExitStack() as undo:
+        for replica in range(replicas):
+            executor = make(
+                blueprint,
+                host=host,
+                devices=devices[replica * ranks : (replica + 1) * ranks],
+                replica=replica,
+                sharers=len(devices) // len(set(devices)),
+                progress=replica == 0 and sys.stderr.isatty(),
+            )
+            undo.callback(executor.close)
+            executors.append(executor)
+        undo.pop_all()
+    return executors[0] if replicas == 1 else ReplicaExecutor(executors)
+
+
+def _schedulers(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:
+    """One scheduler for each replica, behind a common one where there are several."""
+    schedulers = [_scheduler(config, host, pattern, num_pages) for _ in range(config.parallel.data_parallel_size)]
+    return schedulers[0] if len(schedulers) == 1 else ReplicaScheduler(schedulers)
 
 
 def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:

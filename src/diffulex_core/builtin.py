@@ -34,6 +34,8 @@ def diffulex_register_attention(register: Register[AttentionBackendPlugin]) -> N
 
 @hookimpl
 def diffulex_register_components(register: Register[Component]) -> None:
+    register(Component(kind="executor", name="in_process", factory="diffulex_core.worker:in_process"))
+    register(Component(kind="executor", name="spawned", factory="diffulex_core.distributed.spawned:SpawnedExecutor"))
     register(Component(kind="model_source", name="directory", factory="diffulex_core.sources:DirectorySource"))
     register(Component(kind="model_source", name="hub", factory="diffulex_core.sources:HubSource"))
 

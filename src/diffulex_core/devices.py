@@ -12,22 +12,37 @@ from diffulex_core.errors import ConfigError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_device(device: str, device_ids: tuple[int, ...]) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:i" means here; `device_ids` picks among CUDA devices.
+def choose_devices(device: str, device_ids: tuple[int, ...], count: int) -> tuple[torch.device, ...]:
+    """The devices of `count` processes. A CUDA device serves one of them; on the CPU they share it.
 
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:i".
+        device_ids: CUDA devices in the order of the processes; empty = the first ones.
+        count: processes.
     Raises:
-        ConfigError: there is no such CUDA device.
+        ConfigError: there are too few CUDA devices.
     """
-    count = torch.cuda.device_count()
+    there = torch.cuda.device_count()
     if device == "auto":
-        device = "cuda" if count or device_ids else "cpu"
-    if device == "cuda":
-        device = f"cuda:{device_ids[0] if device_ids else 0}"
+        device = "cuda" if there or device_ids else "cpu"
     chosen = torch.device(device)
-    if chosen.type == "cuda" and chosen.index >= count:
-        seen = f"{count} CUDA device{'s' * (count != 1)}, numbered from 0" if count else "no CUDA device"
-        raise ConfigError([f"device {chosen} is wanted, but torch sees {seen}. Use device='cpu' or one that exists."])
-    return chosen
+    if chosen.type != "cuda":
+        return (chosen,) * count
+    seen = f"{there} CUDA device{'s' * (there != 1)}, numbered from 0" if there else "no CUDA device"
+    if count > 1 and not device_ids and (chosen.index is not None or count > there):
+        wanted = f"{chosen} is" if chosen.index is not None else f"{count} CUDA devices are"
+        advice = (
+            "Name the devices in device_ids, lower tensor_parallel_size or data_parallel_size, or use device='cpu'."
+        )
+        raise ConfigError(
+            [f"{wanted} wanted for {count} processes, but each needs its own and torch sees {seen}. {advice}"]
+        )
+    indices = device_ids[:count] or ((chosen.index,) if chosen.index is not None else range(count))
+    devices = tuple(torch.device("cuda", index) for index in indices)
+    for each in devices:
+        if each.index >= there:
+            raise ConfigError([f"device {each} is wanted, but torch sees {seen}. Use device='cpu' or one that exists."])
+    return devices
 
 
 def choose_dtype(dtype: str, checkpoint: Mapping[str, Any], device: torch.device) -> torch.dtype:

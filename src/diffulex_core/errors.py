@@ -51,6 +51,9 @@ class CheckpointError(DiffulexError):
         lead = f"Cannot load {where}{owner and f' into {owner}'}"
         super().__init__(f"{lead}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), owner=self.owner), (self.where, self.problems), self.__dict__
+
 
 class RequestError(DiffulexError, ValueError):
     """A request that cannot be served. It fails alone; nothing else in the engine changes."""
@@ -104,6 +107,10 @@ class WorkerError(DiffulexError, RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), rank=self.rank), self.args, self.__dict__
+
+
+class PeerLost(WorkerError):
+    """A worker waited for the others longer than `distributed_timeout_seconds`, or its connection to them broke."""
 
 
 class EngineClosed(DiffulexError, RuntimeError):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffulex_core.context import ForwardContext
+    from diffulex_core.sizing import Capacity
     from diffulex_core.weights.types import LoadContext, ResolvedWeight
 
 ForceRule = Literal["after_semi_complete", "always"]
@@ -220,6 +221,35 @@ class ModelRunner(Protocol):
 
 
 @runtime_checkable
+class Executor(Protocol):
+    """Where the network runs: it loads it, says what fits, and then executes plans as a `ModelRunner`.
+
+    The factory of an executor is called with the `worker.Blueprint` and, as keywords, `host`, `devices` (one for each
+    rank), `replica` (which copy of the network this is), `sharers` (processes of the engine on one device) and
+    `progress`. It may return before everything is loaded.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids below this may be fed and decided."""
+        ...
+
+    def capacity(self) -> Capacity:
+        """What fits once everything is loaded; waits until then and raises what went wrong."""
+        ...
+
+    def allocate(self, num_pages: int) -> None:
+        """Make the pages and get ready for plans. Called once."""
+        ...
+
+    def execute(self, plan: StepPlan) -> StepOutput: ...
+
+    def close(self) -> None:
+        """Free the device memory and end what was started. Calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """Turns logits into decisions. Pure: it keeps nothing between calls."""
 
@@ -227,7 +257,7 @@ class Sampler(Protocol):
         """Decide all rows of a step at once.
 
         Args:
-            logits: [rows, vocab] any float dtype, not modified.
+            logits: [rows, columns] any float dtype, not modified; see `DiffusionModel.logits` for whose columns.
             batch: whose rows they are.
         Returns:
             One decision for each window of `batch.windows`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 import psutil
 import torch
@@ -20,6 +22,11 @@ class Capacity:
 
     page_bytes: int
     available: int
+
+    @classmethod
+    def least(cls, capacities: Iterable[Capacity]) -> Capacity:
+        """What fits everywhere, where each process stores its part of the same pages."""
+        return min(capacities, key=lambda each: each.available / each.page_bytes)
 
 
 def free_memory(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffulex_core.config import EngineConfig
 from diffulex_core.context import BuildContext
 from diffulex_core.devices import DTYPES, choose_dtype
 from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.pattern import AttentionPattern
@@ -22,6 +23,7 @@ from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sizing import Capacity, free_memory
 from diffulex_core.types import StepOutput, StepPlan
+from diffulex_core.warmup import warm_up
 from diffulex_core.weights import dummy_weights, load_weights
 from diffulex_core.weights.lora import load_adapter
 
@@ -46,7 +48,10 @@ class Blueprint:
 
 
 class Worker:
-    """One process's share of an engine: loaded by the constructor, ready for plans once pages are allocated."""
+    """One process's share of an engine: loaded by the constructor, ready for plans once pages are allocated.
+
+    Where one process holds the whole network, it is the `Executor` of an engine itself.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class Worker:
         if blueprint.adapter is not None:
             adapt_network(network, blueprint, blueprint.adapter, host=host, dtype=self._dtype)
         self._network: DiffusionModel | None = network
+        self._tp = tp
         self._vocab_size = decidable_tokens(blueprint, network)
         self._runner: ModelRunner | None = None
 
@@ -85,6 +91,11 @@ class Worker:
     def vocab_size(self) -> int:
         """Ids below this may be fed and decided."""
         return self._vocab_size
+
+    @property
+    def tp(self) -> Communicator:
+        """The processes that share each layer."""
+        return self._tp
 
     @property
     def network(self) -> DiffusionModel:
@@ -101,16 +112,18 @@ class Worker:
         )
 
     def allocate(self, num_pages: int) -> None:
-        """Make the pages and the runner. Called once, before the first plan."""
+        """Make the pages and the runner, and warm up. Called once, before the first plan."""
         config, network = self._config, self.network
         kv_store = KVStore.allocate(
             network.kv_geometry, num_pages, config.cache.page_size, self._kv_dtype, self._device
         )
         mask = config.model.mask_token_id
         sampler: Sampler = component(self._host, "sampler", config.strategy.sampler, PackedSampler)(
-            vocab_size=self._vocab_size, forbidden=frozenset() if mask is None else frozenset({mask})
+            vocab_size=self._vocab_size,
+            forbidden=frozenset() if mask is None else frozenset({mask}),
+            tp=self._tp,
         )
-        self._runner = component(self._host, "runner", config.strategy.runner, EagerRunner)(
+        runner: ModelRunner = component(self._host, "runner", config.strategy.runner, EagerRunner)(
             model=network,
             sampler=sampler,
             pattern=make_pattern(config, self._host),
@@ -119,6 +132,9 @@ class Worker:
             page_size=config.cache.page_size,
             device=self._device,
         )
+        if not config.runtime.skip_warmup:
+            warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)
+        self._runner = runner
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """See `ModelRunner`."""
@@ -135,6 +151,28 @@ class Worker:
     def _kv_dtype(self) -> torch.dtype:
         chosen = self._config.cache.kv_cache_dtype
         return self._dtype if chosen == "auto" else DTYPES[chosen]
+
+
+def in_process(
+    blueprint: Blueprint,
+    *,
+    host: Host,
+    devices: Sequence[torch.device],
+    replica: int,
+    sharers: int,
+    progress: bool,
+) -> Worker:
+    """The executor of an engine that runs in its own process; for the arguments see `Executor`.
+
+    Raises:
+        ConfigError: several processes are wanted. Otherwise as the constructor of `Worker`.
+    """
+    if len(devices) != 1:
+        advice = "Use executor='auto' or 'spawned', or tensor_parallel_size=1."
+        raise ConfigError(
+            [f"executor='in_process' is one process, but tensor_parallel_size is {len(devices)}. {advice}"]
+        )
+    return Worker(blueprint, host=host, device=devices[0], sharers=sharers, progress=progress)
 
 
 def build_network(blueprint: Blueprint, *, host: Host, dtype: torch.dtype, tp: Communicator = ALONE) -> DiffusionModel:

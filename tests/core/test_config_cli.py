@@ -105,7 +105,7 @@ def test_one_key_is_shown_alone_with_its_meaning_under_any_of_its_names(folder: 
     assert "Allowed: > 0, <= 1." in run("explain", "--model", str(folder), "gpu_memory_utilization").output
     assert "(list of int)" in run("explain", "--model", str(folder), "eos_token_ids").output
     assert "(int or null)" in run("explain", "--model", str(folder), "mask_token_id").output
-    done = run("explain", "--model", str(folder), "tensor_parallel_size")
+    done = run("explain", "--model", str(folder), "expert_parallel_size")
     assert "Not built yet: works as 1." in done.output
 
 

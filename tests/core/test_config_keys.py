@@ -54,7 +54,8 @@ DEFAULTS: dict[str, Any] = {
     "expert_parallel_size": 1,
     "master_addr": "localhost",
     "master_port": 0,
-    "distributed_backend": "nccl",
+    "executor": "auto",
+    "distributed_backend": "auto",
     "distributed_timeout_seconds": 600,
     "device": "auto",
     "device_ids": (),
@@ -177,6 +178,7 @@ REFUSED: dict[str, list[object]] = {
     "tokenizer_path": [3],
     "model_name": [3, "gamma"],
     "decoding_strategy": [3.5, "gamma"],
+    "executor": [3],
     "master_addr": [3],
     "torch_compile_mode": [3],
     "profiler_config.torch_profiler_dir": [3],
@@ -273,7 +275,7 @@ def test_a_key_without_machinery_takes_its_default_only(spec: KeySpec) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "usable"),
-    [("tensor_parallel_size", 2, "1"), ("master_port", 29500, "0"), ("moe_gemm_impl", "naive", "'triton'")],
+    [("expert_parallel_size", 2, "1"), ("deepep_mode", "normal", "'auto'"), ("moe_gemm_impl", "naive", "'triton'")],
 )
 def test_the_refusal_of_a_key_without_machinery_names_the_value_to_use(name: str, value: object, usable: str) -> None:
     [problem] = problems_of({name: value})
@@ -285,7 +287,7 @@ def test_asking_for_machinery_that_is_missing_by_giving_its_default_warns() -> N
     [warning] = configure({"enable_full_static_runner": True}).warnings
     assert "enable_full_static_runner" in warning
     assert not configure({"enable_full_static_runner": False}).warnings
-    assert not configure({"tensor_parallel_size": 1}).warnings
+    assert not configure({"expert_parallel_size": 1}).warnings
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_MEANING))

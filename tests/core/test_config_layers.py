@@ -336,14 +336,14 @@ def test_thresholds_that_the_strategy_does_not_consume_are_named() -> None:
 
 def test_every_problem_is_in_one_error() -> None:
     problems = problems_of(
-        {"page_size": 7, "accept_threshold": 2, "dtype": "f", "tensor_parallel_size": 2, "t_min": 3, "oops": 1},
+        {"page_size": 7, "accept_threshold": 2, "dtype": "f", "expert_parallel_size": 2, "t_min": 3, "oops": 1},
         strict=True,
         config_file=file({"num_pages": 0}),
         environ={"DIFFULEX_SCHEDULE__MAX_NUM_REQS": "x"},
         generation_config={"temperature": -1},
         host=make_host(validate=lambda config: ["never asked, because the values cannot be read."]),
     )
-    names = ("page_size", "accept_threshold", "dtype", "tensor_parallel_size", "t_min", "oops", "num_pages")
+    names = ("page_size", "accept_threshold", "dtype", "expert_parallel_size", "t_min", "oops", "num_pages")
     for name in (*names, "max_num_reqs", "temperature"):
         assert len([problem for problem in problems if name in problem]) == 1, name
     assert len(problems) == len(names) + 2

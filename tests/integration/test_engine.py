@@ -311,7 +311,7 @@ def test_a_closed_engine_says_so_and_closing_twice_is_fine() -> None:
         ({"attn_impl": "torch_gpu"}, UnknownNameError, "torch_cpu"),
         ({"block_size": 64}, ConfigError, "block_size"),
         ({"page_size": 4}, ConfigError, "page_size"),
-        ({"tensor_parallel_size": 2}, ConfigError, "tensor_parallel_size"),
+        ({"tensor_parallel_size": 3}, ConfigError, "tensor_parallel_size 3 does not divide"),
         ({"max_model_len": 100000}, ConfigError, "max_model_len"),
         ({"bufer_size": 2}, ConfigError, "buffer_size"),
     ],

@@ -118,9 +118,13 @@ class ScheduleSection:
         2048, "Most positions of a sequence, prompt included; unset = at most the checkpoint's maximum.", minimum=1
     )
     max_num_batched_tokens: int = key(
-        4096, "Most rows of one forward, prefill and decode together; long prompts are chunked.", minimum=1
+        4096,
+        "Most rows of one forward, prefill and decode together; long prompts are chunked. Counted for each copy.",
+        minimum=1,
     )
-    max_num_reqs: int = key(128, "Most requests that run at once.", aliases=("max_num_seqs",), minimum=1)
+    max_num_reqs: int = key(
+        128, "Most requests that run at once on each copy of the model.", aliases=("max_num_seqs",), minimum=1
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -135,7 +139,7 @@ class CacheSection:
         sized=True,
         generation_config=("page_size",),
     )
-    num_pages: int = key(-1, "Pages of the cache; -1 = as many as gpu_memory_utilization allows.", minimum=-1)
+    num_pages: int = key(-1, "Pages of each copy's cache; -1 = as many as gpu_memory_utilization allows.", minimum=-1)
     gpu_memory_utilization: float = key(
         0.9,
         "Share of the memory still free after loading that the KV cache may take; the rest is for activations.",
@@ -155,19 +159,28 @@ class CacheSection:
 class ParallelSection:
     """Devices and processes."""
 
-    tensor_parallel_size: int = key(
-        1, "Processes that share each layer.", minimum=1, maximum=8, built=False, honoured=(1,)
-    )
+    tensor_parallel_size: int = key(1, "Processes that share each layer.", minimum=1, maximum=8)
     data_parallel_size: int = key(
-        1, "Copies of the model that share the requests.", minimum=1, maximum=1024, built=False, honoured=(1,)
+        1,
+        "Copies of the model that share the requests; each has processes, pages and limits of its own.",
+        minimum=1,
+        maximum=1024,
     )
     expert_parallel_size: int = key(
         1, "Processes that share the experts.", minimum=1, maximum=32768, built=False, honoured=(1,)
     )
-    master_addr: str = key("localhost", "Host where the processes meet.", built=False)
-    master_port: int = key(0, "Port where the processes meet; 0 = a free one.", minimum=0, maximum=65535, built=False)
-    distributed_backend: Literal["nccl", "gloo"] = key("nccl", "Communication library.", built=False)
-    distributed_timeout_seconds: int = key(600, "Longest wait for another process.", minimum=1, built=False)
+    executor: str = key(
+        "auto",
+        "Where the network runs: in_process, spawned or a plugin's; auto = spawned when there are several processes.",
+    )
+    master_addr: str = key("localhost", "Address of this machine at which the processes of a copy meet.")
+    master_port: int = key(
+        0, "Port where the processes meet, counted up for each copy; 0 = a free one.", minimum=0, maximum=65535
+    )
+    distributed_backend: Literal["auto", "nccl", "gloo"] = key(
+        "auto", "Communication library; auto = nccl between CUDA devices, gloo on the CPU."
+    )
+    distributed_timeout_seconds: int = key(600, "Longest wait of a process for another one.", minimum=1)
     device: str = key(
         "auto",
         "Where the model runs: auto, cpu, cuda or cuda:N; auto = the first CUDA device, or the CPU.",
@@ -175,7 +188,9 @@ class ParallelSection:
         form="auto, cpu, cuda or cuda:N",
     )
     device_ids: tuple[int, ...] = key(
-        (), "CUDA devices to use, as seen after CUDA_VISIBLE_DEVICES; empty = as device says.", minimum=0
+        (),
+        "CUDA devices in the order of the processes, as seen after CUDA_VISIBLE_DEVICES; empty = as device says.",
+        minimum=0,
     )
 
 

@@ -14,8 +14,9 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from diffulex_core.errors import ConfigError, WorkerError
+from diffulex_core.errors import ConfigError, PeerLost
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +45,7 @@ class TorchGroup:
     on the run, nor on what else is in the tensor. With NCCL the library chooses the order by the tensor's size. A
     maximum is NaN where any rank has NaN, with either of them.
 
-    Every method raises `WorkerError` when another process is gone or does not come within the timeout.
+    Every method raises `PeerLost` when another process is gone or does not come within the timeout.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, ordered: bool) -> None:
@@ -88,10 +89,24 @@ class TorchGroup:
         try:
             collective()
         except RuntimeError as error:
-            raise WorkerError(f"Rank {self._rank} lost the other ranks: {error}", rank=self._rank) from error
+            raise PeerLost(f"Rank {self._rank} lost the other ranks: {error}", rank=self._rank) from error
 
 
-def open_store(address: str, port: int, timeout: float) -> tuple[dist.TCPStore, str, int]:
+def choose_library(wanted: str, device: torch.device) -> Literal["gloo", "nccl"]:
+    """The communication library that "auto", "gloo" or "nccl" means for tensors on `device`.
+
+    Raises:
+        ConfigError: it cannot send them.
+    """
+    if wanted == "nccl" and device.type != "cuda":
+        text = f"distributed_backend='nccl' connects CUDA devices, and the model runs on {device}."
+        raise ConfigError([f"{text} Use distributed_backend='auto' or 'gloo', or device='cuda'."])
+    if wanted == "gloo" or device.type != "cuda":
+        return "gloo"
+    return "nccl"
+
+
+def open_store(address: str, port: int, timeout: float) -> tuple[object, str, int]:
     """The store through which processes find each other. It listens on `address` only and ends with the object.
 
     Args:
@@ -107,14 +122,11 @@ def open_store(address: str, port: int, timeout: float) -> tuple[dist.TCPStore, 
         family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(where[:2], family=family)
     except OSError as error:
-        raise ConfigError(
-            [
-                f"master_addr={address!r} with master_port={port} cannot be listened on ({error}). "
-                "Use an address of this machine, such as localhost, and master_port=0 for a free port."
-            ]
-        ) from error
+        advice = "Use an address of this machine, such as localhost, and master_port=0 for a free port."
+        text = f"master_addr={address!r} with master_port={port} cannot be listened on ({error}). {advice}"
+        raise ConfigError([text]) from error
     numeric, chosen = listener.getsockname()[:2]
-    store = dist.TCPStore(
+    store = TCPStore(
         numeric,
         chosen,
         is_master=True,
@@ -133,13 +145,13 @@ def join(meeting: Rendezvous, rank: int, device: torch.device) -> TorchGroup:
         rank: this process, from 0.
         device: where the tensors will be that it sends.
     Raises:
-        WorkerError: the others did not come within the timeout.
+        PeerLost: the others did not come within the timeout.
     """
     if ipaddress.ip_address(meeting.address).is_loopback:
         _use_loopback(meeting.address)
     wait = timedelta(seconds=meeting.timeout)
     try:
-        store = dist.TCPStore(meeting.address, meeting.port, wait_for_workers=False, timeout=wait)
+        store = TCPStore(meeting.address, meeting.port, wait_for_workers=False, timeout=wait)
         dist.init_process_group(
             meeting.backend,
             store=store,
@@ -149,7 +161,7 @@ def join(meeting: Rendezvous, rank: int, device: torch.device) -> TorchGroup:
             device_id=device if device.type == "cuda" else None,
         )
     except RuntimeError as error:
-        raise WorkerError(f"Rank {rank} did not meet the other ranks: {error}", rank=rank) from error
+        raise PeerLost(f"Rank {rank} did not meet the other ranks: {error}", rank=rank) from error
     group = dist.group.WORLD
     assert group is not None
     return TorchGroup(group, ordered=meeting.backend == "gloo")

@@ -1,0 +1,139 @@
+"""The engine's end of a group of worker processes: one call at a time, answered by all of them or by one error."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from diffulex_core.distributed.messages import Answer, Assignment, Call, Failure, Greeting, Manifest, Method
+from diffulex_core.distributed.process import WorkerProcess, heard_from
+from diffulex_core.errors import PeerLost, WorkerError
+
+CAUSE_SECONDS = 5.0
+"""How long the cause is awaited when a rank has only lost the others."""
+
+CLOSE_SECONDS = 10.0
+"""How long workers may take to end by themselves."""
+
+_DOING: dict[Method, str] = {
+    "capacity": "loading",
+    "allocate": "allocating the KV cache",
+    "execute": "executing a step",
+}
+
+
+class WorkerGroup:
+    """Worker processes that are called together.
+
+    When one of them dies or, in a group of several, fails, the others are ended and every later call raises. A call
+    that an interrupt cut short is forgotten; its answers are not taken for those of the next.
+    """
+
+    def __init__(self, assignments: Sequence[Assignment], *, replica: int, manifest: Manifest) -> None:
+        """Start one process for each assignment; they load until the first call.
+
+        Args:
+            assignments: what each rank loads.
+            replica: number of the group, for messages.
+            manifest: the plugins that the workers must find.
+        Raises:
+            ConfigError: processes cannot be started here.
+        """
+        self._workers: list[WorkerProcess] = []
+        self._finalizer = weakref.finalize(self, _kill, self._workers, os.getpid())
+        self._serial = 0
+        self._calling = True
+        self._lost: WorkerError | None = None
+        try:
+            for rank, assignment in enumerate(assignments):
+                worker = WorkerProcess.start(replica=replica, rank=rank)
+                self._workers.append(worker)
+                worker.send(pickle.dumps(Greeting(replica=replica, rank=rank, manifest=manifest)))
+                worker.send(pickle.dumps(assignment))
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: Method, *arguments: Any) -> list[Any]:
+        """Call a method of every rank's `Worker`; returns what they return, in rank order.
+
+        Raises:
+            WorkerError: a worker died, or the group was ended before.
+            Exception: whatever the method, or loading, raised first.
+        """
+        if self._lost is not None:
+            raise WorkerError(
+                f"The engine has no workers any more. {self._lost}",
+                rank=self._lost.rank,
+                replica=self._lost.replica,
+                exit_code=self._lost.exit_code,
+            )
+        if self._serial == 0:
+            self._await(_DOING["capacity"])
+        self._serial += 1
+        self._calling = True
+        message = pickle.dumps(Call(serial=self._serial, method=method, arguments=arguments), protocol=5)
+        for worker in self._workers:
+            worker.send(message)
+        return self._await(_DOING[method])
+
+    def close(self) -> None:
+        """End the workers and wait until they are gone. Calling it again does nothing."""
+        if self._lost is None:
+            self._lost = WorkerError("It was closed.", rank=0)
+            for worker in self._workers:
+                worker.send(pickle.dumps(None))
+            self._end(patience=0 if self._calling else CLOSE_SECONDS)
+
+    def _await(self, doing: str) -> list[Any]:
+        """Wait for every rank's answer to the latest call."""
+        silent = list(self._workers)
+        values: dict[int, Any] = {}
+        lost: PeerLost | None = None
+        deadline = None
+        while silent and (deadline is None or time.monotonic() < deadline):
+            for worker, message in heard_from(silent, deadline):
+                match message:
+                    case Answer() if message.serial == self._serial:
+                        values[worker.rank] = message.value
+                        silent.remove(worker)
+                    case Failure() if message.serial == self._serial or len(self._workers) > 1:
+                        error = message.raised(str(worker))
+                        if not isinstance(error, PeerLost):
+                            self._fail(error)
+                        silent.remove(worker)
+                        lost = lost or error
+                        deadline = deadline or time.monotonic() + CAUSE_SECONDS
+                    case None:
+                        self._fail(worker.death(doing))
+        if lost is not None:
+            self._fail(lost)
+        self._calling = False
+        return [values[worker.rank] for worker in self._workers]
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raise a worker's error, after the group was ended unless it can go on."""
+        if isinstance(error, WorkerError) or self._serial == 0 or len(self._workers) > 1:
+            text = f"They were ended after {type(error).__name__}: {error}"
+            self._lost = error if isinstance(error, WorkerError) else WorkerError(text, rank=0)
+            self._end(patience=0)
+        self._calling = False
+        raise error
+
+    def _end(self, *, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        for worker in list(self._workers):  # another thread may be waiting for these workers
+            worker.end(patience=max(0.0, deadline - time.monotonic()))
+        self._finalizer.detach()
+        self._workers.clear()
+
+
+def _kill(workers: list[WorkerProcess], owner: int) -> None:
+    """End the workers of a group that nobody closed; a fork of the engine's process has no say in it."""
+    if os.getpid() == owner:
+        for worker in workers:
+            worker.end(patience=0)

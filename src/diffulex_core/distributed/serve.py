@@ -1,0 +1,131 @@
+"""The program of a worker process: find the plugins, load a share of the network, execute what the engine sends."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import pickle
+import select
+import sys
+import threading
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from diffulex_core.discovery import CORE, find_candidates
+from diffulex_core.distributed.communicator import ALONE
+from diffulex_core.distributed.messages import Answer, Assignment, Call, Failure, Greeting, Manifest
+from diffulex_core.errors import PluginError
+from diffulex_core.host import Host
+from diffulex_core.worker import Worker
+
+LOST = 70
+"""Exit status of a worker whose engine is gone."""
+
+
+def main(descriptor: int) -> None:
+    """Serve one engine over the pipe `descriptor`, until it says that it is over or is gone."""
+    faulthandler.enable()
+    threading.Thread(target=_watch_engine, args=(os.getppid(),), daemon=True).start()
+    connection: Connection[Any, Any] = Connection(descriptor)
+    with connection:
+        greeting: Greeting = connection.recv()
+        assignment = connection.recv_bytes()
+        logging.basicConfig(
+            format=f"%(levelname)s: replica {greeting.replica} rank {greeting.rank}: %(message)s",
+            level=logging.ERROR if greeting.rank or greeting.replica else logging.WARNING,
+        )
+        with ExitStack() as resources:
+            try:
+                worker = _load(greeting, assignment, resources)
+            except Exception as error:  # noqa: BLE001 - the engine raises it
+                connection.send(Failure.of(0, error, replica=greeting.replica, rank=greeting.rank))
+                return
+            connection.send(Answer(serial=0))
+            _serve(connection, greeting, worker, alone=worker.tp.size == 1)
+
+
+def same_plugins(manifest: Manifest) -> Host:
+    """The host of this process, with the plugins of another process's manifest.
+
+    Raises:
+        PluginError: the plugins that are found here are others.
+    """
+    wanted = {plugin for plugin, _, _ in manifest}
+    installed = {CORE.plugin, *(candidate.provenance.plugin for candidate in find_candidates(()))}
+    logging.disable(logging.WARNING)  # the engine has said all of it
+    host = Host.discover(sorted(wanted & installed), environ={})
+    logging.disable(logging.NOTSET)
+    found = host.manifest()
+    if found != manifest:
+        only_there, only_here = sorted(set(manifest) - set(found)), sorted(set(found) - set(manifest))
+        raise PluginError(
+            f"A worker process found other plugins than the engine. Only in the engine: {_listing(only_there)}. "
+            f"Only in the worker: {_listing(only_here)}. "
+            "Restart the program after installing plugins; a plugin given as a module must be installed as a package."
+        )
+    return host
+
+
+def _load(greeting: Greeting, assignment: bytes, resources: ExitStack) -> Worker:
+    host = same_plugins(greeting.manifest)
+    task: Assignment = pickle.loads(assignment)
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    if task.device.type == "cuda":
+        torch.cuda.set_device(task.device)
+    tp = ALONE
+    if task.meeting is not None:
+        from diffulex_core.distributed.torch_group import join
+
+        group = join(task.meeting, greeting.rank, task.device)
+        resources.callback(group.close)
+        tp = group
+    worker = Worker(task.blueprint, host=host, device=task.device, tp=tp, sharers=task.sharers, progress=task.progress)
+    resources.callback(worker.close)
+    return worker
+
+
+def _serve(connection: Connection[Any, Any], greeting: Greeting, worker: Worker, *, alone: bool) -> None:
+    while True:
+        call: Call | None = connection.recv()
+        if call is None:
+            return
+        try:
+            value = _perform(worker, call)
+        except Exception as error:  # noqa: BLE001 - the engine raises it
+            connection.send(Failure.of(call.serial, error, replica=greeting.replica, rank=greeting.rank))
+            if not alone:
+                return  # in the middle of a step the ranks cannot find together again
+        else:
+            kept_back = call.method == "execute" and greeting.rank > 0
+            connection.send(Answer(serial=call.serial, value=None if kept_back else value))
+
+
+def _perform(worker: Worker, call: Call) -> object:
+    match call.method:
+        case "capacity":
+            return worker.capacity(*call.arguments)
+        case "allocate":
+            worker.allocate(*call.arguments)
+            return None
+        case "execute":
+            return worker.execute(*call.arguments)
+
+
+def _watch_engine(engine: int) -> None:
+    """End this process, whatever it is waiting for, when the engine's process is gone.
+
+    A file that a forked relative of the engine holds open never ends; therefore the parent is looked at, too.
+    """
+    while os.getppid() == engine:
+        if select.select([sys.stdin], [], [], 1.0)[0]:
+            break
+    os._exit(LOST)
+
+
+def _listing(plugins: list[tuple[str, str, str]]) -> str:
+    return ", ".join(f"{plugin} ({dist} {version})".replace(" )", ")") for plugin, dist, version in plugins) or "none"
