@@ -38,6 +38,9 @@ def diffulex_register_components(register: Register[Component]) -> None:
     register(Component(kind="executor", name="spawned", factory="diffulex_core.distributed.spawned:SpawnedExecutor"))
     register(Component(kind="model_source", name="directory", factory="diffulex_core.sources:DirectorySource"))
     register(Component(kind="model_source", name="hub", factory="diffulex_core.sources:HubSource"))
+    register(Component(kind="kernel", name="moe_gemm.torch", factory="diffulex_core.kernels.moe.grouped:TorchExperts"))
+    register(Component(kind="kernel", name="moe_gemm.triton", factory="diffulex_core.kernels.moe.fused:TritonExperts"))
+    register(Component(kind="kernel", name="moe_gemm.naive", factory="diffulex_core.kernels.moe.naive:NaiveExperts"))
 
 
 @hookimpl

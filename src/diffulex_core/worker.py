@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffulex_core.devices import DTYPES, choose_dtype
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
+from diffulex_core.kernels.moe import ExpertsCase, select_experts_kernel
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.protocols import AttentionBackend, DiffusionModel, ModelRunner, Sampler
@@ -77,7 +79,7 @@ class Worker:
         config = blueprint.config
         self._config, self._host, self._device, self._sharers = config, host, device, sharers
         self._dtype = choose_dtype(config.model.dtype, blueprint.checkpoint, device)
-        network = build_network(blueprint, host=host, dtype=self._dtype, tp=tp)
+        network = build_network(blueprint, host=host, dtype=self._dtype, device=device, tp=tp)
         self._backend = choose_backend(config, network, host=host, dtype=self._dtype, device=device)
         load_network(network, blueprint, host=host, dtype=self._dtype, device=device, progress=progress)
         if blueprint.adapter is not None:
@@ -175,15 +177,20 @@ def in_process(
     return Worker(blueprint, host=host, device=devices[0], sharers=sharers, progress=progress)
 
 
-def build_network(blueprint: Blueprint, *, host: Host, dtype: torch.dtype, tp: Communicator = ALONE) -> DiffusionModel:
-    """One process's share of the family's network on the meta device, without weights.
+def build_network(
+    blueprint: Blueprint, *, host: Host, dtype: torch.dtype, device: torch.device, tp: Communicator = ALONE
+) -> DiffusionModel:
+    """One process's share of the family's network on the meta device, without weights, to be run on `device`.
 
     Raises:
         ConfigError: the processes cannot share it evenly.
+        IncompatibleError: it has experts, and the kernel named for them cannot serve.
     """
     family = blueprint.config.family
     build = host.load(family.build, provenance=host.models.entry(family.name).provenance)
-    ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp)
+    case = ExpertsCase(device_type=device.type, dtype=dtype)
+    experts_kernel = partial(select_experts_kernel, blueprint.config.runtime.moe_gemm_impl, host, case)
+    ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp, experts_kernel=experts_kernel)
     network: DiffusionModel = build(blueprint.checkpoint, ctx)
     return network
 

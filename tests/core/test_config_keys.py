@@ -68,7 +68,7 @@ DEFAULTS: dict[str, Any] = {
     "enable_cudagraph_torch_compile": False,
     "torch_compile_mode": "reduce-overhead",
     "enable_vllm_layers": True,
-    "moe_gemm_impl": "triton",
+    "moe_gemm_impl": "auto",
     "moe_dispatcher_backend": "standard",
     "deepep_mode": "auto",
     "deepep_num_max_dispatch_tokens_per_rank": 256,
@@ -158,7 +158,7 @@ REFUSED: dict[str, list[object]] = {
     "enable_torch_compile": ["no"],
     "enable_cudagraph_torch_compile": ["no"],
     "enable_vllm_layers": ["no"],
-    "moe_gemm_impl": ["cutlass"],
+    "moe_gemm_impl": ["cutlass", "vllm", "vllm_modular"],
     "moe_dispatcher_backend": ["mpi"],
     "deepep_mode": ["fast"],
     "deepep_num_max_dispatch_tokens_per_rank": [0],
@@ -275,7 +275,7 @@ def test_a_key_without_machinery_takes_its_default_only(spec: KeySpec) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "usable"),
-    [("expert_parallel_size", 2, "1"), ("deepep_mode", "normal", "'auto'"), ("moe_gemm_impl", "naive", "'triton'")],
+    [("expert_parallel_size", 2, "1"), ("deepep_mode", "normal", "'auto'"), ("moe_dispatcher_backend", "naive", "'standard'")],
 )
 def test_the_refusal_of_a_key_without_machinery_names_the_value_to_use(name: str, value: object, usable: str) -> None:
     [problem] = problems_of({name: value})

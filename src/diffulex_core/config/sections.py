@@ -237,8 +237,10 @@ class RuntimeSection:
     )
     torch_compile_mode: str = key("reduce-overhead", "Mode of torch.compile.", built=False)
     enable_vllm_layers: bool = key(True, "Allow vLLM's layers where vLLM is installed.", built=False, honoured=(False,))
-    moe_gemm_impl: Literal["triton", "vllm", "vllm_modular", "naive"] = key(
-        "triton", "Kernel of the experts' matrix products.", built=False
+    moe_gemm_impl: str = key(
+        "auto",
+        "Kernel of the experts' matrix products: torch, triton, naive or one that a plugin registers; auto = triton on "
+        "CUDA devices, torch on the CPU.",
     )
     moe_dispatcher_backend: Literal["standard", "naive", "deepep"] = key(
         "standard", "How tokens travel to their experts.", built=False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import attrs
 
 from diffulex_core.errors import IncompatibleError
 from diffulex_core.kernels.moe.contract import ExpertsCase, ExpertsKernel
@@ -18,45 +16,42 @@ MOE_GEMM = "moe_gemm."
 AUTO = "auto"
 
 
-@attrs.frozen(kw_only=True)
-class Probed:
-    """A kernel and the reasons that it cannot serve, none when it can."""
-
-    kernel: ExpertsKernel
-    reasons: tuple[str, ...]
-
-
 def select_experts_kernel(name: str, host: Host, case: ExpertsCase) -> ExpertsKernel:
     """The kernel called `name`, or with "auto" the one of highest priority that can serve the case.
 
     Raises:
-        IncompatibleError: the named kernel has reasons against the case; they are listed.
+        IncompatibleError: the named kernel (with "auto": every kernel) has reasons against the case; they are listed.
         UnknownNameError: no plugin registers `name`.
     """
     if name != AUTO:
-        return _named(name, host, case)
-    able = [probed.kernel for probed in probe_experts_kernels(host, case).values() if not probed.reasons]
-    return max(able, key=lambda kernel: kernel.priority(case))
+        kernel = _load(MOE_GEMM + name, host)
+        reasons = kernel.reasons(case)
+        if not reasons:
+            return kernel
+        able = [other for other, found in _by_priority(host, case) if not found.reasons(case)]
+        advice = f" Those that can: {', '.join(able)}." if able else ""
+        raise IncompatibleError([_refusal(name, reasons) + advice])
+    refusals = []
+    for other, kernel in _by_priority(host, case):
+        reasons = kernel.reasons(case)
+        if not reasons:
+            return kernel
+        refusals.append(_refusal(other, reasons))
+    raise IncompatibleError(refusals or ["No kernel for experts is registered."])
 
 
-def probe_experts_kernels(host: Host, case: ExpertsCase) -> Mapping[str, Probed]:
-    """Every registered kernel by name."""
+def _by_priority(host: Host, case: ExpertsCase) -> list[tuple[str, ExpertsKernel]]:
+    """Every registered kernel and its name without the common beginning, the best first."""
     names = [entry.descriptor.name for entry in host.components["kernel"].entries()]
-    return {name.removeprefix(MOE_GEMM): _probe(name, host, case) for name in names if name.startswith(MOE_GEMM)}
+    kernels = [(name.removeprefix(MOE_GEMM), _load(name, host)) for name in names if name.startswith(MOE_GEMM)]
+    return sorted(kernels, key=lambda named: -named[1].priority(case))
 
 
-def _named(name: str, host: Host, case: ExpertsCase) -> ExpertsKernel:
-    probed = _probe(MOE_GEMM + name, host, case)
-    if probed.reasons:
-        able = [other for other, found in probe_experts_kernels(host, case).items() if not found.reasons]
-        reasons = "; ".join(probed.reasons)
-        raise IncompatibleError(
-            [f"moe_gemm_impl={name!r} cannot serve here: {reasons}. Those that can: {', '.join(able)}."]
-        )
-    return probed.kernel
-
-
-def _probe(name: str, host: Host, case: ExpertsCase) -> Probed:
+def _load(name: str, host: Host) -> ExpertsKernel:
     entry = host.components["kernel"].entry(name)
     kernel: ExpertsKernel = host.load(entry.descriptor.factory, provenance=entry.provenance)()
-    return Probed(kernel=kernel, reasons=tuple(kernel.reasons(case)))
+    return kernel
+
+
+def _refusal(name: str, reasons: Sequence[str]) -> str:
+    return f"moe_gemm_impl={name!r} cannot serve here: {'; '.join(reasons)}."
