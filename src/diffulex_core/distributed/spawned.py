@@ -47,7 +47,7 @@ class SpawnedExecutor:
             IncompatibleError: no attention backend serves the divided network.
         """
         dtype = choose_dtype(blueprint.config.model.dtype, blueprint.checkpoint, devices[0])
-        network = build_network(blueprint, host=host, dtype=dtype, tp=Seat(0, len(devices)))
+        network = build_network(blueprint, host=host, dtype=dtype, device=devices[0], tp=Seat(0, len(devices)))
         choose_backend(blueprint.config, network, host=host, dtype=dtype, device=devices[0])
         self._vocab_size = decidable_tokens(blueprint, network)
 
