@@ -36,6 +36,7 @@ class Recording:
 
 RECORDINGS = (
     Recording("llada-d2f"),
+    Recording("dream-d2f"),
     # Its recorder accepted at 0.95, whatever its configuration said.
     Recording("sdar-b4", {"accept_threshold": 0.95}),
     Recording("llada2-b1", slots=96),

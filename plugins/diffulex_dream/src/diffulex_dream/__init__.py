@@ -1,0 +1,1 @@
+"""Dream, Dream-Coder, DiffuCoder and DreamReasoner for diffulex."""

@@ -1,0 +1,1 @@
+"""Fast-dLLM v2 for diffulex."""
