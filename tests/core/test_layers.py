@@ -15,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from diffulex_core.attention.reference import TorchReference
-from diffulex_core.context import BuildContext
+from diffulex_core.context import BuildContext, SoftInputs
 from diffulex_core.distributed.ranges import whole
 from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec, build_decoder
@@ -67,6 +67,24 @@ def test_rope_turns_pair_j_and_j_plus_half_by_position_times_frequency(
     got = rotation(torch.tensor(head, dtype=torch.float32)[None, None])
 
     np.testing.assert_allclose(got[0, 0].double(), expected, atol=2e-3 if position > 100 else 1e-5)
+
+
+def test_pairs_that_do_not_turn_pass_through_and_the_others_keep_their_frequencies() -> None:
+    """8 of 16 dimensions: pairs 0 to 3 turn as they would in a head that turns whole, 4 to 7 do not."""
+    head = torch.randn(3, 2, 20, generator=torch.Generator().manual_seed(2))
+    positions = torch.tensor([0, 5, 900])
+    whole, some = (Rope(theta=1e4, rotary_dim=16, turning=pairs).rotation(positions)(head) for pairs in (None, 4))
+    for first in (0, 8):
+        assert torch.equal(some[..., first : first + 4], whole[..., first : first + 4])
+        assert torch.equal(some[..., first + 4 : first + 8], head[..., first + 4 : first + 8])
+    assert torch.equal(some[..., 16:], head[..., 16:])
+
+
+def test_soft_inputs_replace_their_rows_and_no_others() -> None:
+    soft = SoftInputs(rows=torch.tensor([3, 0]), embeddings=torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    base = torch.full((5, 2), 9.0)
+    assert soft.over(base).tolist() == [[3, 4], [9, 9], [9, 9], [1, 2], [9, 9]]
+    assert base.tolist() == [[9, 9]] * 5
 
 
 @given(rows=st.integers(1, 40), row=st.integers(0, 39), half=st.integers(1, 9))

@@ -145,7 +145,7 @@ class Bench:
     @torch.inference_mode()
     def run(self, *sequences: Fed) -> list[Tensor]:
         """One forward over all of them: the final hidden states [rows, hidden] of each."""
-        step = pack(plan_of(sequences), CausalCanvas(block_size=CANVAS), self.model.windows, self.page_size)
+        step = self._pack(sequences)
         context = self._context(step, self._soft(sequences))
         hidden = self.model(torch.from_numpy(step.input_ids), torch.from_numpy(step.positions), context)
         lengths = [len(fed.tokens) for fed in sequences]
@@ -167,6 +167,13 @@ class Bench:
         keys, values = self.store.key_pages[layer], self.store.value_pages[layer]
         pages = torch.tensor(table)
         return keys[pages].flatten(0, 1)[:end], values[pages].flatten(0, 1)[:end]
+
+    def context(self, *sequences: Fed) -> ForwardContext:
+        """What the network is told besides its inputs."""
+        return self._context(self._pack(sequences), self._soft(sequences))
+
+    def _pack(self, sequences: Sequence[Fed]) -> PackedStep:
+        return pack(plan_of(sequences), CausalCanvas(block_size=CANVAS), self.model.windows, self.page_size)
 
     def _soft(self, sequences: Sequence[Fed]) -> SoftInputs | None:
         rows, parts, offset = list[int](), list[Tensor](), 0

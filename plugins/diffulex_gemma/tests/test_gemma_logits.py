@@ -15,7 +15,8 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from diffulex_core.attention.cpu import TorchCPU
 from diffulex_core.attention.reference import TorchReference
-from diffulex_core.protocols import AttentionBackend
+from diffulex_core.context import SoftInputs
+from diffulex_core.protocols import AttentionBackend, DiffusionModel, SelfConditioned
 from diffulex_gemma.model import DiffusionGemma
 from tests.families.gemma import CANVAS, SLIDING_WINDOW, VOCAB, Bench, Fed, load, native_model, save
 
@@ -69,6 +70,16 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
 @pytest.fixture(scope="module")
 def pair(pair_of: Callable[[str], Pair]) -> Pair:
     return pair_of("plain")
+
+
+@pytest.fixture(scope="module")
+def bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder: Path = tmp_path_factory.mktemp("gemma")
+    save(native_model(), folder)
+    native = DiffusionGemmaForBlockDiffusion.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
+    )
+    return Pair(native, load(folder, torch.bfloat16))
 
 
 def ids(length: int, salt: int = 0) -> list[int]:
@@ -170,3 +181,96 @@ def test_every_option_of_the_configuration_reaches_the_network(pair_of: Callable
     expected = pair.native(input_ids=batched(prefix), decoder_input_ids=batched(canvas)).logits[0]
     [got] = Bench(pair.ours).logits(Fed(tokens=prefix + canvas, final_end=12, table=TABLE))
     close(got[12:], expected)
+
+
+@torch.no_grad()
+def test_soft_embeddings_are_the_mean_embedding_scaled_as_tokens_are(pair: Pair) -> None:
+    assert isinstance(pair.ours, DiffusionModel)
+    assert isinstance(pair.ours, SelfConditioned)
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(5)) * 4
+    weight = pair.native.model.decoder.embed_tokens.weight.double()
+    expected = logits.double().softmax(-1) @ weight * 32**0.5
+    close(pair.ours.soft_embeddings(logits), expected)
+
+
+@torch.no_grad()
+def test_half_precision_rounds_the_embedding_scale_as_the_native_model_does(bfloat16: Pair) -> None:
+    """sqrt(32) = 5.657 is 5.65625 in bfloat16; self-conditioning uses the same number."""
+    model, native = bfloat16.ours, bfloat16.native.model.decoder
+    certain = torch.full((4, VOCAB), -300.0)
+    certain[range(4), [3, 0, 96, 50]] = 300.0
+    expected = native.embed_tokens(torch.tensor([3, 0, 96, 50]))
+    assert model.embed_scale == 5.65625
+    assert torch.equal(model.soft_embeddings(certain), expected)
+
+
+@torch.no_grad()
+def test_half_precision_is_as_near_to_full_precision_as_the_native_model_is(pair: Pair, bfloat16: Pair) -> None:
+    """Logits have a standard deviation of 1; rounding may pick another expert, so that a few rows are far off."""
+    ours_off, theirs_off = list[Tensor](), list[Tensor]()
+    for number in range(8):
+        prefix, canvas = ids(12, number), ids(CANVAS, number + 10)
+        call = {"input_ids": batched(prefix), "decoder_input_ids": batched(canvas)}
+        exact, theirs = (one.native(**call).logits[0] for one in (pair, bfloat16))
+        [ours] = Bench(bfloat16.ours).logits(Fed(tokens=prefix + canvas, final_end=12, table=TABLE))
+        ours_off.append((ours[12:] - exact).square().mean(-1))
+        theirs_off.append((theirs - exact).square().mean(-1))
+    ours_rows, theirs_rows = torch.cat(ours_off).sqrt(), torch.cat(theirs_off).sqrt()
+    assert ours_rows.median() < 0.15
+    assert ours_rows.median() < 1.5 * theirs_rows.median()
+    assert ours_rows.square().mean().sqrt() < 1.25 * theirs_rows.square().mean().sqrt()
+
+
+@torch.no_grad()
+def test_what_is_encoded_does_not_notice_a_canvas_and_a_canvas_notices_everything(pair: Pair) -> None:
+    prefix, canvas = ids(9), ids(CANVAS, 1)
+
+    def hidden(tokens: list[int], soft: Tensor | None = None) -> Tensor:
+        return Bench(pair.ours).run(Fed(tokens=tokens, final_end=9, table=TABLE, soft=soft))[0]
+
+    before = hidden(prefix + canvas)
+    for position in range(13):
+        changed = prefix + canvas
+        changed[position] = (changed[position] + 1) % VOCAB
+        differs = (hidden(changed) != before).any(-1).tolist()
+        assert differs == [at >= position if at < 9 else True for at in range(13)] or position >= 9
+        assert position < 9 or differs == [False] * 9 + [True] * 4
+    believed = hidden(prefix + canvas, torch.randn(CANVAS, 32, generator=torch.Generator().manual_seed(1)))
+    assert (believed != before).any(-1).tolist() == [False] * 9 + [True] * 4
+
+
+@torch.no_grad()
+def test_embeddings_for_a_final_row_are_not_read(pair: Pair) -> None:
+    tokens = ids(6)
+    soft = torch.randn(6, 32, generator=torch.Generator().manual_seed(2))
+    plain = Fed(tokens=tokens, final_end=6, table=TABLE)
+    bench = Bench(pair.ours)
+    [expected] = bench.run(plain)
+    context = bench.context(plain)
+    given = attrs.evolve(context, soft=SoftInputs(rows=torch.arange(6), embeddings=soft))
+    silent = attrs.evolve(context, final=None)
+    for other in (given, silent):
+        inputs = torch.tensor([*tokens, 0, 0]), torch.tensor([*range(6), 0, 0])
+        assert torch.equal(pair.ours(*inputs, other)[:6], expected)
+
+
+@torch.no_grad()
+def test_the_bits_of_a_sequence_are_those_it_has_alone(pair: Pair) -> None:
+    fed = [
+        Fed(tokens=ids(9 + CANVAS, 1), final_end=9, table=[0, 1, 2, 3]),
+        Fed(tokens=ids(5, 2), final_end=5, table=[4, 5]),
+        Fed(tokens=ids(CANVAS, 3), final_end=0, table=[6], soft=torch.ones(CANVAS, 32)),
+        Fed(tokens=ids(1, 4), final_end=1, table=[7]),
+    ]
+    alone = [Bench(pair.ours).run(one)[0] for one in fed]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        together = Bench(pair.ours).run(*[fed[place] for place in order])
+        for place, rows in zip(order, together, strict=True):
+            assert torch.equal(rows, alone[place])
+
+
+@torch.no_grad()
+def test_logits_stay_below_the_softcap(pair: Pair) -> None:
+    logits = pair.ours.logits(1e4 * torch.randn(8, 32, generator=torch.Generator().manual_seed(3)))
+    assert logits.dtype == torch.float32
+    assert 29 < logits.abs().max() <= 30

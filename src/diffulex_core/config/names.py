@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 
-from diffulex_core.compat import require_compatible
+from diffulex_core.compat import missing_capabilities, require_compatible
 from diffulex_core.config.keys import Origin
 from diffulex_core.errors import IncompatibleError, PluginError, UnknownNameError
 from diffulex_core.plugin import DecodingStrategy, ModelFamily
@@ -66,9 +66,10 @@ def choose_strategy(
         return _look_up(host.strategies, given, "decoding_strategy", origin)
     if family is None:
         return Choice()
+    fitting = sorted(strategy.name for strategy in host.strategies if not missing_capabilities(family, strategy))
     text = (
         f"The model family '{family.name}' has no default strategy; give decoding_strategy, "
-        f"one of {', '.join(host.strategies.names()) or 'those of a plugin that you install'}."
+        f"one of {', '.join(fitting) or 'those of a plugin that you install'}."
     )
     return Choice(problems=(text,))
 
