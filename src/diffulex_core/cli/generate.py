@@ -24,6 +24,8 @@ from diffulex_core.host import Host
     help="One prompt per line; - = stdin.",
 )
 @config_options
+@click.option("--tensor-parallel-size", type=int, help="Processes that share each layer.")
+@click.option("--data-parallel-size", type=int, help="Copies of the model that share the prompts.")
 @click.option("--temperature", type=float, help="0 = greedy.")
 @click.option("--max-tokens", type=int, help="Limit on new tokens of each answer.")
 @click.option("--max-nfe", type=int, help="Limit on forwards of each answer.")
@@ -45,6 +47,8 @@ def generate(
     model: str | None,
     config_file: Path | None,
     settings: Sequence[str],
+    tensor_parallel_size: int | None,
+    data_parallel_size: int | None,
     live: bool,
     machine: bool,
     **sampling: Any,
@@ -66,7 +70,11 @@ def generate(
 
     given = {name: value for name, value in sampling.items() if value is not None and value != ()}
     SamplingParams(**given)  # a mistake in the options shows before anything is loaded
-    options: dict[str, Any] = dict(read_settings(settings))
+    sizes = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
+    options: dict[str, Any] = {
+        **read_settings(settings),
+        **{name: size for name, size in sizes.items() if size is not None},
+    }
     with Diffulex(model, host=host, config_file=config_file, environ=os.environ, strict=True, **options) as engine:
         params = SamplingParams(**{**engine.config.sampling_defaults, **given})
         if live:
