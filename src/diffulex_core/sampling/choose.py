@@ -32,7 +32,7 @@ def draw(logits: Tensor, uniform: Tensor, tp: Communicator = ALONE) -> Tensor:
     masses = (log_masses - log_masses.amax(dim=0)).exp()
     ends = masses.cumsum(dim=0)
     target = uniform * ends[-1]
-    owner = (target >= ends).sum(dim=0).clamp(max=tp.size - 1)
+    owner = (target >= ends).sum(dim=0)
     before = ends[tp.rank] - masses[tp.rank]
     fraction = ((target - before) / masses[tp.rank]).clamp(0, _BELOW_ONE)
     cumulative = probabilities.cumsum(dim=1)
