@@ -6,7 +6,8 @@ implementation in it: tokens are a plain list, and every step computes the whole
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import attrs
 
@@ -90,7 +91,25 @@ def visible_end(position: int, prompt: int, block: int, *, full_prefix: bool, fi
     return position - position % block + block
 
 
-def decode_alone(setting: Setting, ask: Ask) -> Answer:
+class Network(Protocol):
+    """What decides positions: a whole sequence, computed anew in every step."""
+
+    def __call__(
+        self, setting: Setting, ask: Ask, tokens: Sequence[int], step: int
+    ) -> Callable[[int], tuple[int, float]]:
+        """The token and its confidence for each undecided position of `tokens`, prompt and running blocks."""
+        ...
+
+
+def hashes(setting: Setting, ask: Ask, tokens: Sequence[int], step: int) -> Callable[[int], tuple[int, float]]:
+    """The network of hashes; a `Network`."""
+    *_, hidden = sequence_pairs(
+        tokens, len(ask.prompt), setting.block_size, full_prefix=setting.full_prefix, first_step=step == 0
+    )
+    return lambda at: choose(ask.seed, step, at, hidden[at - setting.shifted])
+
+
+def decode_alone(setting: Setting, ask: Ask, network: Network = hashes) -> Answer:
     """Decode one request with nobody else around."""
     block, length = setting.block_size, len(ask.prompt)
     by_tokens = length + ask.max_tokens
@@ -126,7 +145,7 @@ def decode_alone(setting: Setting, ask: Ask) -> Answer:
 
         end = (fed[-1][0] + 1) * block
         tokens = [ask.prompt[at] if at < length else answer.get(at, setting.mask) for at in range(end)]
-        *_, hidden = sequence_pairs(tokens, length, block, full_prefix=setting.full_prefix, first_step=not rows)
+        decide = network(setting, ask, tokens, len(rows))
         rows.append(end - (stored if rows else 0))
 
         taken: dict[int, int] = {}
@@ -136,7 +155,7 @@ def decode_alone(setting: Setting, ask: Ask) -> Answer:
             options = []
             for at in range(number * block, number * block + block):
                 if not decided(at):
-                    token, confidence = choose(ask.seed, len(rows) - 1, at, hidden[at - setting.shifted])
+                    token, confidence = decide(at)
                     options.append((confidence, at, token))
             sure = [option for option in options if option[0] > setting.accept]
             if not sure and options:

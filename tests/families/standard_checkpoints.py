@@ -33,8 +33,10 @@ class Draw:
         self.tensors[f"{name}.weight"] = torch.randn(rows, width, generator=self.generator)
 
 
-def standard_tensors(config: Mapping[str, Any], seed: int, *, qk_norm: bool) -> dict[str, Tensor]:
-    """fp32 tensors of a Llama (or, with `qk_norm`, a Qwen3) config.json without biases; the head is sharp.
+def standard_tensors(
+    config: Mapping[str, Any], seed: int, *, qk_norm: bool = False, qkv_bias: bool = False
+) -> dict[str, Tensor]:
+    """fp32 tensors of a Llama (with `qk_norm` a Qwen3, with `qkv_bias` a Qwen2) config.json; the head is sharp.
 
     A config.json with `num_experts` gives each layer a router and experts in place of the MLP, but for the layers that
     `mlp_only_layers` and `decoder_sparse_step` leave dense.
@@ -48,7 +50,7 @@ def standard_tensors(config: Mapping[str, Any], seed: int, *, qk_norm: bool) -> 
         block = f"model.layers.{layer}"
         draw.norm(f"{block}.input_layernorm", width)
         for part, rows in (("q", heads * head_dim), ("k", kv_width), ("v", kv_width)):
-            draw.linear(f"{block}.self_attn.{part}_proj", rows, width)
+            draw.linear(f"{block}.self_attn.{part}_proj", rows, width, bias=qkv_bias)
         draw.linear(f"{block}.self_attn.o_proj", width, heads * head_dim)
         if qk_norm:
             draw.norm(f"{block}.self_attn.q_norm", head_dim)
