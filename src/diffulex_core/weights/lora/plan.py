@@ -46,6 +46,7 @@ def match(config: AdapterConfig, tensors: AdapterTensors, sites: Sites) -> tuple
     chosen = config.targets.select(named, linear=linear, held=tensors.pairs.keys())
     problems += chosen.problems
     matched: dict[str, Site] = {}
+    holders: dict[int, str] = {}
     for path in sorted(chosen.paths | tensors.pairs.keys()):
         site, pair = found[path], tensors.pairs.get(path)
         if isinstance(site, Obstacle):
@@ -55,6 +56,8 @@ def match(config: AdapterConfig, tensors: AdapterTensors, sites: Sites) -> tuple
             problems.append(f"{path!r} is a target, but the adapter holds no lora_A and lora_B for it ({site.label}).")
         elif path not in chosen.paths:
             problems.append(f"{_named(path, pair)} is not used: {path!r} is not among the targets.")
+        elif (other := holders.setdefault(id(site.part), path)) != path:
+            problems.append(f"{other!r} and {path!r} are names of one weight ({site.label}); leave one of them out.")
         else:
             problems += _misfits(config.rank_of(path), pair, site)
             matched[path] = site

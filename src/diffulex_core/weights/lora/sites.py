@@ -105,7 +105,7 @@ class Sites:
         target = self.targets[id(resolved.target)]
         part, label = target.parts[resolved.shard_id], target.label(resolved.shard_id)
         owner = self.network.get_submodule(target.names[0].rpartition(".")[0])
-        if len(target.names) > 1:
+        if len(target.names) > 1 or resolved.copied:
             return Obstacle(reason=f"shares its weight with another layer ({label}); an adapter would change both")
         if isinstance(owner, Embedding):
             return Obstacle(reason=f"is an embedding ({label}); adapters over embeddings are not supported")
