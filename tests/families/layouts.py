@@ -10,7 +10,6 @@ from pathlib import Path
 
 import attrs
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffulex_core.weights import NamesSources, ResolvedWeight
@@ -177,9 +176,21 @@ def write(
     weight_map = {name: f"{prefix}-{place % files}.safetensors" for place, name in enumerate(names)}
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(set(weight_map.values())):
-        save_file({name: tensors[name] for name in names if weight_map[name] == file}, folder / file)
+        _save_in_order({name: tensors[name] for name in names if weight_map[name] == file}, folder / file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return weight_map
+
+
+def _save_in_order(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file of fp32 tensors in the order given; the library sorts them by name."""
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        stored = tensor.contiguous().numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + len(stored)]}
+        data += stored
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def parts_of(network: nn.Module, *, smallest: bool = False) -> dict[tuple[tuple[str, ...], ShardId | None], Tensor]:
