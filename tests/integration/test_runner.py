@@ -55,7 +55,7 @@ class Bench:
 
     def __init__(self, pattern: AttentionPattern, page_size: int = 16) -> None:
         self.recorder = Recorder()
-        store = KVStore.allocate(NETWORK.kv_geometry, 96, page_size, torch.float32, CPU)
+        self.store = store = KVStore.allocate(NETWORK.kv_geometry, 96, page_size, torch.float32, CPU)
         for pages in (*store.key_pages, *store.value_pages):
             pages.fill_(torch.nan)
         self.runner = EagerRunner(
@@ -83,10 +83,14 @@ def window(
     prompt_len: int,
     phase: Phase = Phase.DECODE,
     sampled: bool = True,
+    shift: int = 0,
+    keep: int | None = None,
+    store_from: int = 0,
+    request_id: int = 0,
 ) -> Window:
-    """A window whose rows are all sampled, or none of them."""
+    """A window whose rows are all sampled, or none of them; with a shift of 1, from the row before each."""
     at = np.arange(len(tokens))
-    group = SampleGroup(block=0, positions=at + start, rows=at, accept_threshold=1.0, force_one=False)
+    group = SampleGroup(block=0, positions=at + start, rows=at - shift, accept_threshold=1.0, force_one=False)
     span = Span(
         start=start,
         tokens=np.array(tokens),
@@ -95,9 +99,11 @@ def window(
         phase=phase,
         groups=(group,) if sampled else (),
         advances=True,
+        keep=keep,
+        store_from=store_from,
     )
     return Window(
-        request_id=0,
+        request_id=request_id,
         span=span,
         prompt_len=prompt_len,
         page_table=np.array(pages),
@@ -122,6 +128,79 @@ def test_logits_are_the_same_bits_alone_and_in_any_batch(mates: list[int]) -> No
     place = len(others) // 2
     together = Bench(BlockCausal(block_size=BLOCK)).run(*others[:place], own, *others[place:])
     assert torch.equal(together[place], alone)
+
+
+@settings(max_examples=20, deadline=None)
+@given(before=st.lists(st.integers(1, 4), max_size=5), after=st.lists(st.integers(1, 4), max_size=5))
+def test_rows_carried_over_are_the_same_bits_alone_and_in_any_batch(before: list[int], after: list[int]) -> None:
+    """A request stores three blocks in one step; in the next one a block begins with the row before it."""
+    [alone, found] = [_carried(company) for company in (([], []), (before, after))]
+    assert torch.equal(found, alone)
+    whole = [*prompt(3 * BLOCK), *[MASK] * BLOCK]
+    expected = oracle_logits(whole, [(at // BLOCK + 1) * BLOCK for at in range(len(whole))])[23:31]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def _carried(company: tuple[list[int], list[int]]) -> Tensor:
+    """Logits of the second step's block, with other requests in both steps that keep and use rows as well.
+
+    Args:
+        company: the blocks that each of the others feeds in the first step and in the second.
+    """
+    bench = Bench(BlockCausal(block_size=BLOCK))
+    first = window(prompt(3 * BLOCK), 0, range(2), prompt_len=24, sampled=False, keep=23, request_id=7)
+    bench.run(*_around(first, [_other(place, blocks, 0) for place, blocks in enumerate(company[0])]))
+    starts = [blocks * BLOCK for blocks in company[0]] + [0] * len(company[1])
+    others = [_other(place, blocks, starts[place]) for place, blocks in enumerate(company[1])]
+    second = window([MASK] * BLOCK, 24, range(2), prompt_len=24, shift=1, request_id=7)
+    return bench.run(*_around(second, others))[len(others) // 2]
+
+
+def _around(own: Window, others: list[Window]) -> list[Window]:
+    middle = len(others) // 2
+    return [*others[:middle], own, *others[middle:]]
+
+
+def _other(place: int, blocks: int, start: int) -> Window:
+    """A request that keeps its last row, and is sampled from the row that it kept once it has one."""
+    return window(
+        prompt(blocks * BLOCK, salt=place + 1),
+        start,
+        range(4 + 5 * place, 9 + 5 * place),
+        prompt_len=start,
+        shift=1,
+        sampled=start > 0,
+        keep=start + blocks * BLOCK - 1,
+        request_id=20 + place,
+    )
+
+
+def test_a_row_fed_again_reads_its_page_and_writes_nothing() -> None:
+    bench = Bench(BlockCausal(block_size=BLOCK))
+    bench.run(window(prompt(2 * BLOCK), 0, range(1), prompt_len=16, sampled=False))
+    before = [page[:1].clone() for page in (*bench.store.key_pages, *bench.store.value_pages)]
+    again = window(
+        [prompt(16)[-1], *[MASK] * BLOCK], 15, range(2), prompt_len=16, sampled=False, store_from=16, keep=15
+    )
+    bench.run(again)
+    for page, was in zip((*bench.store.key_pages, *bench.store.value_pages), before, strict=True):
+        assert torch.equal(page[:1], was)
+    [found] = bench.run(window([MASK] * BLOCK, 16, range(2), prompt_len=16, shift=1))
+    whole = [*prompt(16), *[MASK] * BLOCK]
+    expected = oracle_logits(whole, [(at // BLOCK + 1) * BLOCK for at in range(len(whole))])[15:23]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_is_kept_until_a_plan_says_that_its_request_ended() -> None:
+    bench = Bench(BlockCausal(block_size=BLOCK))
+    use = window([MASK] * BLOCK, 8, range(1), prompt_len=8, shift=1)
+    bench.run(window(prompt(8), 0, range(1), prompt_len=8, sampled=False, keep=7))
+    [kept] = bench.run(use)
+    for ended in ((3,), ()):
+        bench.runner.execute(StepPlan(step=1, windows=(use,), ended=ended))
+        assert torch.equal(bench.recorder.logits[: len(kept)], kept)
+    with pytest.raises(KeyError):
+        bench.runner.execute(StepPlan(step=2, windows=(use,), ended=(0,)))
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 32])
