@@ -11,8 +11,8 @@ from torch import Tensor
 from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.errors import ConfigError
 from diffulex_core.types import KVGeometry
+from tests.core.thread_group import together
 from tests.families.gemma import CANVAS, VOCAB, Bench, Fed, load, native_model, save
-from tests.families.threads import together
 
 TABLE = [3, 0, 4, 1]
 PREFIX = 7

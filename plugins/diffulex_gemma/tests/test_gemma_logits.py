@@ -205,6 +205,14 @@ def test_half_precision_rounds_the_embedding_scale_as_the_native_model_does(bflo
 
 
 @torch.no_grad()
+def test_logits_become_embeddings_in_the_precision_of_the_weights(bfloat16: Pair) -> None:
+    logits = torch.randn(8, VOCAB, generator=torch.Generator().manual_seed(6)) * 5
+    soft = bfloat16.ours.soft_embeddings(logits)
+    assert soft.dtype == torch.bfloat16
+    assert torch.equal(soft, bfloat16.ours.soft_embeddings(logits.bfloat16()))
+
+
+@torch.no_grad()
 def test_half_precision_is_as_near_to_full_precision_as_the_native_model_is(pair: Pair, bfloat16: Pair) -> None:
     """Logits have a standard deviation of 1; rounding may pick another expert, so that a few rows are far off."""
     ours_off, theirs_off = list[Tensor](), list[Tensor]()
