@@ -73,7 +73,10 @@ class Capability:
     EDIT = "edit"
     """The network was trained to revise decided tokens (edit sampling)."""
     ALIGNED_LOGITS = "aligned_logits"
-    """Row i of the logits predicts position i. Follows from the family's `logits`; it need not be listed."""
+    """Row i of the logits predicts position i. Follows from the family's `logits`; it need not be listed.
+
+    Strategies require it whose requests do not heed `ReqContext.shifted`.
+    """
     SOFT_INPUTS = "soft_inputs"
     """The network accepts blended embeddings in place of token ids (token merge)."""
     SELF_CONDITIONING = "self_conditioning"
