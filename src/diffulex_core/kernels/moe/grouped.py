@@ -13,7 +13,8 @@ from diffulex_core.layers.activations import ACTIVATIONS
 from diffulex_core.layers.moe.spec import Activation
 
 ROW_TILE = 8
-"""Rows of an expert's product are padded to a multiple: with fewer, a CPU's bits depend on how many there are."""
+"""Rows of an expert's product are padded to a multiple: with fewer, a CPU's bits depend on how many there are. (Widths
+are taken to be multiples of 4, as in every published model; else they depend on a row's place all the same.)"""
 
 
 class TorchExperts:
