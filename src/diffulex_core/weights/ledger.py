@@ -153,6 +153,12 @@ class Ledger:
         if target is None:
             raise PluginError(f"The weight resolver sends {stored.name!r} to a tensor that is not part of the model.")
         shard = resolved.shard_id
+        if shard not in target.parts and any(map(_is_numbered, target.shards)) and _is_numbered(shard):
+            # The checkpoint may have more experts than the model.
+            self.problems.append(
+                f"{stored.where} has no place in this model: {target.names[0]!r} has no part {shard!r}."
+            )
+            return
         if shard not in target.parts:
             parts = ", ".join(map(repr, target.shards)) or "none"
             raise PluginError(
@@ -199,6 +205,10 @@ def _parts(model: nn.Module, name: str, tensor: Tensor) -> Mapping[ShardId | Non
     path, _, parameter = name.rpartition(".")
     owner = model.get_submodule(path)
     return owner.parts(parameter) if isinstance(owner, PartedModule) else {None: Part.whole(tensor)}
+
+
+def _is_numbered(shard: ShardId | None) -> bool:
+    return str(shard)[:1].isdigit()
 
 
 def _gaps(target: Target, empty: Sequence[ShardId | None], resolver: object) -> list[ShardId | None]:
