@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from diffulex_core.layers.linear import Multiplies
 from diffulex_core.protocols import DiffusionModel
+from diffulex_core.weights.lora import config as keys
 from diffulex_core.weights.lora.apply import LowRankProduct
 from diffulex_core.weights.lora.config import parse_adapter_config
 from diffulex_core.weights.lora.targets import TargetRule
@@ -304,6 +306,16 @@ def test_patterns_of_rank_and_alpha_apply_where_pefts_do(rules: dict[str, int]) 
         rank, alpha = rules.get(key, 7), rules.get(key, 5)
         assert config.rank_of(path) == rank
         assert config.scale_of(path) == alpha / rank
+
+
+def test_the_documentation_says_of_every_key_what_becomes_of_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lora.md").read_text()
+    rows = {
+        name: set(re.findall(r"`(\w+)`", cells)) for name, cells in re.findall(r"^\| (\w[^|]+) \| (.*)", page, re.M)
+    }
+    assert rows["honoured"] == (keys._HONOURED - {"bias", "init_lora_weights"}) | {"LORA"}
+    assert rows["refused when set"] >= keys._REFUSED.keys() | {"bias", "pissa"}
+    assert rows["without effect on answers"] <= keys._WITHOUT_EFFECT
 
 
 def test_a_lone_name_in_place_of_a_list_is_taken_as_one() -> None:

@@ -302,7 +302,7 @@ def test_experts_take_an_adapter_into_their_weights_only(tmp_path: Path) -> None
     ("base_name", "warned"),
     [
         ("GSAI-ML/LLaDA-8B-Instruct", False),
-        ("/home/someone/models/llada-8b-instruct/", False),
+        ("models/llada-8b-instruct/", False),
         (None, False),
         ("", False),
         ("GSAI-ML/LLaDA-8B-Base", True),
