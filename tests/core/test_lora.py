@@ -224,6 +224,20 @@ def test_without_target_modules_the_tensors_say_which_layers_are_meant(
     assert report.layers == ("model.layers.1.mlp.down_proj",)
 
 
+def test_an_adapter_may_name_the_parts_of_what_the_checkpoint_stores_stacked(
+    tmp_path: Path, bases: Mapping[str, Checkpoint]
+) -> None:
+    # The family reads both layouts, and the adapter was trained over the other one.
+    path = "model.layers.1.self_attn.k_proj"
+    matrices = random_matrices({path: (16, 32)}, 4)
+    adapter = write_adapter(tmp_path, adapter_tensors(matrices), target_modules=["k_proj"], r=4, lora_alpha=4)
+    base, family = bases["packed"], PACKED_CASE.family
+    found = tensors_of(family.adapted(base, adapter, merge=True))["layers.1.attn.qkv.weight"]
+    expected = base.tensors["model.layers.1.attention.query_key_value.weight"].clone()
+    expected[32:48] += matrices[path][1] @ matrices[path][0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
 def test_a_copy_of_the_base_weight_is_accepted_if_it_is_one(tmp_path: Path, bases: Mapping[str, Checkpoint]) -> None:
     # peft stores it along with the adapter for layers called lm_head or embed_tokens.
     base, family = bases["qwen2"], QWEN2_CASE.family

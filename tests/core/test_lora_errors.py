@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
 from diffulex_core.errors import CheckpointError
 from diffulex_core.layers.linear import Multiplies
+from diffulex_core.weights import STANDARD_DECODER, Rename, Skip, WeightRules
 from diffulex_core.weights.lora import warn_of_another_base
-from tests.core.checkpoints import Checkpoint, write_llada_checkpoint
+from tests.core.checkpoints import Checkpoint, write_llada_checkpoint, write_weights
 from tests.core.lora_families import EXPERTS_FAMILY, LLADA_CASE, QWEN2_CASE, write_experts
 from tests.core.lora_kit import Family, adapter_tensors, random_matrices, write_adapter
 
@@ -315,3 +317,29 @@ def test_an_adapter_trained_over_another_model_brings_a_warning(
     with caplog.at_level(logging.WARNING):
         warn_of_another_base(adapter, ("GSAI-ML/LLaDA-8B-Instruct", "/cache/snapshots/0a1b"))
     assert [repr(base_name) in record.message for record in caplog.records] == [True] * warned
+
+
+def with_rules(*rules: Rename | Skip) -> Family:
+    """Qwen2 with more rules for weights."""
+    return attrs.evolve(QWEN2_CASE.family, weights=WeightRules(*STANDARD_DECODER, *rules))
+
+
+def test_two_names_of_one_weight_cannot_both_carry_an_adapter(tmp_path: Path, base: Checkpoint) -> None:
+    family = with_rules(Rename("other.{i}.down.weight", "layers.{i}.mlp.down.weight"))
+    held = {**tensors(), **adapter_tensors(random_matrices({"other.1.down": (32, 48)}, 4))}
+    adapter = write_adapter(tmp_path, held, target_modules=[*TARGETS, "down"])
+    problem = only_problem(family, base, adapter)
+    assert problem.startswith(f"{DOWN.format(1)!r} and 'other.1.down' are names of one weight")
+
+
+def test_layers_that_the_family_leaves_out_are_no_targets_but_tensors_for_them_are_a_fault(tmp_path: Path) -> None:
+    family = with_rules(Skip("model.extra.*", "it predicts further tokens"))
+    plain = QWEN2_CASE.write(tmp_path / "base")
+    stored = {**plain.tensors, "model.extra.q_proj.weight": torch.ones(32, 32)}
+    write_weights(plain.folder, stored)
+    base = attrs.evolve(plain, tensors=stored)
+    adapter = write_adapter(tmp_path / "without", tensors(), target_modules=TARGETS)
+    assert set(family.adapt(family.load(base), base, adapter, merge=False).layers) == set(SHAPES)
+    held = {**tensors(), **adapter_tensors(random_matrices({"model.extra.q_proj": (32, 32)}, 4))}
+    adapter = write_adapter(tmp_path / "with", held, target_modules=TARGETS)
+    assert "is left out of this model: it predicts further tokens" in only_problem(family, base, adapter)
