@@ -178,3 +178,24 @@ def test_every_family_runs_block_causally_and_decides_by_its_own_rule() -> None:
 def test_a_strategy_with_another_visibility_does_not_fit() -> None:
     with pytest.raises(ConfigError, match="full_prefix"):
         configure(SDAR_4B, decoding_strategy="d2f")
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens", "mask", "ends"),
+    [
+        (SDAR_4B, {"<|MASK|>": 151700, "<|im_end|>": 151645}, 151700, (151643, 151645)),
+        (STABLE_DIFFCODER_8B, {"<[MASK_TOKEN]>": 7}, 7, (2,)),
+    ],
+)
+def test_the_tokenizer_tells_the_mask_token_and_what_else_ends_an_answer(
+    config: dict[str, Any], tokens: dict[str, int], mask: int, ends: tuple[int, ...]
+) -> None:
+    resolved = resolve("somewhere", {}, host=HOST, checkpoint=config, tokenizer_tokens=tokens)
+    assert resolved.model.mask_token_id == mask
+    assert resolved.model.eos_token_ids == ends
+
+
+def test_an_id_that_means_another_token_is_no_mask() -> None:
+    checkpoint = {**SDAR_4B, "mask_token_id": 7}
+    with pytest.raises(ConfigError, match=r"<\|MASK\|>"):
+        resolve("somewhere", {}, host=HOST, checkpoint=checkpoint, tokenizer_tokens={"<|MASK|>": 151669, "<|pad|>": 7})
