@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from diffulex_core.distributed.messages import Answer, Assignment, Call, Failure
 from diffulex_core.distributed.process import WorkerProcess, heard_from
 from diffulex_core.errors import PeerLost, WorkerError
 
-CAUSE_SECONDS = 5.0
+CAUSE_SECONDS = 2.0
 """How long the cause is awaited when a rank has only lost the others."""
 
 CLOSE_SECONDS = 10.0
@@ -45,6 +46,7 @@ class WorkerGroup:
         """
         self._workers: list[WorkerProcess] = []
         self._finalizer = weakref.finalize(self, _kill, self._workers, os.getpid())
+        self._turn = threading.Lock()
         self._serial = 0
         self._calling = True
         self._lost: WorkerError | None = None
@@ -72,22 +74,27 @@ class WorkerGroup:
                 replica=self._lost.replica,
                 exit_code=self._lost.exit_code,
             )
-        if self._serial == 0:
-            self._await(_DOING["capacity"])
-        self._serial += 1
-        self._calling = True
-        message = pickle.dumps(Call(serial=self._serial, method=method, arguments=arguments), protocol=5)
-        for worker in self._workers:
-            worker.send(message)
-        return self._await(_DOING[method])
+        with self._turn:
+            if self._serial == 0:
+                self._await(_DOING["capacity"])
+            self._serial += 1
+            self._calling = True
+            message = pickle.dumps(Call(serial=self._serial, method=method, arguments=arguments), protocol=5)
+            for worker in self._workers:
+                worker.send(message)
+            return self._await(_DOING[method])
 
     def close(self) -> None:
-        """End the workers and wait until they are gone. Calling it again does nothing."""
+        """End the workers and wait until they are gone, also those that a thread is calling. Again: nothing."""
         if self._lost is None:
             self._lost = WorkerError("It was closed.", rank=0)
-            for worker in self._workers:
-                worker.send(pickle.dumps(None))
+            if not self._calling:
+                for worker in self._workers:
+                    worker.send(pickle.dumps(None))
             self._end(patience=0 if self._calling else CLOSE_SECONDS)
+        with self._turn:
+            for worker in self._workers:
+                worker.connection.close()
 
     def _await(self, doing: str) -> list[Any]:
         """Wait for every rank's answer to the latest call."""
@@ -109,15 +116,15 @@ class WorkerGroup:
                         lost = lost or error
                         deadline = deadline or time.monotonic() + CAUSE_SECONDS
                     case None:
-                        self._fail(worker.death(doing))
+                        self._fail(worker.death(doing), dead=True)
         if lost is not None:
             self._fail(lost)
         self._calling = False
         return [values[worker.rank] for worker in self._workers]
 
-    def _fail(self, error: Exception) -> NoReturn:
-        """Raise a worker's error, after the group was ended unless it can go on."""
-        if isinstance(error, WorkerError) or self._serial == 0 or len(self._workers) > 1:
+    def _fail(self, error: Exception, *, dead: bool = False) -> NoReturn:
+        """Raise a worker's error. The group is ended, unless it is one worker that lives and has loaded."""
+        if dead or self._serial == 0 or len(self._workers) > 1:
             text = f"They were ended after {type(error).__name__}: {error}"
             self._lost = error if isinstance(error, WorkerError) else WorkerError(text, rank=0)
             self._end(patience=0)
@@ -126,10 +133,9 @@ class WorkerGroup:
 
     def _end(self, *, patience: float) -> None:
         deadline = time.monotonic() + patience
-        for worker in list(self._workers):  # another thread may be waiting for these workers
+        for worker in self._workers:
             worker.end(patience=max(0.0, deadline - time.monotonic()))
         self._finalizer.detach()
-        self._workers.clear()
 
 
 def _kill(workers: list[WorkerProcess], owner: int) -> None:

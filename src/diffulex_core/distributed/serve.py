@@ -11,16 +11,16 @@ import sys
 import threading
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from diffulex_core.discovery import CORE, find_candidates
-from diffulex_core.distributed.communicator import ALONE
+from diffulex_core.distributed.communicator import ALONE, Communicator
 from diffulex_core.distributed.messages import Answer, Assignment, Call, Failure, Greeting, Manifest
 from diffulex_core.errors import PluginError
 from diffulex_core.host import Host
-from diffulex_core.worker import Worker
+
+if TYPE_CHECKING:
+    from diffulex_core.worker import Worker
 
 LOST = 70
 """Exit status of a worker whose engine is gone."""
@@ -31,21 +31,27 @@ def main(descriptor: int) -> None:
     faulthandler.enable()
     threading.Thread(target=_watch_engine, args=(os.getppid(),), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
-    with connection:
-        greeting: Greeting = connection.recv()
-        assignment = connection.recv_bytes()
-        logging.basicConfig(
-            format=f"%(levelname)s: replica {greeting.replica} rank {greeting.rank}: %(message)s",
-            level=logging.ERROR if greeting.rank or greeting.replica else logging.WARNING,
-        )
-        with ExitStack() as resources:
-            try:
-                worker = _load(greeting, assignment, resources)
-            except Exception as error:  # noqa: BLE001 - the engine raises it
-                connection.send(Failure.of(0, error, replica=greeting.replica, rank=greeting.rank))
-                return
-            connection.send(Answer(serial=0))
-            _serve(connection, greeting, worker, alone=worker.tp.size == 1)
+    with connection, ExitStack() as resources:
+        _work(connection, resources)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0)  # taking torch apart in good order would cost as much time as loading it did
+
+
+def _work(connection: Connection[Any, Any], resources: ExitStack) -> None:
+    greeting: Greeting = connection.recv()
+    assignment = connection.recv_bytes()
+    logging.basicConfig(
+        format=f"%(levelname)s: replica {greeting.replica} rank {greeting.rank}: %(message)s",
+        level=logging.ERROR if greeting.rank or greeting.replica else logging.WARNING,
+    )
+    try:
+        worker = _load(greeting, assignment, resources)
+    except Exception as error:  # noqa: BLE001 - the engine raises it
+        connection.send(Failure.of(0, error, replica=greeting.replica, rank=greeting.rank))
+    else:
+        connection.send(Answer(serial=0))
+        _serve(connection, greeting, worker, alone=worker.tp.size == 1)
 
 
 def same_plugins(manifest: Manifest) -> Host:
@@ -72,12 +78,17 @@ def same_plugins(manifest: Manifest) -> Host:
 
 def _load(greeting: Greeting, assignment: bytes, resources: ExitStack) -> Worker:
     host = same_plugins(greeting.manifest)
+
+    import torch
+
+    from diffulex_core.worker import Worker
+
     task: Assignment = pickle.loads(assignment)
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     if task.device.type == "cuda":
         torch.cuda.set_device(task.device)
-    tp = ALONE
+    tp: Communicator = ALONE
     if task.meeting is not None:
         from diffulex_core.distributed.torch_group import join
 
