@@ -5,16 +5,33 @@ The oracle recomputes the whole sequence in every step and takes row `i - 1` for
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedModel
 
+from diffulex_core.attention.cpu import TorchCPU
+from diffulex_core.blocks import BlockRequest
+from diffulex_core.context import BuildContext
+from diffulex_core.distributed import Communicator
 from diffulex_core.host import Host
+from diffulex_core.kv_store import KVStore
+from diffulex_core.runner import EagerRunner
+from diffulex_core.sampling import PackedSampler
+from diffulex_core.weights import load_weights
 from diffulex_dream import oracle
 from diffulex_dream.config import TINY_DREAM, TINY_REASONER
+from diffulex_dream.model import build_dream
+from diffulex_dream.weights import DREAM
+from tests.core.checkpoints import MASK_ID, VOCAB_SIZE
+from tests.core.forward import CPU
 from tests.core.oracles import Setting
+from tests.core.serving import Service, context_of, pattern_of
+from tests.core.thread_group import ThreadGroup
 from tests.families.oracle_decoding import VOCABULARY, Decoding, greedy, prompt_tokens, setting_of
 from tests.families.standard_checkpoints import standard_tensors, write_checkpoint
 
@@ -124,6 +141,39 @@ def test_a_step_needs_room_for_the_row_before_a_block(dream: Decoding) -> None:
     with dream.engine(max_num_batched_tokens=2 * BLOCK + 1, max_model_len=8 * BLOCK) as engine:
         prompts = [prompt_tokens(8)] * 3
         dream.check(list(engine.generate(prompts, [greedy(12)] * 3)), prompts, 12)
+
+
+def test_each_of_several_processes_keeps_rows_of_its_own(dream: Decoding) -> None:
+    """Two ranks run the same plans over half of each layer; pages are so few that requests are preempted."""
+    prompts = [prompt_tokens(length, salt) for salt, length in enumerate((8, 8, 9, 4))]
+
+    def rank(tp: Communicator) -> list[list[int]]:
+        config = json.loads((dream.folder / "config.json").read_text())
+        network = build_dream(config, BuildContext(dtype=torch.float32, device=torch.device("meta"), tp=tp))
+        load_weights(network, DREAM, dream.folder, config, dtype=torch.float32, device=CPU, progress=False)
+        service = Service.of(MULTI_BD, num_pages=12, page_size=BLOCK)
+        runner = EagerRunner(
+            model=network,
+            sampler=PackedSampler(vocab_size=VOCAB_SIZE, forbidden=frozenset({MASK_ID}), tp=tp),
+            pattern=pattern_of(MULTI_BD),
+            backend=TorchCPU(),
+            kv_store=KVStore.allocate(network.kv_geometry, 12, BLOCK, torch.float32, CPU),
+            page_size=BLOCK,
+            device=CPU,
+        )
+        context = context_of(MULTI_BD)
+        requests = [
+            BlockRequest(request_id=number, prompt=np.array(prompt), params=greedy(24), context=context)
+            for number, prompt in enumerate(prompts)
+        ]
+        for request in requests:
+            service.scheduler.add(request)
+        while (plan := service.scheduler.schedule()) is not None:
+            service.scheduler.update(plan, runner.execute(plan))
+        return [request.output_tokens.tolist() for request in requests]
+
+    expected = [list(dream.expected(prompt, 24).tokens) for prompt in prompts]
+    assert ThreadGroup(2).run(rank) == [expected, expected]
 
 
 @pytest.mark.parametrize("buffer_size", [1, 3])
