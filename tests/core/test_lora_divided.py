@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -16,7 +15,7 @@ from diffulex_core.layers.linear import Multiplies
 from tests.core.checkpoints import Checkpoint
 from tests.core.lora_families import CASES, EXPERTS_FAMILY, LLADA_CASE, write_experts
 from tests.core.lora_kit import Family, adapter_tensors, linear_shapes, logits, random_matrices, write_adapter
-from tests.families.threads import together
+from tests.core.thread_group import ThreadGroup, together
 
 
 def everything(base: Checkpoint, folder: Path, rank: int = 5) -> Path:
@@ -99,48 +98,14 @@ def test_a_packed_layers_shares_are_those_of_its_parts(tmp_path: Path) -> None:
         torch.testing.assert_close(share, torch.cat([q[head], k[kv], v[kv]]), atol=1e-5, rtol=1e-5)
 
 
-@attrs.define
-class Counting:
-    """A member of a group that counts what is summed."""
-
-    member: Communicator
-    sums: int = 0
-
-    @property
-    def rank(self) -> int:
-        return self.member.rank
-
-    @property
-    def size(self) -> int:
-        return self.member.size
-
-    def sum(self, x: Tensor) -> Tensor:
-        self.sums += 1
-        return self.member.sum(x)
-
-    def max(self, x: Tensor) -> Tensor:
-        return self.member.max(x)
-
-    def gather(self, x: Tensor) -> Tensor:
-        return self.member.gather(x)
-
-
-def test_an_adapter_adds_no_sum_over_the_processes(tmp_path: Path) -> None:
+def test_an_adapter_adds_no_exchange_between_the_processes(tmp_path: Path) -> None:
     base = LLADA_CASE.write(tmp_path / "base")
     adapter = everything(base, tmp_path / "adapter")
-
-    def sums(tp: Communicator, *, adapted: bool) -> int:
-        counting = Counting(tp)
-        model = LLADA_CASE.family.load(base, tp=counting)
-        if adapted:
-            LLADA_CASE.family.adapt(model, base, adapter, merge=False)
-        logits(model)
-        return counting.sums
-
-    counts: Mapping[bool, list[int]] = {
-        adapted: together(2, lambda tp, adapted=adapted: sums(tp, adapted=adapted)) for adapted in (False, True)
-    }
-    assert counts[True] == counts[False] == [5, 5]  # the embedding, and two for each layer
+    plain, adapted = ThreadGroup(2), ThreadGroup(2)
+    plain.run(lambda tp: logits(LLADA_CASE.family.load(base, tp=tp)))
+    adapted.run(lambda tp: logits(LLADA_CASE.family.adapted(base, adapter, merge=False, tp=tp)))
+    assert adapted.log == plain.log
+    assert [said.kind for said in plain.log] == ["sum"] * 5  # the embedding, and two for each layer
 
 
 def test_the_product_is_two_multiplications_beside_the_base(tmp_path: Path) -> None:
