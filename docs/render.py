@@ -1,4 +1,4 @@
-"""Writes the tables of docs/configuration.md from the configuration's own schema: `python docs/render.py`."""
+"""Writes the tables of configuration.md from the schema and of models.md from the plugins: `python docs/render.py`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,62 @@ from pathlib import Path
 
 from diffulex_core.config.describe import allowed, not_built, type_name
 from diffulex_core.config.schema import KeySpec, build_schema, core_sections
+from diffulex_core.host import Host
 
 PAGE = Path(__file__).parent / "configuration.md"
+MODELS = Path(__file__).parent / "models.md"
+FIRST_PARTY = "diffulex-"
 BEGIN, END = "<!-- tables: begin, written by docs/render.py -->\n", "<!-- tables: end -->\n"
 
 
 def render() -> str:
-    """The page with its tables as the schema has them now."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    """The page of keys with its tables as the schema has them now."""
+    return _with_tables(PAGE, _tables())
+
+
+def render_models() -> str:
+    """The page of models with its table as this repository's plugins register them now."""
+    return _with_tables(MODELS, _families())
+
+
+def _with_tables(page: Path, tables: Iterator[str]) -> str:
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    tables = "\n".join(_tables())
-    return f"{before}{BEGIN}{tables}\n\n{END}{after}"
+    text = "\n".join(tables)
+    return f"{before}{BEGIN}{text}\n\n{END}{after}"
+
+
+def _families() -> Iterator[str]:
+    heads = (
+        "`model_name`",
+        "Plugin",
+        "`architectures`",
+        "`model_type`",
+        "Also called",
+        "Logits",
+        "Default strategy",
+        "Provides",
+    )
+    yield f"\n| {' | '.join(heads)} |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for entry in Host.discover(environ={}).models.entries():
+        family = entry.descriptor
+        if entry.provenance.dist.startswith(FIRST_PARTY):
+            cells = (
+                _code(family.name),
+                entry.provenance.dist,
+                _code(*family.architectures),
+                _code(*family.model_types),
+                _code(*family.aliases),
+                family.logits,
+                _code(*filter(None, [family.default_strategy])),
+                _code(*sorted(family.provides)),
+            )
+            yield f"| {' | '.join(cells)} |"
+
+
+def _code(*names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _tables() -> Iterator[str]:
@@ -50,3 +95,4 @@ def _plain(value: object) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
+    MODELS.write_text(render_models(), encoding="utf-8")

@@ -107,6 +107,28 @@ def test_the_tables_of_configuration_keys_are_those_of_the_schema() -> None:
     assert read("docs/configuration.md") == done["render"](), "run `python docs/render.py`"
 
 
+def test_the_table_of_model_families_is_what_the_plugins_register() -> None:
+    done = runpy.run_path(str(ROOT / "docs/render.py"))
+    assert read("docs/models.md") == done["render_models"](), "run `python docs/render.py`"
+
+
+@pytest.mark.parametrize("heading", ["Families", "Family by family"])
+def test_every_model_family_has_a_row(heading: str) -> None:
+    last_table = section(read("docs/models.md"), heading).rstrip().rpartition("\n\n")[2]
+    documented = re.findall(r"^\| `(\w+)` \|", last_table.partition("---")[2], re.MULTILINE)
+    registered = Host.discover(environ={}).models.entries()
+    assert sorted(documented) == sorted(
+        entry.descriptor.name for entry in registered if entry.provenance.dist.startswith("diffulex-")
+    )
+
+
+def test_what_the_page_of_models_calls_verified_are_tests_that_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", section(read("docs/models.md"), "What was verified, and how"))
+    assert len(named) > 15
+    for path, name in named:
+        assert f"def {name}" in read(path) if name else (ROOT / path).is_file(), f"{path}::{name}"
+
+
 def test_the_sampling_parameters_are_documented_with_their_defaults_and_no_others() -> None:
     table = section(read("docs/configuration.md"), "Sampling parameters")
     documented = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", table, re.MULTILINE))
