@@ -102,8 +102,10 @@ def test_every_fault_of_a_checkpoint_is_in_one_error(tmp_path: Path) -> None:
     for words in (
         f"has no '{BLOCK}.1.k_proj.weight'",
         "has no 'model.transformer.ln_f.weight'",
-        f"'{BLOCK}.0.up_proj.weight' in model.safetensors has shape [47, 32], but"
-        " 'layers.0.mlp.gate_up.weight' (part 'up') has [48, 32]",
+        (
+            f"'{BLOCK}.0.up_proj.weight' in model.safetensors has shape [47, 32], but"
+            " 'layers.0.mlp.gate_up.weight' (part 'up') has [48, 32]"
+        ),
         f"'{BLOCK}.0.ff_out.weight' in model.safetensors has shape [48, 32]",
         f"'{BLOCK}.2.ff_out.weight' [32, 48] in model.safetensors has no place",
         f"'{BLOCK}.0.q_proj.bias' [32] in model.safetensors has no place",
