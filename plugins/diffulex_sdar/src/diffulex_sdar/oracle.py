@@ -30,7 +30,7 @@ def qwen3(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen3ForC
         config: the parsed config.json.
         tensors: the checkpoint's tensors by their own names, which are Qwen3's.
     """
-    model = Qwen3ForCausalLM(Qwen3Config(**_shape(config), head_dim=config["head_dim"], attention_bias=False))
+    model = Qwen3ForCausalLM(Qwen3Config(**_shape(config, config["head_dim"])))
     return _loaded(model, tensors)
 
 
@@ -38,9 +38,7 @@ def qwen3_moe(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen3
     """`Qwen3MoeForCausalLM` in fp32 with an SDAR-MoE checkpoint's weights, one tensor for each expert."""
     model = Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
-            **_shape(config),
-            head_dim=config["head_dim"],
-            attention_bias=False,
+            **_shape(config, config["head_dim"]),
             num_experts=config["num_experts"],
             num_experts_per_tok=config["num_experts_per_tok"],
             moe_intermediate_size=config["moe_intermediate_size"],
@@ -66,12 +64,14 @@ def qwen3_moe(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen3
 def llama(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaForCausalLM:
     """`LlamaForCausalLM` in fp32 with a Stable-DiffCoder checkpoint's weights; arguments as for `qwen3`."""
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    model = LlamaForCausalLM(LlamaConfig(**_shape(config), head_dim=width, attention_bias=False, mlp_bias=False))
+    model = LlamaForCausalLM(LlamaConfig(**_shape(config, width), mlp_bias=False))
     return _loaded(model, tensors)
 
 
-def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
+def _shape(config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     return {
+        "head_dim": head_dim,
+        "attention_bias": False,
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
         "intermediate_size": config["intermediate_size"],
