@@ -1,0 +1,68 @@
+"""Groups of more than two processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from diffulex_core.distributed.torch_group import open_store
+from diffulex_core.sampling_params import SamplingParams
+from tests.integration.engines import engine, vectors
+
+pytestmark = pytest.mark.slow
+
+MEMBER = """
+import sys, torch
+from diffulex_core.distributed.torch_group import Rendezvous, join
+
+rank, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+meeting = Rendezvous(address=address, port=port, size=3, backend="gloo", timeout=30)
+group = join(meeting, rank, torch.device("cpu"))
+assert (group.rank, group.size) == (rank, 3)
+
+# (1 + 2**-24) rounds to 1 and (2**-24 + 2**-24) does not vanish: only one order gives these bits.
+terms = torch.tensor([1.0, 2.0**-24, 2.0**-24])
+for width in (1, 7, 1000):
+    total = group.sum(torch.full((2, width), terms[rank].item()))
+    assert (total == 1.0).all(), "not summed in rank order"
+    assert (group.sum(torch.full((2, width), terms[(rank + 1) % 3].item())) > 1.0).all()
+for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int64):
+    assert (group.sum(torch.full((3,), rank + 1, dtype=dtype)) == 6).all()
+
+values = torch.tensor([rank, -rank, torch.nan if rank == 1 else 0.0])
+highest = group.max(values.clone())
+assert highest[:2].tolist() == [2, 0] and highest[2].isnan()
+
+for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
+    mine = torch.arange(6).remainder(rank + 2).reshape(2, 3).T.to(dtype)
+    everyone = group.gather(mine)
+    assert everyone.dtype == dtype and everyone.shape == (3, 3, 2)
+    for other in range(3):
+        assert torch.equal(everyone[other], torch.arange(6).remainder(other + 2).reshape(2, 3).T.to(dtype))
+group.close()
+"""
+
+
+def test_three_processes_sum_in_rank_order_take_the_maximum_and_gather() -> None:
+    store, address, port = open_store("localhost", 0, timeout=30)
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(rank), address, str(port)], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(3)
+    ]
+    errors = [member.communicate(timeout=120)[1] for member in members]
+    assert [member.returncode for member in members] == [0, 0, 0], "\n".join(errors)
+    del store
+
+
+def test_four_ranks_that_hold_two_key_value_heads_twice_reproduce_the_recorded_tokens() -> None:
+    recording = vectors("llada2-b3")
+    cases = recording["cases"]
+    params = [SamplingParams(**recording["sampling"], max_tokens=len(case["tokens"])) for case in cases]
+    settings = {**recording["config"], "device": "cpu", "tensor_parallel_size": 4}
+    with engine(recording["checkpoint"], **settings) as group:
+        answers = group.generate([case["prompt"] for case in cases], params)
+    assert [list(answer.token_ids) for answer in answers] == [case["tokens"] for case in cases]
