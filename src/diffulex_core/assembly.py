@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,8 @@ from diffulex_core.sizing import Capacity, choose_num_pages
 from diffulex_core.tracing import JsonTrace, TorchProfiler
 from diffulex_core.weights.lora import warn_of_another_base
 from diffulex_core.worker import Blueprint, component, make_pattern
+
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -66,7 +69,7 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
         undo.callback(executor.close)
         num_pages = _num_pages(config, executor.capacity())
         executor.allocate(num_pages)
-        profiler = TorchProfiler(config.runtime.profiler_config) if config.runtime.profiler_config.profiler else None
+        profiler = _profiler(config)
         parts = Parts(
             config=config,
             tokenizer=loaded.tokenizer,
@@ -87,10 +90,7 @@ def _executor(blueprint: Blueprint, host: Host) -> Executor:
     parallel = blueprint.config.parallel
     ranks, replicas = parallel.tensor_parallel_size, parallel.data_parallel_size
     devices = choose_devices(parallel.device, parallel.device_ids, ranks * replicas)
-    name = parallel.executor
-    if name == "auto":
-        name = "in_process" if len(devices) == 1 else "spawned"
-    make = component(host, "executor", name, None)
+    make = component(host, "executor", _executor_name(blueprint.config), None)
     executors: list[Executor] = []
     with ExitStack() as undo:
         for replica in range(replicas):
@@ -106,6 +106,13 @@ def _executor(blueprint: Blueprint, host: Host) -> Executor:
             executors.append(executor)
         undo.pop_all()
     return executors[0] if replicas == 1 else ReplicaExecutor(executors)
+
+
+def _executor_name(config: EngineConfig) -> str:
+    parallel = config.parallel
+    if parallel.executor != "auto":
+        return parallel.executor
+    return "in_process" if parallel.tensor_parallel_size * parallel.data_parallel_size == 1 else "spawned"
 
 
 def _schedulers(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:
@@ -166,6 +173,16 @@ def _req_context(config: EngineConfig, pattern: AttentionPattern) -> ReqContext:
         force_rule=config.family.sampler.force_rule,
         auto_nfe=auto if decoding.auto_max_nfe else None,
     )
+
+
+def _profiler(config: EngineConfig) -> TorchProfiler | None:
+    if config.runtime.profiler_config.profiler is None:
+        return None
+    if _executor_name(config) != "in_process":
+        _log.warning(
+            "The profiler records the engine's own process, and the network runs in others. Profile one process."
+        )
+    return TorchProfiler(config.runtime.profiler_config)
 
 
 def _observer(config: EngineConfig, host: Host, profiler: TorchProfiler | None) -> Observer:

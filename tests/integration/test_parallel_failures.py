@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -120,8 +121,15 @@ def seconds_until(gone: list[psutil.Process]) -> float:
     return time.monotonic() - began
 
 
-def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(faulty: Host) -> None:
-    with engine(device="cpu") as plain, faulty_engine(faulty, executor="spawned") as ready:
+def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(
+    faulty: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profiler = {"profiler": "torch", "torch_profiler_dir": str(tmp_path)}
+    with (
+        engine(device="cpu", profiler_config=profiler) as plain,
+        faulty_engine(faulty, executor="spawned", profiler_config=profiler) as ready,
+    ):
+        assert caplog.text.count("The profiler records the engine's own process") == 1
         [wanted] = plain.generate([prompt(9)], GOOD)
         [answer] = ready.generate([prompt(9)], GOOD)
         assert answer.token_ids == wanted.token_ids
@@ -264,6 +272,15 @@ def test_a_damaged_checkpoint_is_one_error_of_one_worker(tmp_path: Path) -> None
     assert caught.value.where == str(written.folder)
     [note] = caught.value.__notes__
     assert note.count("Traceback") == 1
+
+
+def test_an_engine_that_nobody_closes_takes_its_worker_with_it() -> None:
+    before = {process.pid for process in workers()}
+    made = engine(device="cpu", executor="spawned")
+    [worker] = [process for process in workers() if process.pid not in before]
+    del made
+    gc.collect()
+    assert not worker.is_running()
 
 
 @pytest.mark.parametrize(
