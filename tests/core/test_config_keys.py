@@ -275,7 +275,11 @@ def test_a_key_without_machinery_takes_its_default_only(spec: KeySpec) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "usable"),
-    [("expert_parallel_size", 2, "1"), ("deepep_mode", "normal", "'auto'"), ("moe_dispatcher_backend", "naive", "'standard'")],
+    [
+        ("expert_parallel_size", 2, "1"),
+        ("deepep_mode", "normal", "'auto'"),
+        ("moe_dispatcher_backend", "naive", "'standard'"),
+    ],
 )
 def test_the_refusal_of_a_key_without_machinery_names_the_value_to_use(name: str, value: object, usable: str) -> None:
     [problem] = problems_of({name: value})
