@@ -77,7 +77,7 @@ def test_a_checkpoint_that_nobody_claims_lists_families_and_plugins_that_are_not
 def test_a_checkpoint_that_two_families_claim_is_ambiguous_until_one_is_named() -> None:
     shared = {**CHECKPOINT, "architectures": ["SharedLM"]}
     [problem] = problems_of(checkpoint=shared)
-    assert "'alpha', 'beta'" in problem
+    assert "'alpha' (given as a module), 'beta' (given as a module)" in problem
     assert "Give model_name" in problem
     assert configure({"model_name": "alpha"}, checkpoint=shared).family is ALPHA
 

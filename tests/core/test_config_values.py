@@ -53,7 +53,10 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
     return st.text(min_size=1)
 
 
-NAMES = {"model", "model_name", "decoding_strategy", "profiler_config.torch_profiler_dir", "use_lora", "lora_path"}
+NAMES = {
+    *("model", "model_name", "decoding_strategy", "profiler_config.torch_profiler_dir", "use_lora", "lora_path"),
+    "moe_gemm_impl",
+}
 OPTIONS = st.fixed_dictionaries(
     {
         "profiler_config.torch_profiler_dir": st.just("traces"),

@@ -39,7 +39,7 @@ def choose_family(
         if family is None or not claimants or family in claimants:
             return choice
         text = (
-            f"model_name is '{given}' ({origin}), but config.json belongs to {_names(claimants)} "
+            f"model_name is '{given}' ({origin}), but config.json belongs to {_names(claimants, host)} "
             f"({_identity(checkpoint)}). Leave model_name out, or give the checkpoint of '{family.name}'."
         )
         return attrs.evolve(choice, problems=(text,))
@@ -50,7 +50,7 @@ def choose_family(
             return Choice(problems=(_nobody_claims(checkpoint, host),))
         case _:
             text = (
-                f"Several model families claim this checkpoint ({_identity(checkpoint)}): {_names(claimants)}. "
+                f"Several model families claim this checkpoint ({_identity(checkpoint)}): {_names(claimants, host)}. "
                 "Give model_name to choose one."
             )
             return Choice(problems=(text,))
@@ -123,5 +123,7 @@ def _identity(checkpoint: Mapping[str, Any] | None) -> str:
     return f"architectures {architectures}; model_type {data.get('model_type') or 'none'}"
 
 
-def _names(families: list[ModelFamily]) -> str:
-    return ", ".join(f"'{family.name}'" for family in families)
+def _names(families: list[ModelFamily], host: Host) -> str:
+    """The families and the distributions that bring them."""
+    releases = {family.name: host.models.entry(family.name).provenance.release for family in families}
+    return ", ".join(f"'{name}' ({release})" for name, release in releases.items())
