@@ -31,11 +31,15 @@ def main(descriptor: int) -> None:
     faulthandler.enable()
     threading.Thread(target=_watch_engine, args=(os.getppid(),), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
-    with connection, ExitStack() as resources:
-        _work(connection, resources)
+    status = 0
+    try:
+        with connection, ExitStack() as resources:
+            _work(connection, resources)
+    except (EOFError, ConnectionError):
+        status = LOST
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(0)  # taking torch apart in good order would cost as much time as loading it did
+    os._exit(status)  # taking torch apart in good order would cost as much time as loading it did
 
 
 def _work(connection: Connection[Any, Any], resources: ExitStack) -> None:
