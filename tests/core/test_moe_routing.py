@@ -165,6 +165,12 @@ def test_equal_scores_go_to_the_lowest_expert() -> None:
         assert torch.all(weights == weights[0, 0])
 
 
+def test_many_experts_with_few_different_scores_are_taken_in_their_order() -> None:
+    spec = attrs.evolve(SOFTMAX, num_experts=256, experts_per_token=8)
+    ids, _ = choose((torch.arange(256) % 3).float()[None], None, spec)
+    assert ids.tolist() == [[2, 5, 8, 11, 14, 17, 20, 23]]
+
+
 def test_scores_that_vanish_give_weights_that_vanish_and_no_nan() -> None:
     for logit in (-80.0, -200.0):
         _, weights = choose(torch.full((2, 8), logit), None, attrs.evolve(SIGMOID, correction_bias=False))
