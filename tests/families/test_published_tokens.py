@@ -35,13 +35,11 @@ def test_the_mask_and_every_end_of_an_answer_are_known(
 ) -> None:
     checkpoint = json.loads((PUBLISHED / f"{family}.json").read_text())
     eos = [token for text, token in tokens.items() if text == "<|endoftext|>"]
-    config = resolve(
-        "released", {}, host=host(), checkpoint=checkpoint, tokenizer_tokens=tokens, tokenizer_eos_ids=eos
-    )
+    config = resolve("released", {}, host=host(), checkpoint=checkpoint, tokenizer_tokens=tokens, tokenizer_eos_ids=eos)
     assert (config.model.mask_token_id, config.model.eos_token_ids) == (mask, stops)
 
 
 def test_a_tokenizer_that_contradicts_config_json_about_the_mask_token_is_refused() -> None:
     checkpoint = json.loads((PUBLISHED / "llada.json").read_text())
-    with pytest.raises(ConfigError, match="mask_token_id is 126336 .*the tokenizer's '<[|]mdm_mask[|]>' is 7"):
+    with pytest.raises(ConfigError, match=r"mask_token_id is 126336 .*the tokenizer's '<[|]mdm_mask[|]>' is 7"):
         resolve("released", {}, host=host(), checkpoint=checkpoint, tokenizer_tokens={"<|mdm_mask|>": 7})

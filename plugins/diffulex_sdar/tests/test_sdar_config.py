@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from diffulex_core.config import EngineConfig, resolve
+from diffulex_core.config.load import load_config
 from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
 from diffulex_core.layers import DecoderSpec
@@ -199,3 +203,21 @@ def test_an_id_that_means_another_token_is_no_mask() -> None:
     checkpoint = {**SDAR_4B, "mask_token_id": 7}
     with pytest.raises(ConfigError, match=r"<\|MASK\|>"):
         resolve("somewhere", {}, host=HOST, checkpoint=checkpoint, tokenizer_tokens={"<|MASK|>": 151669, "<|pad|>": 7})
+
+
+def test_vocabulary_and_merges_are_read_without_a_warning_about_the_models_type(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alphabet = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    (tmp_path / "vocab.json").write_text(json.dumps({**alphabet, "he": 256}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh e\n")
+    added = {"257": {"content": "<|MASK|>", "special": True}, "258": {"content": "<|im_end|>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "eos_token": "<|im_end|>",
+        "auto_map": {"AutoTokenizer": ["tokenization_qwen2.Qwen2Tokenizer", None]},
+    }))  # fmt: skip
+    config = {**TINY_SDAR, "vocab_size": 270, "eos_token_id": 258, "pad_token_id": 258, "mask_token_id": 257}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_config(str(tmp_path), {}, host=HOST)
+    assert loaded.tokenizer.encode("he<|MASK|>") == [256, 257]
+    assert "model of type" not in "".join(capfd.readouterr())

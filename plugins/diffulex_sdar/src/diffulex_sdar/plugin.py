@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from diffulex_core.hookspecs import Register
 from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimpl
 
 PROVIDES = frozenset[str]((Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL))
 SIZES = (64,)
 """The largest block of SDAR's checkpoints; the others are every family's."""
+TOKENIZER_CLASSES: Mapping[str, str] = MappingProxyType({"Qwen2Tokenizer": "transformers:Qwen2Tokenizer"})
+"""Named because transformers would look a class up by the type of the model, which it does not know."""
 
 
 @hookimpl
@@ -27,6 +32,7 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
             mask_token="<|MASK|>",
             stop_tokens=("<|im_end|>",),
             sizes=SIZES,
+            tokenizer_classes=TOKENIZER_CLASSES,
             check_config="diffulex_sdar.config:check_sdar",
             tiny="diffulex_sdar.config:TINY_SDAR",
             hf_reference="diffulex_sdar.oracle:qwen3",
@@ -47,6 +53,7 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
             mask_token="<|MASK|>",
             stop_tokens=("<|im_end|>",),
             sizes=SIZES,
+            tokenizer_classes=TOKENIZER_CLASSES,
             check_config="diffulex_sdar.config:check_sdar_moe",
             tiny="diffulex_sdar.config:TINY_SDAR_MOE",
             hf_reference="diffulex_sdar.oracle:qwen3_moe",
