@@ -119,7 +119,8 @@ def _pad(values: IntArray, length: int, fill: int) -> IntArray:
 
 def _extent(window: Window) -> Extent:
     span = window.span
-    return Extent(prompt_len=window.prompt_len, phase=span.phase, final_end=span.store_until, end=span.end)
+    end = span.end if span.visible_end is None else span.visible_end
+    return Extent(prompt_len=window.prompt_len, phase=span.phase, final_end=span.store_until, end=end)
 
 
 def _visibility(key_start: IntArray, key_end: IntArray, row_sequence: IntArray, padded: int) -> Visibility:

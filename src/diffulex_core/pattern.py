@@ -31,7 +31,7 @@ class Extent:
         prompt_len: length of the request's prompt.
         phase: which visibility rule applies.
         final_end: rows below this position store K/V that will not change again; rows from it on are provisional.
-        end: position after the last row.
+        end: position after the last key that may be seen, which is the last row unless the span says otherwise.
     """
 
     prompt_len: int

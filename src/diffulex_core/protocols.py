@@ -6,7 +6,7 @@ Importing this module imports no torch; tensor types are named in annotations on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import attrs
 
@@ -109,6 +109,10 @@ class Req(Protocol):
 
     def apply(self, span: Span, decision: Decision) -> None:
         """Take over what one forward decided. Afterwards `completion` may be set."""
+        ...
+
+    def preempted(self) -> None:
+        """Take note that the pages are gone, and with them all K/V that were not final."""
         ...
 
     def finish(self, reason: CompletionReason) -> None:
@@ -360,6 +364,7 @@ class ReqContext:
         shifted: row i of the logits predicts position i + 1, not i.
         force_rule: the family's rule for deciding one token when none is confident enough.
         auto_nfe: derived NFE cap, or None when it is off.
+        options: instance of the strategy's `config_cls`; None where it has none.
     """
 
     pattern: AttentionPattern
@@ -371,6 +376,7 @@ class ReqContext:
     shifted: bool = False
     force_rule: ForceRule = "after_semi_complete"
     auto_nfe: AutoNFE | None = None
+    options: Any = None
 
 
 @attrs.frozen(kw_only=True)

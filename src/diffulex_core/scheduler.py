@@ -210,6 +210,7 @@ class ContinuousScheduler:
         request_id = entry.request.request_id
         del self._running[request_id]
         self._kv.release(request_id)
+        entry.request.preempted()
         heapq.heappush(self._waiting, (entry.arrival, entry))
 
     def _forget(self, entry: _Entry) -> None:

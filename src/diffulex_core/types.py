@@ -68,6 +68,8 @@ class Span:
         store_from: rows of positions below this store nothing: they read the K/V that are in the pages.
         store_until: K/V of all positions below this are final once the span was executed.
         keep: position whose hidden row the runner keeps for a later step, in place of the one it has; None = no change.
+        visible_end: keys below this may be read although the rows end earlier: earlier spans stored them. None = the
+            keys end with the rows.
         phase: visibility rule of the rows.
         groups: what is sampled; empty for a pure prefill chunk.
         advances: whether executing the span is a step of the request's block machine.
@@ -82,6 +84,7 @@ class Span:
     advances: bool
     store_from: int = 0
     keep: int | None = None
+    visible_end: int | None = None
 
     @property
     def end(self) -> int:
@@ -96,7 +99,7 @@ class Window:
         request_id: owner.
         span: the rows.
         prompt_len: length of the request's prompt, for visibility.
-        page_table: [pages] int64 physical page of each logical page; covers `span.end`.
+        page_table: [pages] int64 physical page of each logical page; covers `span.end` and `span.visible_end`.
         params: the request's sampling parameters.
         draw: counter of sampling steps, so that every draw of a request is a pure function of (seed, draw, position).
     """

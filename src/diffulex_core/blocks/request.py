@@ -150,6 +150,9 @@ class BlockRequest:
         self._nfe += 1
         self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
 
+    def preempted(self) -> None:
+        """Nothing to do: a step needs no K/V that is not final."""
+
     def finish(self, reason: CompletionReason) -> None:
         self._completion = reason
 
