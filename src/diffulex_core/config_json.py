@@ -96,6 +96,12 @@ class ConfigReader:
             self.problems.append(f"{key} is {self.config[key]!r}, but {inner!r} in rope_parameters: remove one.")
         return float(inner)
 
+    def full_attention(self) -> None:
+        """Note a problem unless all layers see everything, as far as `layer_types` says."""
+        kinds = self.config.get("layer_types")
+        if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+            self.reject("layer_types", "a list of 'full_attention' only")
+
     def reject(self, key: str, wanted: str) -> None:
         """Note that a key is missing or has a value of the wrong kind."""
         state = f"is {self.config[key]!r}" if key in self.config else "is missing"
@@ -145,6 +151,7 @@ def read_standard_decoder(
 def standard_decoder(reader: ConfigReader, traits: StandardTraits) -> DecoderSpec | None:
     """As `read_standard_decoder`, for a reader with which the family goes on reading; None when it has problems."""
     reader.unscaled_rope()
+    reader.full_attention()
     for key, value in {"hidden_act": "silu", **traits.only}.items():
         reader.only(key, value)
     hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")

@@ -226,3 +226,22 @@ def test_do_sample_false_means_greedy_whatever_temperature_stands_beside_it(
     generation_config: dict[str, Any], expected: dict[str, float]
 ) -> None:
     assert configure(generation_config=generation_config).sampling_defaults == expected
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "words"),
+    [
+        (without(quantization_config={"quant_method": "fp8"}), "quantization_config (fp8)"),
+        (without(text_config={"quantization_config": {"quant_method": "awq"}}), "quantization_config (awq)"),
+        (without(compression_config={"format": "pack"}), "compression_config (None)"),
+    ],
+)
+def test_quantised_weights_are_refused_before_they_are_read(checkpoint: dict[str, Any], words: str) -> None:
+    [problem] = problems_of(checkpoint=checkpoint)
+    assert words in problem
+    assert "use the checkpoint in bf16" in problem
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_an_empty_quantisation_is_none(nothing: object) -> None:
+    configure(checkpoint=without(quantization_config=nothing))

@@ -75,6 +75,8 @@ def test_a_missing_key_is_never_replaced_by_a_class_default(
         ({"architectures": ["DreamForCausalLM"]}, "architectures is ['DreamForCausalLM'], which is DreamReasoner's"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling asks for 'yarn'"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"layer_types": ["sliding_attention"] * 28}, "layer_types is ['sliding_attention'"),
+        ({"use_mrope": True}, "use_mrope is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"num_attention_heads": 3}, "hidden_size 32 is not a multiple of num_attention_heads 3"),
     ],

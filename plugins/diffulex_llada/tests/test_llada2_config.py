@@ -110,6 +110,7 @@ def test_the_experts_are_read(changes: dict[str, Any], expected: dict[str, Any])
         ({"norm_softmax": True}, "norm_softmax is True"),
         ({"using_split_qkv_in_self_attention": True}, "using_split_qkv_in_self_attention is True"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"use_rmsnorm": False}, "use_rmsnorm is False"),
         ({"score_function": "softmax"}, "score_function is 'softmax'"),
         ({"router_dtype": "bf16"}, "router_dtype is 'bf16'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),

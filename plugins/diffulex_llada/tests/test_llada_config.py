@@ -43,6 +43,7 @@ def test_the_8b_configuration_gives_its_published_shape() -> None:
         ({"include_bias": True, "weight_tying": True}, {"out_bias": True, "head_bias": False}),
         ({"rope_scaling": None}, {}),
         ({"rope_scaling": {"rope_type": "default"}}, {}),
+        ({"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5}),
         ({"rms_norm_eps": 1e-6}, {"norm_eps": 1e-6}),
     ],
 )

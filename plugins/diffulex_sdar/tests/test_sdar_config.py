@@ -94,6 +94,7 @@ def test_stable_diffcoders_configuration_gives_a_llama() -> None:
         ({"head_dim": None}, "head_dim is None"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is ['full_attention', 'sliding"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling asks for 'yarn'"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is 1000000.0, but 5.0 in rope_parameters"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),

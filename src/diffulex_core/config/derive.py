@@ -68,6 +68,7 @@ def derive(settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFa
     if "eos_token_ids" not in report.unusable:
         _find_eos(settings, checkpoint, family)
     _check_vocabulary(settings, checkpoint, report)
+    _check_quantisation(checkpoint, report)
     if not report.unusable.intersection(("device", "device_ids")):
         _name_device(settings)
 
@@ -219,6 +220,17 @@ def _check_vocabulary(settings: Mapping[str, Setting], checkpoint: Checkpoint, r
             report.problems.append(
                 setting.problem(f"the vocabulary of config.json has {max(sizes)} tokens; use ids below that")
             )
+
+
+def _check_quantisation(checkpoint: Checkpoint, report: Report) -> None:
+    found = checkpoint.look_up("quantization_config", "compression_config")
+    if found is not None and found[1]:
+        name, value = found
+        method = value.get("quant_method") if isinstance(value, Mapping) else value
+        report.problems.append(
+            f"config.json has {name} ({method}), but quantised weights cannot be loaded; use the checkpoint in bf16, "
+            "fp16 or fp32."
+        )
 
 
 def _name_device(settings: dict[str, Setting]) -> None:

@@ -40,14 +40,14 @@ DREAM = Kind(
     architecture="DreamModel",
     attention_bias=True,
     block_size=False,
-    traits=StandardTraits(qkv_bias=True, head_dim="derived", only={"use_sliding_window": False}),
+    traits=StandardTraits(qkv_bias=True, head_dim="derived", only={"use_sliding_window": False, "use_mrope": False}),
 )
 REASONER = Kind(
     name="DreamReasoner",
     architecture="DreamForCausalLM",
     attention_bias=False,
     block_size=True,
-    traits=StandardTraits(qk_norm=True, head_dim="derived", only={"use_sliding_window": False}),
+    traits=StandardTraits(qk_norm=True, head_dim="derived", only={"use_sliding_window": False, "use_mrope": False}),
 )
 
 TINY_DREAM: Mapping[str, object] = MappingProxyType({

@@ -44,8 +44,5 @@ def decoder_spec(config: Mapping[str, object]) -> DecoderSpec:
 def _read(config: Mapping[str, object]) -> tuple[DecoderSpec | None, list[str]]:
     reader = ConfigReader(config)
     reader.size("bd_size", default=32)
-    kinds = config.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        reader.reject("layer_types", "a list of 'full_attention' only")
     spec = standard_decoder(reader, TRAITS)
     return (None, reader.problems) if reader.problems else (spec, [])

@@ -59,7 +59,7 @@ def _read(config: Mapping[str, object]) -> tuple[DecoderSpec | None, list[str]]:
     rows = reader.size("embedding_size", default=vocab_size)
     kv_heads = reader.size("n_kv_heads", default=1 if reader.flag("multi_query_attention") else heads)
     ffn = reader.size("mlp_hidden_size", default=int(reader.number("mlp_ratio", default=4) * hidden))
-    theta, eps = reader.number("rope_theta"), reader.number("rms_norm_eps")
+    theta, eps = reader.rope_number("rope_theta"), reader.number("rms_norm_eps")
     bias, tied = reader.flag("include_bias"), reader.flag("weight_tying", required=True)
     qkv_bias = reader.flag("include_qkv_bias") or bias
     if reader.flag("bias_for_layer_norm", default=bias):

@@ -30,7 +30,7 @@ TINY: Mapping[str, object] = MappingProxyType({
 
 _OPTIONAL_VALUES: Mapping[str, object] = MappingProxyType({
     "norm_head": False, "norm_softmax": False, "using_split_qkv_in_self_attention": False, "use_sliding_window": False,
-    "score_function": "sigmoid", "router_dtype": "fp32",
+    "use_rmsnorm": True, "score_function": "sigmoid", "router_dtype": "fp32",
 })  # fmt: skip
 """Keys that may be left out or null, but must not have another value."""
 
