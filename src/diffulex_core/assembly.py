@@ -135,7 +135,7 @@ def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_
         kv_cache,
         max_num_reqs=config.schedule.max_num_reqs,
         max_num_batched_tokens=config.schedule.max_num_batched_tokens,
-        block_size=config.decoding.block_size,
+        block_size=pattern.block_size,
     )
     return scheduler
 

@@ -173,5 +173,6 @@ def _sampling(plan: StepPlan) -> SamplingBatch:
         group_of_row=np.repeat(np.arange(len(groups)), sizes),
         accept_threshold=np.array([group.accept_threshold for _, group in groups], dtype=np.float64),
         force_one=np.array([group.force_one for _, group in groups], dtype=np.bool_),
+        greedy=np.array([group.greedy for _, group in groups], dtype=np.bool_),
         windows=plan.windows,
     )

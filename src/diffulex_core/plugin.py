@@ -189,6 +189,8 @@ class DecodingStrategy:
     Attributes:
         name: the public `decoding_strategy`.
         pattern: reference to `pattern(block_size: int) -> AttentionPattern`.
+        sub_blocks: the pattern's blocks are whole buffers, of block_size x buffer_size tokens, and block_size is a part
+            of one.
         req: reference to a `ReqFactory`; None = the block-buffer request.
         scheduler, kv_cache, runner, sampler: names of registered components; None = the engine's own.
         aliases: other names.
@@ -202,6 +204,7 @@ class DecodingStrategy:
 
     name: str
     pattern: str = attrs.field(validator=_reference)
+    sub_blocks: bool = False
     req: str | None = attrs.field(default=None, validator=_reference)
     scheduler: str | None = None
     kv_cache: str | None = None

@@ -48,6 +48,7 @@ class SampleGroup:
             was fed in an earlier step.
         accept_threshold: confidence above which a position is accepted.
         force_one: accept the most confident position when none passes the threshold.
+        greedy: take the most probable token, whatever the request's temperature.
     """
 
     block: int
@@ -55,6 +56,7 @@ class SampleGroup:
     rows: IntArray
     accept_threshold: float
     force_one: bool
+    greedy: bool = False
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -195,6 +197,7 @@ class SamplingBatch:
         group_of_row: [rows] index of the row's group; groups are numbered through the batch, rows of a group adjacent.
         accept_threshold: [groups] float64.
         force_one: [groups] bool.
+        greedy: [groups] bool.
         windows: the windows that the rows belong to.
     """
 
@@ -203,6 +206,7 @@ class SamplingBatch:
     group_of_row: IntArray
     accept_threshold: FloatArray
     force_one: BoolArray
+    greedy: BoolArray
     windows: tuple[Window, ...]
 
 

@@ -282,7 +282,8 @@ def make_pattern(config: EngineConfig, host: Host) -> AttentionPattern:
     """The strategy's attention pattern."""
     strategy = host.strategies.entry(config.strategy.name)
     make = host.load(strategy.descriptor.pattern, provenance=strategy.provenance)
-    pattern: AttentionPattern = make(config.decoding.block_size)
+    buffer_size = config.decoding.buffer_size if strategy.descriptor.sub_blocks else 1
+    pattern: AttentionPattern = make(config.decoding.block_size * buffer_size)
     return pattern
 
 

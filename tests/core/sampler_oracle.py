@@ -26,6 +26,7 @@ class Group:
     positions: Sequence[int] | None = None
     threshold: float = 0.9
     force_one: bool = False
+    greedy: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -67,6 +68,7 @@ def batch_of(asked: Sequence[Asked]) -> SamplingBatch:
         group_of_row=np.array(group_of_row, dtype=np.int64),
         accept_threshold=np.array([group.threshold for group in groups], dtype=np.float64),
         force_one=np.array([group.force_one for group in groups], dtype=np.bool_),
+        greedy=np.array([group.greedy for group in groups], dtype=np.bool_),
         windows=tuple(windows),
     )
 

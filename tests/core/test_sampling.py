@@ -219,6 +219,17 @@ def test_nothing_is_ever_surer_than_a_threshold_of_one() -> None:
     assert decision.accepted.tolist() == [False]
 
 
+def test_a_greedy_group_takes_the_most_probable_token_whatever_the_temperature() -> None:
+    rows = [[float(token == at % 5) for token in range(6)] for at in range(20)]
+    params = SamplingParams(temperature=100.0, seed=3)
+    groups = [Group(logits=rows, threshold=-1.0, greedy=True), Group(logits=rows, threshold=-1.0)]
+    [decision] = decide(Asked(groups=groups, params=params))
+    best = [at % 5 for at in range(20)]
+    assert decision.tokens[:20].tolist() == best
+    assert decision.tokens[20:].tolist() != best
+    assert decision.accepted.all()
+
+
 def test_a_group_that_forces_one_takes_the_surest_and_the_first_of_equals() -> None:
     sure, unsure = [1.0, 0.0, 0.0], [0.5, 0.0, 0.0]
     asked = Asked(

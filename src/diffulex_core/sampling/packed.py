@@ -56,6 +56,7 @@ class PackedSampler:
                 self._bias(scores, held, torch.from_numpy(np.flatnonzero(row_params == index)), each)
 
         temperature = np.array([each.temperature for each in params])[row_params]
+        temperature[batch.greedy[batch.group_of_row]] = 0.0
         drawn = temperature > 0
         scores /= _column(np.where(drawn, temperature, 1.0), scores)
         scores = self._restrict(scores, params, row_params)
