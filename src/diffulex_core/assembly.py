@@ -18,9 +18,7 @@ from diffulex_core.host import Host
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.observers import Observer, combine
 from diffulex_core.pattern import AttentionPattern
-from diffulex_core.plugin import DecodingStrategy
 from diffulex_core.protocols import AutoNFE, Executor, KVCacheManager, ModelRunner, ReqContext, ReqFactory, Scheduler
-from diffulex_core.registry import Entry
 from diffulex_core.replicas import ReplicaExecutor, ReplicaScheduler
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sizing import Capacity, choose_num_pages
@@ -62,7 +60,6 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
     )
     if loaded.adapter is not None:
         warn_of_another_base(loaded.adapter, (config.model.model, str(loaded.folder)))
-    strategy = host.strategies.entry(config.strategy.name)
     pattern = make_pattern(config, host)
     with ExitStack() as undo:
         executor = _executor(blueprint, host)
@@ -74,8 +71,8 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
             config=config,
             tokenizer=loaded.tokenizer,
             vocab_size=executor.vocab_size,
-            req=_request_factory(host, strategy),
-            req_context=_req_context(config, pattern),
+            req=_request_factory(config, host),
+            req_context=_req_context(config, pattern, executor.vocab_size),
             scheduler=_schedulers(config, host, pattern, num_pages),
             runner=executor,
             observer=_observer(config, host, profiler),
@@ -140,10 +137,11 @@ def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_
     return scheduler
 
 
-def _request_factory(host: Host, strategy: Entry[DecodingStrategy]) -> ReqFactory:
-    if strategy.descriptor.req is None:
+def _request_factory(config: EngineConfig, host: Host) -> ReqFactory:
+    if config.strategy.req is None:
         return BlockRequest
-    factory: ReqFactory = host.load(strategy.descriptor.req, provenance=strategy.provenance)
+    provenance = host.strategies.entry(config.strategy.name).provenance
+    factory: ReqFactory = host.load(config.strategy.req, provenance=provenance)
     return factory
 
 
@@ -159,7 +157,7 @@ def _num_pages(config: EngineConfig, capacity: Capacity) -> int:
     )
 
 
-def _req_context(config: EngineConfig, pattern: AttentionPattern) -> ReqContext:
+def _req_context(config: EngineConfig, pattern: AttentionPattern, vocab_size: int) -> ReqContext:
     decoding = config.decoding
     auto = AutoNFE(warmup_steps=decoding.auto_max_nfe_warmup_steps, tpf_floor=decoding.auto_max_nfe_tpf_floor)
     return ReqContext(
@@ -172,6 +170,8 @@ def _req_context(config: EngineConfig, pattern: AttentionPattern) -> ReqContext:
         shifted=config.family.logits == "shifted",
         force_rule=config.family.sampler.force_rule,
         auto_nfe=auto if decoding.auto_max_nfe else None,
+        options=config.strategy_options,
+        vocab_size=vocab_size,
     )
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "ReqContext",
     "Sampler",
     "SamplerTraits",
+    "SamplingMode",
     "Scheduler",
     "SelfConditioned",
     "WeightResolver",
@@ -183,6 +184,27 @@ class ModelFamily:
 
 
 @attrs.frozen(kw_only=True)
+class SamplingMode:
+    """What a `sampling_mode` other than "naive" changes in a strategy's recipe.
+
+    Attributes:
+        req: reference to a `ReqFactory`; None = the strategy's own.
+        sampler: name of a registered component; None = the strategy's own.
+        requires: capabilities that the family must provide besides those that the strategy requires.
+        thresholds: names of further decoding thresholds that change its behaviour.
+    """
+
+    req: str | None = attrs.field(default=None, validator=_reference)
+    sampler: str | None = None
+    requires: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+
+
+def _frozen_modes(value: Mapping[str, SamplingMode]) -> Mapping[str, SamplingMode]:
+    return frozendict(value)
+
+
+@attrs.frozen(kw_only=True)
 class DecodingStrategy:
     """A recipe for decoding: it names only what differs from the engine's defaults.
 
@@ -199,7 +221,9 @@ class DecodingStrategy:
         defaults: configuration keys that this strategy sets unless the checkpoint or the user does.
         forces: configuration keys that it normalises to one value, with a warning when the user asked for another.
         sizes: values of block_size and page_size that it allows besides those that all strategies do.
-        config_cls: reference to a frozen attrs class with the strategy's own configuration keys.
+        config_cls: reference to a frozen attrs class with the strategy's own configuration keys; its requests find the
+            instance in `ReqContext.options`.
+        modes: the values of `sampling_mode` that it knows besides "naive", and what they change.
     """
 
     name: str
@@ -217,6 +241,20 @@ class DecodingStrategy:
     forces: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
+    modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, hash=False)
+
+    def in_mode(self, name: str) -> DecodingStrategy:
+        """The recipe with a mode's changes; itself for a mode that it does not know, such as "naive"."""
+        mode = self.modes.get(name)
+        if mode is None:
+            return self
+        return attrs.evolve(
+            self,
+            req=mode.req or self.req,
+            sampler=mode.sampler or self.sampler,
+            requires=self.requires | mode.requires,
+            thresholds=self.thresholds | mode.thresholds,
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -34,6 +34,7 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
         "profiler_config.torch_profiler_dir": st.just("traces"),
         "max_num_batched_tokens": st.integers(32 * 64, 100_000),
         "buffer_size": st.integers(1, 64),
+        "sampling_mode": st.just("naive"),
         "page_size": st.just(32),
         "pair_order": st.lists(st.sampled_from(["left", "right"])),
     }

@@ -9,6 +9,7 @@ import attrs
 
 from diffulex_core.compat import missing_capabilities, require_compatible
 from diffulex_core.config.keys import Origin
+from diffulex_core.config.settle import Setting
 from diffulex_core.errors import IncompatibleError, PluginError, UnknownNameError
 from diffulex_core.plugin import DecodingStrategy, ModelFamily
 from diffulex_core.registry import Registry, not_loaded_text
@@ -81,6 +82,28 @@ def misfits(family: ModelFamily, strategy: DecodingStrategy, host: Host) -> tupl
     except IncompatibleError as error:
         return error.problems
     return ()
+
+
+def apply_mode(
+    strategy: DecodingStrategy, family: ModelFamily | None, mode: Setting, host: Host
+) -> tuple[DecodingStrategy, tuple[str, ...]]:
+    """The strategy's recipe under `sampling_mode`, and why that will not do."""
+    name = mode.value
+    if name == mode.spec.default:
+        return strategy, ()
+    if name not in strategy.modes:
+        others = sorted(other.name for other in host.strategies if name in other.modes)
+        advice = f"leave sampling_mode out, or choose decoding_strategy={' or '.join(map(repr, others))}"
+        known = f"the strategy '{strategy.name}' has no such mode; {advice if others else 'leave sampling_mode out'}"
+        return strategy, (mode.problem(known),)
+    changed = strategy.in_mode(name)
+    missing = (
+        set() if family is None else missing_capabilities(family, changed) - missing_capabilities(family, strategy)
+    )
+    if family is None or not missing:
+        return changed, ()
+    lack = f"the model family '{family.name}' does not provide {', '.join(sorted(missing))}"
+    return changed, (mode.problem(f"{lack}; use sampling_mode={mode.spec.default!r}, or a model that provides it"),)
 
 
 def _look_up(registry: Registry[T], name: str, key: str, origin: Origin) -> Choice[T]:

@@ -21,7 +21,7 @@ from diffulex_core.config.layers import (
     from_generation_config,
     user_layers,
 )
-from diffulex_core.config.names import choose_family, choose_strategy, misfits
+from diffulex_core.config.names import apply_mode, choose_family, choose_strategy, misfits
 from diffulex_core.config.schema import (
     FAMILY,
     STRATEGY,
@@ -120,6 +120,10 @@ def resolve(
             settings[name] = attrs.evolve(settings[name], value=descriptor.name, origin=origin)
     if strategy is not None:
         _force(settings, strategy, schema, report)
+        mode = settings["sampling_mode"]
+        strategy, in_mode = apply_mode(strategy, family, mode, host)
+        report.problems += in_mode
+        misfit += in_mode
     derive(settings, facts, family, report)
     _check_model(settings, report)
     _name_attention(settings, host, report)

@@ -86,9 +86,7 @@ class DecodingSection:
     )
     sampling_mode: Literal["naive", "edit"] = key(
         "naive",
-        "naive decides masks only; edit also revises decided tokens.",
-        built=False,
-        honoured=("naive",),
+        "naive decides masks only; edit also revises decided tokens, where strategy and family offer it.",
         generation_config=("sampling_mode",),
     )
     block_size: int = key(
