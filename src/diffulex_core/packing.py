@@ -175,4 +175,6 @@ def _sampling(plan: StepPlan) -> SamplingBatch:
         force_one=np.array([group.force_one for _, group in groups], dtype=np.bool_),
         greedy=np.array([group.greedy for _, group in groups], dtype=np.bool_),
         windows=plan.windows,
+        clean_confidence=np.array([group.clean_confidence for _, group in groups], dtype=np.bool_),
+        measure=tuple(group.measure for _, group in groups),
     )

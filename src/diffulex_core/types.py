@@ -49,6 +49,9 @@ class SampleGroup:
         accept_threshold: confidence above which a position is accepted.
         force_one: accept the most confident position when none passes the threshold.
         greedy: take the most probable token, whatever the request's temperature.
+        clean_confidence: take confidence from the distribution before temperature and top-p, top-k, min-p.
+        measure: what confidence is, in place of what the request's parameters say (`sampling.confidence.MEASURES`, or
+            "prob"); None = as they say.
     """
 
     block: int
@@ -57,6 +60,8 @@ class SampleGroup:
     accept_threshold: float
     force_one: bool
     greedy: bool = False
+    clean_confidence: bool = False
+    measure: str | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -199,6 +204,8 @@ class SamplingBatch:
         force_one: [groups] bool.
         greedy: [groups] bool.
         windows: the windows that the rows belong to.
+        clean_confidence: [groups] bool; None = nowhere.
+        measure: one entry for each group; empty = as the requests' parameters say.
     """
 
     positions: IntArray
@@ -208,6 +215,8 @@ class SamplingBatch:
     force_one: BoolArray
     greedy: BoolArray
     windows: tuple[Window, ...]
+    clean_confidence: BoolArray | None = None
+    measure: tuple[str | None, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -60,8 +60,24 @@ class InversePerplexity:
         return certainty
 
 
-MEASURES: Mapping[str, Measure] = MappingProxyType({"margin": Margin(), "neg_entropy": InversePerplexity()})
-"""By the name that requests use; all others mean the probability of the token."""
+@attrs.frozen
+class NegativeEntropy:
+    """The sum of p ln(p + 1e-10), at most 0: as Dream's samplers rank positions."""
+
+    def told(self, scores: Tensor) -> Tensor:
+        logs = scores.log_softmax(dim=1)
+        terms = torch.where(logs.isfinite(), logs.exp() * (logs.exp() + 1e-10).log(), 0.0)
+        return _never_alone(terms).sum(dim=1)[: len(scores)][None]
+
+    def settled(self, told: Tensor, weights: Tensor) -> Tensor:
+        total: Tensor = (weights * told[:, 0] + torch.xlogy(weights, weights)).sum(dim=0).float()
+        return total
+
+
+MEASURES: Mapping[str, Measure] = MappingProxyType(
+    {"margin": Margin(), "neg_entropy": InversePerplexity(), "entropy": NegativeEntropy()}
+)
+"""By name; "prob" means the probability of the token. Requests choose among `sampling_params.CONFIDENCES`."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -79,7 +95,14 @@ class Settled:
     finite: Tensor
 
 
-def settle(scores: Tensor, columns: Tensor, kinds: NDArray[np.str_], start: int, tp: Communicator) -> Settled:
+def settle(
+    scores: Tensor,
+    columns: Tensor,
+    kinds: NDArray[np.str_],
+    start: int,
+    tp: Communicator,
+    basis: Tensor | None = None,
+) -> Settled:
     """Agree on one token for each row and on its confidence; a collective, which moves a few numbers for each row.
 
     Of what the processes offer for a row the most probable wins, ties go to the highest id.
@@ -90,29 +113,38 @@ def settle(scores: Tensor, columns: Tensor, kinds: NDArray[np.str_], start: int,
         kinds: [rows] names of measures.
         start: id of the first column.
         tp: the processes that hold the vocabulary.
+        basis: [rows, columns] float32, this process's part of the distribution that confidence is taken from; None =
+            `scores`.
     """
-    offered = scores.gather(1, columns.clamp(min=0)[:, None]).squeeze(1).masked_fill(columns < 0, -torch.inf)
-    log_sum = _never_alone(scores).logsumexp(dim=1)[: len(scores)]
-    told = [torch.stack((offered.double(), columns.double() + start, log_sum.double()))]
+    basis = scores if basis is None else basis
+    offered, weighed = _at(scores, columns), _at(basis, columns)
+    log_sum = _never_alone(basis).logsumexp(dim=1)[: len(scores)]
+    told = [torch.stack((offered.double(), columns.double() + start, log_sum.double(), weighed.double()))]
     asked = []
     for kind, measure in MEASURES.items():
         at = np.flatnonzero(kinds == kind)
         if len(at):
             rows = torch.from_numpy(at).to(scores.device)
             asked.append((measure, rows))
-            told.append(measure.told(scores[rows]).double())
+            told.append(measure.told(basis[rows]).double())
     common, *others = _gather(told, tp)
-    offers, ids, log_sums = common.unbind(1)  # [ranks, rows] each
-    best = offers.amax(dim=0)
+    offers, ids, log_sums, weights = common.unbind(1)  # [ranks, rows] each
+    tokens = torch.where(offers == offers.amax(dim=0), ids, 0.0).amax(dim=0)
     total = log_sums.logsumexp(dim=0)
-    confidence = (best.float() - total.float()).exp()
+    score = torch.where(ids == tokens, weights, -torch.inf).amax(dim=0)
+    confidence = (score.float() - total.float()).exp()
     for (measure, rows), heard in zip(asked, others, strict=True):
         confidence[rows] = measure.settled(heard, (log_sums[:, rows] - total[rows]).exp())
     return Settled(
-        tokens=torch.where(offers == best, ids, 0.0).amax(dim=0).long(),
+        tokens=tokens.long(),
         confidence=confidence,
         finite=total.isfinite(),
     )
+
+
+def _at(scores: Tensor, columns: Tensor) -> Tensor:
+    """[rows] each row's score at its column, minus infinity for none."""
+    return scores.gather(1, columns.clamp(min=0)[:, None]).squeeze(1).masked_fill(columns < 0, -torch.inf)
 
 
 def _gather(told: Sequence[Tensor], tp: Communicator) -> list[Tensor]:

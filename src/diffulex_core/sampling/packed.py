@@ -58,6 +58,8 @@ class PackedSampler:
         temperature = np.array([each.temperature for each in params])[row_params]
         temperature[batch.greedy[batch.group_of_row]] = 0.0
         drawn = temperature > 0
+        clean = _clean_rows(batch)
+        untouched = scores[clean]
         scores /= _column(np.where(drawn, temperature, 1.0), scores)
         scores = self._restrict(scores, params, row_params)
         columns = choose.greedy(scores)
@@ -65,8 +67,8 @@ class PackedSampler:
             rows = torch.from_numpy(np.flatnonzero(drawn)).to(scores.device)
             numbers = uniform(*(column[drawn] for column in self._counters(batch)))
             columns[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device), self._tp)
-        kinds = np.array([each.confidence for each in params])[row_params]
-        settled = settle(scores, columns, kinds, held.start, self._tp)
+        basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
+        settled = settle(scores, columns, _measures(batch), held.start, self._tp, basis)
         result = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
         return self._decide(result, batch)
 
@@ -82,7 +84,7 @@ class PackedSampler:
         scores[rows[:, None], columns] += torch.tensor(values, dtype=torch.float32).to(scores.device)
 
     def _restrict(self, scores: Tensor, params: Sequence[SamplingParams], row_params: NDArray[np.int64]) -> Tensor:
-        limited = np.array([each.top_p < 1 or each.top_k is not None or each.min_p > 0 for each in params])[row_params]
+        limited = np.array([_limits(each) for each in params])[row_params]
         if not limited.any():
             return scores
         rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
@@ -124,6 +126,33 @@ class PackedSampler:
                 )
             )
         return decisions
+
+
+def _clean_rows(batch: SamplingBatch) -> Tensor:
+    """[n] rows whose confidence is another distribution's than that which their token is chosen from."""
+    if batch.clean_confidence is None or not batch.clean_confidence.any():
+        return torch.empty(0, dtype=torch.int64)
+    changes = [_tempers(window.params) or _limits(window.params) for window in batch.windows]
+    return torch.from_numpy(
+        np.flatnonzero(batch.clean_confidence[batch.group_of_row] & np.array(changes)[batch.window_of_row])
+    )
+
+
+def _measures(batch: SamplingBatch) -> NDArray[np.str_]:
+    """[rows] what each row's confidence is."""
+    kinds = np.array([window.params.confidence for window in batch.windows], dtype=object)[batch.window_of_row]
+    for group, measure in enumerate(batch.measure):
+        if measure is not None:
+            kinds[batch.group_of_row == group] = measure
+    return kinds.astype(np.str_)
+
+
+def _tempers(params: SamplingParams) -> bool:
+    return params.temperature not in (0, 1)
+
+
+def _limits(params: SamplingParams) -> bool:
+    return params.top_p < 1 or params.top_k is not None or params.min_p > 0
 
 
 def _column(values: NDArray[np.float64], like: Tensor) -> Tensor:
