@@ -10,7 +10,7 @@ import attrs
 from diffulex_core.config.keys import Origin
 from diffulex_core.config.settle import Report, Setting
 from diffulex_core.errors import InvalidSamplingParams
-from diffulex_core.plugin import Capability, ModelFamily
+from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily
 from diffulex_core.sampling_params import SamplingParams
 
 BLOCK_SIZE_KEYS = ("block_size", "bd_size")
@@ -55,12 +55,19 @@ class Checkpoint:
         return None
 
 
-def derive(settings: dict[str, Setting], checkpoint: Checkpoint, family: ModelFamily | None, report: Report) -> None:
+def derive(
+    settings: dict[str, Setting],
+    checkpoint: Checkpoint,
+    family: ModelFamily | None,
+    strategy: DecodingStrategy | None,
+    report: Report,
+) -> None:
     """Fill in what the checkpoint decides, in place."""
     if "max_model_len" not in report.unusable and checkpoint.config is not None:
         _limit_length(settings, checkpoint, report)
-    if "block_size" not in report.unusable:
-        _find_block_size(settings, checkpoint, report)
+    if not report.unusable.intersection(("block_size", "buffer_size")):
+        parts = settings["buffer_size"].value if strategy is not None and strategy.sub_blocks else 1
+        _find_block_size(settings, checkpoint, parts, report)
         _widen_pages(settings)
     if "mask_token_id" not in report.unusable:
         _find_mask(settings, checkpoint, family, report)
@@ -109,14 +116,24 @@ def _limit_length(settings: dict[str, Setting], checkpoint: Checkpoint, report: 
         settings["max_model_len"] = attrs.evolve(setting, value=limit, origin=origin)
 
 
-def _find_block_size(settings: dict[str, Setting], checkpoint: Checkpoint, report: Report) -> None:
+def _find_block_size(settings: dict[str, Setting], checkpoint: Checkpoint, parts: int, report: Report) -> None:
+    """The block size of config.json, divided by the number of sub-blocks that block_size is one of."""
     setting, found = settings["block_size"], checkpoint.look_up(*BLOCK_SIZE_KEYS)
-    if found is None or setting.origin.by_user or setting.origin.source == "checkpoint":
+    if found is None:
         return
-    if isinstance(found[1], int) and not isinstance(found[1], bool):
-        settings["block_size"] = attrs.evolve(setting, value=found[1], origin=CONFIG_JSON)
-    else:
-        report.problems.append(f"config.json has {found[0]} {found[1]!r}, which is no whole number; correct the file.")
+    name, size = found
+    chosen = setting.origin.by_user or setting.origin.source == "checkpoint"
+    if not isinstance(size, int) or isinstance(size, bool):
+        if not chosen:
+            report.problems.append(f"config.json has {name} {size!r}, which is no whole number; correct the file.")
+        return
+    if not chosen and size % parts == 0:
+        setting = settings["block_size"] = attrs.evolve(setting, value=size // parts, origin=CONFIG_JSON)
+    if parts > 1 and setting.value * parts != size:
+        report.warn(
+            f"block_size {setting.value} x buffer_size {parts} make blocks of {setting.value * parts} tokens, but the "
+            f"checkpoint was trained with blocks of {size} ({name} in config.json)."
+        )
 
 
 def _widen_pages(settings: dict[str, Setting]) -> None:

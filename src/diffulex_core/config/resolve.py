@@ -124,7 +124,7 @@ def resolve(
         strategy, in_mode = apply_mode(strategy, family, mode, host)
         report.problems += in_mode
         misfit += in_mode
-    derive(settings, facts, family, report)
+    derive(settings, facts, family, strategy, report)
     _check_model(settings, report)
     _name_attention(settings, host, report)
     name_experts_kernel(settings, host, report)
