@@ -39,6 +39,10 @@ class PackedStep:
         sampling: whose rows those are.
         kept_rows: [m] rows whose hidden rows are kept for later steps.
         kept: [m] requests that they are kept for.
+        recalled_rows: [r] rows that are fed what the step before believed of them.
+        recalled: requests whose rows those are, in the order of their rows.
+        remembered_rows: [s] rows among `head_rows`, by index there, whose beliefs are kept.
+        remembered: requests that they are kept for, and how many rows each has, in the order of their rows.
     """
 
     input_ids: IntArray
@@ -53,6 +57,10 @@ class PackedStep:
     sampling: SamplingBatch
     kept_rows: IntArray
     kept: tuple[int, ...]
+    recalled_rows: IntArray
+    recalled: tuple[int, ...]
+    remembered_rows: IntArray
+    remembered: tuple[tuple[int, int], ...]
 
 
 def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None], page_size: int) -> PackedStep:
@@ -92,6 +100,8 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     slots[positions < np.repeat([window.span.store_from for window in plan.windows], lengths)] = -1
     head_rows, carried = _head_rows(plan, offsets)
     kept_rows, kept = _kept_rows(plan, offsets)
+    recalled_rows, recalled = _recalled_rows(plan, offsets)
+    remembered_rows, remembered = _remembered_rows(plan)
     return PackedStep(
         input_ids=_pad(input_ids, padded, 0),
         positions=_pad(positions, padded, 0),
@@ -105,6 +115,10 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         sampling=_sampling(plan),
         kept_rows=kept_rows,
         kept=kept,
+        recalled_rows=recalled_rows,
+        recalled=recalled,
+        remembered_rows=remembered_rows,
+        remembered=remembered,
     )
 
 
@@ -161,6 +175,28 @@ def _kept_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, 
         if window.span.keep is not None
     }
     return np.array([*kept.values()], dtype=np.int64), tuple(kept)
+
+
+def _recalled_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:
+    """Rows of the batch that are fed what was believed of them, and the requests that own them."""
+    rows, recalled = [np.empty(0, dtype=np.int64)], list[int]()
+    for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True):
+        if window.span.recall:
+            rows += [group.rows + offset for group in window.span.groups]
+            recalled.append(window.request_id)
+    return np.concatenate(rows), tuple(recalled)
+
+
+def _remembered_rows(plan: StepPlan) -> tuple[IntArray, tuple[tuple[int, int], ...]]:
+    """Rows of the head whose beliefs are kept, and for each request that they are kept for its number of them."""
+    rows, remembered, offset = [np.empty(0, dtype=np.int64)], list[tuple[int, int]](), 0
+    for window in plan.windows:
+        count = sum(len(group.positions) for group in window.span.groups)
+        if window.span.remember:
+            rows.append(np.arange(offset, offset + count))
+            remembered.append((window.request_id, count))
+        offset += count
+    return np.concatenate(rows), tuple(remembered)
 
 
 def _sampling(plan: StepPlan) -> SamplingBatch:

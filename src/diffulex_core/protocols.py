@@ -270,6 +270,20 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class BelievingSampler(Protocol):
+    """What the sampler of a strategy with self-conditioning offers besides `Sampler`."""
+
+    def sample_and_believe(self, logits: Tensor, batch: SamplingBatch) -> tuple[Sequence[Decision], Tensor]:
+        """As `Sampler.sample`, and the logits that were decided from.
+
+        Returns:
+            The decisions, and [rows, columns] float32 logits after temperature and limits, as
+            `SelfConditioned.soft_embeddings` takes them.
+        """
+        ...
+
+
+@runtime_checkable
 class AttentionBackend(Protocol):
     """Computes attention over paged keys and values by interval."""
 
@@ -365,6 +379,7 @@ class ReqContext:
         force_rule: the family's rule for deciding one token when none is confident enough.
         auto_nfe: derived NFE cap, or None when it is off.
         options: instance of the strategy's `config_cls`; None where it has none.
+        vocab_size: ids below this may be fed and decided; None = unknown, which only a hand-made context may say.
     """
 
     pattern: AttentionPattern
@@ -377,6 +392,7 @@ class ReqContext:
     force_rule: ForceRule = "after_semi_complete"
     auto_nfe: AutoNFE | None = None
     options: Any = None
+    vocab_size: int | None = None
 
 
 @attrs.frozen(kw_only=True)

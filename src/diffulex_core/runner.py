@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffulex_core.context import ForwardContext
+from diffulex_core.beliefs import Beliefs
+from diffulex_core.context import ForwardContext, SoftInputs
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
-from diffulex_core.packing import PackedStep, pack, round_up
+from diffulex_core.packing import ROW_MULTIPLE, PackedStep, pack, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
-from diffulex_core.protocols import AttentionBackend, DiffusionModel, Sampler
+from diffulex_core.protocols import AttentionBackend, BelievingSampler, DiffusionModel, Sampler, SelfConditioned
 from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
 
 class EagerRunner:
     """Runs every step eagerly on one device.
 
-    Keeps the model's weights and the pages and, where a family's logits are shifted, one hidden row for each request.
+    Keeps the model's weights and the pages and, for each request, what its next step needs besides: one hidden row
+    where a family's logits are shifted, and what the step before believed where a strategy feeds that back.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class EagerRunner:
         self._page_size = page_size
         self._device = device
         self._kept = HiddenRows()
+        self._beliefs = Beliefs()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         assert self._model is not None, "the runner is closed"
         self._kept.drop(plan.ended)
+        self._beliefs.drop(plan.ended)
         step = pack(plan, self._pattern, self._model.windows, self._page_size)
         hidden = self._model(self._move(step.input_ids), self._move(step.positions), self._context(step))
         chosen = self._head_input(hidden, step)
@@ -54,13 +60,34 @@ class EagerRunner:
         if count == 0:
             return StepOutput(decisions=tuple(_nothing() for _ in plan.windows), head_rows=0)
         logits = self._model.logits(chosen)
-        decisions = self._sampler.sample(logits[:count], step.sampling)
+        if step.remembered:
+            decisions = self._sample_and_believe(logits[:count], step)
+        else:
+            decisions = self._sampler.sample(logits[:count], step.sampling)
         return StepOutput(decisions=tuple(decisions), head_rows=count)
 
     def close(self) -> None:
         self._model = None
         self._kv_store = None
         self._kept = HiddenRows()
+        self._beliefs = Beliefs()
+
+    def _sample_and_believe(self, logits: Tensor, step: PackedStep) -> Sequence[Decision]:
+        """Sample, and keep the embeddings that the remembered rows expect."""
+        model, sampler = self._model, self._sampler
+        assert isinstance(model, SelfConditioned), "a strategy that remembers requires self_conditioning"
+        assert isinstance(sampler, BelievingSampler), "a strategy that remembers brings a sampler that says what from"
+        decisions, believed = sampler.sample_and_believe(logits, step.sampling)
+        count = len(step.remembered_rows)
+        if count != len(believed) or count % ROW_MULTIPLE:
+            believed = believed[self._move(np.resize(step.remembered_rows, round_up(count)))]
+        self._beliefs.keep(step.remembered, model.soft_embeddings(believed)[:count])
+        return decisions
+
+    def _soft_inputs(self, step: PackedStep) -> SoftInputs | None:
+        if not step.recalled:
+            return None
+        return SoftInputs(rows=self._move(step.recalled_rows), embeddings=self._beliefs.take(step.recalled))
 
     def _head_input(self, hidden: Tensor, step: PackedStep) -> Tensor:
         """[rows, hidden] -> [head rows, hidden], padded; rows of earlier steps stand where they are asked for."""
@@ -91,6 +118,7 @@ class EagerRunner:
             ),
             backend=self._backend,
             final=self._move(step.final),
+            soft=self._soft_inputs(step),
         )
 
     def _move(self, values: IntArray | BoolArray) -> Tensor:

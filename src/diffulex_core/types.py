@@ -52,6 +52,7 @@ class SampleGroup:
         clean_confidence: take confidence from the distribution before temperature and top-p, top-k, min-p.
         measure: what confidence is, in place of what the request's parameters say (`sampling.confidence.MEASURES`, or
             "prob"); None = as they say.
+        temperature: of the strategy's own schedule, for samplers that follow one; None = the request's.
     """
 
     block: int
@@ -62,6 +63,7 @@ class SampleGroup:
     greedy: bool = False
     clean_confidence: bool = False
     measure: str | None = None
+    temperature: float | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -80,6 +82,9 @@ class Span:
         phase: visibility rule of the rows.
         groups: what is sampled; empty for a pure prefill chunk.
         advances: whether executing the span is a step of the request's block machine.
+        recall: the sampled rows are fed, beside their tokens, what the runner keeps of the step that sampled them last.
+        remember: the runner keeps what this step believes of the sampled rows (`SelfConditioned`), in place of what it
+            has. It keeps it through preemption, until the request ends.
     """
 
     start: int
@@ -92,6 +97,8 @@ class Span:
     store_from: int = 0
     keep: int | None = None
     visible_end: int | None = None
+    recall: bool = False
+    remember: bool = False
 
     @property
     def end(self) -> int:
