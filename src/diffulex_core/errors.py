@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
+
+ALIKE = 8
+"""Problems that differ in numbers only: up to so many are all shown."""
+EXAMPLES = 3
+"""Of more than that, so many are shown."""
 
 
 class DiffulexError(Exception):
@@ -42,6 +49,7 @@ class CheckpointError(DiffulexError):
     """A checkpoint directory that cannot be read: a missing or damaged file, or tensors that do not fit.
 
     `problems` lists everything found, one sentence each; `owner` names the model family and plugin, where one reads it.
+    The message leaves out what differs from other problems in numbers only, such as the same fault in every layer.
     """
 
     def __init__(self, where: str, problems: Sequence[str], *, owner: str = "") -> None:
@@ -49,7 +57,7 @@ class CheckpointError(DiffulexError):
         self.problems: tuple[str, ...] = tuple(problems)
         self.owner = owner
         lead = f"Cannot load {where}{owner and f' into {owner}'}"
-        super().__init__(f"{lead}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+        super().__init__(f"{lead}:\n" + "\n".join(f"  - {problem}" for problem in _shortened(self.problems)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), owner=self.owner), (self.where, self.problems), self.__dict__
@@ -115,3 +123,15 @@ class PeerLost(WorkerError):
 
 class EngineClosed(DiffulexError, RuntimeError):
     """The engine was closed; create a new one."""
+
+
+def _shortened(problems: Sequence[str]) -> Iterator[str]:
+    """The problems with a few examples of many that are alike."""
+    kinds = [re.sub(r"\d+", "#", problem) for problem in problems]
+    alike, seen = Counter(kinds), Counter[str]()
+    for problem, kind in zip(problems, kinds, strict=True):
+        seen[kind] += 1
+        if alike[kind] <= ALIKE or seen[kind] <= EXAMPLES:
+            yield problem
+        elif seen[kind] == EXAMPLES + 1:
+            yield f"... and {alike[kind] - EXAMPLES} more like that; this error's `problems` lists them."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import whole
-from diffulex_core.errors import CheckpointError, PluginError
+from diffulex_core.errors import ALIKE, EXAMPLES, CheckpointError, PluginError
 from diffulex_core.layers.linear import Linear, PackedLinear
 from diffulex_core.weights import LoadContext, LoadReport, Rename, ResolvedWeight, Skip, WeightRules, load_weights
 from tests.core.checkpoints import write_weights
@@ -234,12 +234,34 @@ def test_an_index_that_promises_a_tensor_too_many_is_reported(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x.safetensors"}}'],
-)
+    ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x.safetensors"}}',
+     '{"weight_map": {"a": ".."}}', '{"weight_map": {"a": ""}}', '{"weight_map": {"a": "config.json"}}'],
+)  # fmt: skip
 def test_an_index_that_is_none_is_reported(tmp_path: Path, content: str) -> None:
     write_weights(tmp_path, tensors())
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    assert "is not a valid index" in problems_of(tmp_path)[0]
+    (problem,) = problems_of(tmp_path)
+    assert "is not a valid index" in problem
+
+
+def test_a_folder_in_place_of_an_index_is_reported(tmp_path: Path) -> None:
+    write_weights(tmp_path, tensors())
+    (tmp_path / "model.safetensors.index.json").mkdir()
+    (problem,) = problems_of(tmp_path)
+    assert "is not a valid index (IsADirectoryError" in problem
+
+
+def test_a_message_shows_a_few_of_many_faults_that_differ_in_numbers_only(tmp_path: Path) -> None:
+    """One missing tensor more than are shown in full, and a fault of another kind."""
+    strays = {f"ck.layer.{number}.stray": torch.zeros(1) for number in range(ALIKE + 1)}
+    write_weights(tmp_path, {**tensors(), **strays, "ck.surprise": torch.zeros(1)})
+    with pytest.raises(CheckpointError) as raised:
+        load(Net(), tmp_path)
+    assert len(raised.value.problems) == ALIKE + 2
+    shown = str(raised.value).splitlines()
+    assert sum(".stray'" in line for line in shown) == EXAMPLES
+    assert f"  - ... and {ALIKE + 1 - EXAMPLES} more like that; this error's `problems` lists them." in shown
+    assert sum("'ck.surprise'" in line for line in shown) == 1
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -99,7 +99,19 @@ def test_layers_for_multi_token_prediction_are_skipped_with_the_reason(tmp_path:
     longer = with_further_layer(tensors)
     _, report = load(tmp_path, longer, num_nextn_predict_layers=1)
     assert set(report.skipped) == set(longer) - set(tensors)
-    assert all("prediction" in reason or "predicts" in reason for reason in report.skipped.values())
+    assert all("multi-token prediction" in reason for reason in report.skipped.values())
+
+
+def test_norms_for_multi_token_prediction_in_a_layer_of_the_network_are_a_fault(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, {**llada2_tensors(TINY, 0), "model.layers.2.enorm.weight": torch.ones(32)})
+    assert "'model.layers.2.enorm.weight' [32]" in problem
+    assert "has no place in this model" in problem
+
+
+@pytest.mark.parametrize("name", ["model.rotary_emb.inv_freq", "model.layers.0.attention.rotary_emb.inv_freq"])
+def test_stored_rotary_frequencies_are_skipped_with_the_reason(tmp_path: Path, name: str) -> None:
+    _, report = load(tmp_path, {**llada2_tensors(TINY, 0), name: torch.ones(3)})
+    assert report.skipped == {name: "rotary frequencies are computed from config.json"}
 
 
 def test_a_layer_that_config_json_does_not_count_is_a_fault(tmp_path: Path) -> None:

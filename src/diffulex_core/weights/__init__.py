@@ -3,10 +3,11 @@
 from diffulex_core.weights.dummy import dummy_weights
 from diffulex_core.weights.loader import LoadReport, load_weights
 from diffulex_core.weights.rules import Rename, Skip, Stray, WeightRules
-from diffulex_core.weights.standard import STANDARD_DECODER, STANDARD_EXPERTS
+from diffulex_core.weights.standard import ROTARY_TABLES, STANDARD_DECODER, STANDARD_EXPERTS
 from diffulex_core.weights.types import LoadContext, NamesSources, Part, PartedModule, ResolvedWeight, ShardId
 
 __all__ = [
+    "ROTARY_TABLES",
     "STANDARD_DECODER",
     "STANDARD_EXPERTS",
     "LoadContext",

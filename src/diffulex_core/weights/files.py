@@ -61,7 +61,7 @@ def take_inventory(folder: Path, stem: str = MODEL) -> Inventory:
     index_name = f"{stem}.safetensors.index.json"
     index = _read_index(folder / index_name, problems)
     files = sorted(set(index.values())) if index is not None else _files_without_index(folder, stem)
-    if not files:
+    if not files and not problems:
         problems.append(_no_files(folder, stem, index_found=(folder / index_name).exists()))
     tensors: list[StoredTensor] = []
     readable = 0
@@ -91,12 +91,17 @@ def _read_index(path: Path, problems: list[str]) -> Mapping[str, str] | None:
         return None
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not all(isinstance(file, str) and Path(file).name == file for file in weight_map.values()):
-            raise ValueError("'weight_map' must map tensor names to file names without folders")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(file, str) and _is_plain(file) for file in weight_map.values()):
+            raise ValueError("'weight_map' must map tensor names to names of .safetensors files, without folders")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems.append(f"{path.name} is not a valid index ({type(error).__name__}: {error}). Download it again.")
         return {}
     return dict(weight_map)
+
+
+def _is_plain(file: str) -> bool:
+    """Whether it names a safetensors file of the folder."""
+    return Path(file).name == file and file.endswith(".safetensors")
 
 
 def _files_without_index(folder: Path, stem: str) -> list[str]:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from diffulex_core.weights.rules import Rename, Skip
 
+ROTARY_TABLES: tuple[Skip, ...] = tuple(
+    Skip(f"model.{owner}rotary_emb.inv_freq", "rotary frequencies are computed from config.json")
+    for owner in ("", "layers.{i}.self_attn.", "layers.{i}.attention.")
+)
+"""Buffers that older checkpoints hold."""
+
 STANDARD_DECODER: tuple[Rename | Skip, ...] = (
     Rename("model.embed_tokens.weight", "embed.weight"),
     Rename("model.layers.{i}.input_layernorm.weight", "layers.{i}.attn_norm.weight"),
@@ -23,7 +29,7 @@ STANDARD_DECODER: tuple[Rename | Skip, ...] = (
     Rename("model.layers.{i}.mlp.down_proj.{weight,bias}", "layers.{i}.mlp.down.{weight,bias}"),
     Rename("model.norm.weight", "final_norm.weight"),
     Rename("lm_head.weight", "lm_head.weight"),
-    Skip("model.layers.{i}.self_attn.rotary_emb.inv_freq", "rotary frequencies are computed from config.json"),
+    *ROTARY_TABLES,
 )
 """Rules for the names of Llama, Qwen2 and Qwen3: `WeightRules(*STANDARD_DECODER)`, with a family's own rules beside."""
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffulex_core.weights import STANDARD_EXPERTS, LoadContext, Rename, ResolvedWeight, ShardId, Skip, WeightRules
+from diffulex_core.weights import (
+    ROTARY_TABLES,
+    STANDARD_EXPERTS,
+    LoadContext,
+    Rename,
+    ResolvedWeight,
+    ShardId,
+    WeightRules,
+)
 from diffulex_core.weights.rules import NamePattern
 
 RULES = WeightRules(
@@ -32,10 +40,11 @@ RULES = WeightRules(
     Rename("model.layers.{i}.mlp.shared_experts.down_proj.weight", "layers.{i}.mlp.shared.down.weight"),
     Rename("model.norm.weight", "final_norm.weight"),
     Rename("lm_head.weight", "lm_head.weight"),
-    Skip("model.layers.{i}.{enorm,hnorm,eh_proj,final_layernorm}.weight", "predicts further tokens; not used here"),
+    *ROTARY_TABLES,
 )
 
 _OF_LAYER = NamePattern("model.layers.{i}.*")
+_PREDICTS_MORE = NamePattern("model.layers.{i}.{enorm,hnorm,eh_proj,final_layernorm}.weight")
 
 
 class LLaDA2Weights:
@@ -46,7 +55,9 @@ class LLaDA2Weights:
         found = _OF_LAYER.match(name)
         if found is not None:
             layers, more = (ctx.config.get(key) for key in ("num_hidden_layers", "num_nextn_predict_layers"))
-            if isinstance(layers, int) and isinstance(more, int) and layers <= int(found["i"]) < layers + more:
+            beyond = int(found["i"]) - layers if isinstance(layers, int) else -1
+            counted = isinstance(more, int) and beyond < more
+            if beyond >= 0 and (counted or _PREDICTS_MORE.match(name) is not None):
                 return ResolvedWeight(skip="layer for multi-token prediction; not used here")
         return RULES.resolve_checkpoint_weight(name, ctx)
 
