@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray
-from diffulex_core.types import CARRIED, BoolArray, RowRun, SamplingBatch, StepPlan, Window
+from diffulex_core.types import CARRIED, BoolArray, FloatArray, RowRun, SamplingBatch, StepPlan, Window
 
 ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
@@ -24,18 +24,34 @@ class Visibility:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Guided:
+    """Rows whose logits are joined with those of a second row (classifier-free guidance).
+
+    Attributes:
+        at: [g] index into the head's rows, ascending.
+        rows: [g] row of the batch that each is joined with.
+        scale: [g] float32 weight of guidance.
+    """
+
+    at: IntArray
+    rows: IntArray
+    scale: FloatArray
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class PackedStep:
     """The rows of a plan, padded to `ROW_MULTIPLE`.
 
     Attributes:
         input_ids, positions: [rows] int64; 0 in padding rows.
         slots: [rows] int64 physical slot of each row's K/V; -1 in padding rows and in rows that store nothing.
-        row_sequence: [rows] int64 index of the row's window; 0 in padding rows.
+        row_sequence: [rows] int64 index of the row's sequence; 0 in padding rows.
         final: [rows] bool: the row's K/V will not change again; False in padding rows.
-        page_tables: [windows, pages] int64, -1 where a table ends.
+        page_tables: [sequences, pages] int64, -1 where a table ends; a window's second sequence follows its first.
         visibility: one entry for each layer kind.
         head_rows: [n] rows that go through the head, without padding; `CARRIED` where it is one of an earlier step.
         carried: requests whose kept rows those are, one for each `CARRIED` in `head_rows`.
+        guided: which of them are joined with rows of second sequences.
         sampling: whose rows those are.
         kept_rows: [m] rows whose hidden rows are kept for later steps.
         kept: [m] requests that they are kept for.
@@ -54,6 +70,7 @@ class PackedStep:
     visibility: tuple[Visibility, ...]
     head_rows: IntArray
     carried: tuple[int, ...]
+    guided: Guided
     sampling: SamplingBatch
     kept_rows: IntArray
     kept: tuple[int, ...]
@@ -72,14 +89,15 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         windows: sliding-window width of each layer kind, None for full attention.
         page_size: slots per page.
     """
-    lengths = np.array([len(window.span.tokens) for window in plan.windows])
+    laid = _sequences(plan)
+    lengths = np.array([len(window.span.tokens) for window in laid.windows])
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     total = int(offsets[-1])
     padded = round_up(total)
     row_sequence = np.repeat(np.arange(len(lengths)), lengths)
-    input_ids = np.concatenate([window.span.tokens for window in plan.windows])
-    ranges = [np.arange(window.span.start, window.span.end) for window in plan.windows]
-    extents = [_extent(window) for window in plan.windows]
+    input_ids = np.concatenate([window.span.tokens for window in laid.windows])
+    ranges = [np.arange(window.span.start, window.span.end) for window in laid.windows]
+    extents = [_extent(window) for window in laid.windows]
     positions = np.concatenate(ranges)
     final_end = np.repeat([extent.final_end for extent in extents], lengths)
     key_end = np.concatenate(
@@ -93,14 +111,14 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
             [pattern.key_start(at, extent, width) for at, extent in zip(ranges, extents, strict=True)]
         )
 
-    page_tables = np.full((len(lengths), max(len(window.page_table) for window in plan.windows)), -1, dtype=np.int64)
-    for index, window in enumerate(plan.windows):
+    page_tables = np.full((len(lengths), max(len(window.page_table) for window in laid.windows)), -1, dtype=np.int64)
+    for index, window in enumerate(laid.windows):
         page_tables[index, : len(window.page_table)] = window.page_table
     slots = page_tables[row_sequence, positions // page_size] * page_size + positions % page_size
-    slots[positions < np.repeat([window.span.store_from for window in plan.windows], lengths)] = -1
-    head_rows, carried = _head_rows(plan, offsets)
-    kept_rows, kept = _kept_rows(plan, offsets)
-    recalled_rows, recalled = _recalled_rows(plan, offsets)
+    slots[positions < np.repeat([window.span.store_from for window in laid.windows], lengths)] = -1
+    head_rows, carried = _head_rows(laid, offsets)
+    kept_rows, kept = _kept_rows(laid, offsets)
+    recalled_rows, recalled = _recalled_rows(laid, offsets)
     remembered_rows, remembered = _remembered_rows(plan)
     return PackedStep(
         input_ids=_pad(input_ids, padded, 0),
@@ -112,6 +130,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         visibility=tuple(_visibility(key_start(width), key_end, row_sequence, padded) for width in windows),
         head_rows=head_rows,
         carried=carried,
+        guided=_guided(laid, offsets),
         sampling=_sampling(plan),
         kept_rows=kept_rows,
         kept=kept,
@@ -165,6 +184,34 @@ def _head_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, 
             rows.append(np.where(group.rows == CARRIED, CARRIED, group.rows + offset))
             carried += [window.request_id] * int((group.rows == CARRIED).sum())
     return np.concatenate(rows), tuple(carried)
+
+
+def _sequences(plan: StepPlan) -> StepPlan:
+    """The plan with a window of its own for each second sequence, right behind the first's; it samples nothing."""
+    windows = []
+    for window in plan.windows:
+        windows.append(window)
+        span = window.span
+        if span.guidance is not None:
+            assert window.second_table is not None, "guidance needs pages of its own"
+            second = attrs.evolve(span, tokens=span.guidance.tokens, groups=(), keep=None, guidance=None)
+            windows.append(attrs.evolve(window, span=second, page_table=window.second_table, second_table=None))
+    return StepPlan(step=plan.step, windows=tuple(windows))
+
+
+def _guided(laid: StepPlan, offsets: IntArray) -> Guided:
+    at, rows, scale = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+    begin = 0
+    for window, offset in zip(laid.windows, offsets[:-1].tolist(), strict=True):
+        for group in window.span.groups:
+            count = len(group.rows)
+            if window.span.guidance is not None:
+                assert (group.rows != CARRIED).all(), "a second sequence keeps no rows"
+                at.append(np.arange(begin, begin + count))
+                rows.append(group.rows + offset + len(window.span.tokens))
+                scale.append(np.full(count, window.span.guidance.scale, dtype=np.float32))
+            begin += count
+    return Guided(at=np.concatenate(at), rows=np.concatenate(rows), scale=np.concatenate(scale))
 
 
 def _kept_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:

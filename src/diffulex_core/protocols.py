@@ -121,6 +121,20 @@ class Req(Protocol):
 
 
 @runtime_checkable
+class GuidedReq(Req, Protocol):
+    """What a request that may own a second sequence (classifier-free guidance) offers besides `Req`.
+
+    The second sequence has pages of its own. Its spans are `Span.guidance`: both sequences are fed in the same forward,
+    and nothing of them is ever final.
+    """
+
+    @property
+    def guided(self) -> bool:
+        """Whether the request owns two sequences; the same throughout its life."""
+        ...
+
+
+@runtime_checkable
 class KVCacheManager(Protocol):
     """Owner of the pages: who holds which, which are shared, which are free. Knows no tensors."""
 

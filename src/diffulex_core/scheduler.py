@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 
 from diffulex_core.errors import OutOfPages, PromptTooLong
-from diffulex_core.protocols import KVCacheManager, Req
+from diffulex_core.protocols import GuidedReq, KVCacheManager, Req
 from diffulex_core.types import CompletionReason, Span, StepOutput, StepPlan, Window
 
 
@@ -16,6 +16,8 @@ from diffulex_core.types import CompletionReason, Span, StepOutput, StepPlan, Wi
 class _Entry:
     request: Req
     arrival: int
+    sequences: tuple[int, ...]
+    """Its sequences in the KV cache."""
     last_step: int = -1
     """Step in which it was fed last; those fed longest ago choose first."""
 
@@ -36,18 +38,18 @@ class _Draft:
     def place(self, request: Req, stored: int, span: Span) -> None:
         """Take in what `fit` found."""
         self.spans[request.request_id] = span
-        self.left -= len(span.tokens)
+        self.left -= span.rows
         if request.chunkable(stored):
             self.prefills.append((request, stored))
 
     def finish(self) -> dict[int, Span]:
         """Let the prefills share what is left of the budget."""
         for request, stored in self.prefills:
-            rows = len(self.spans[request.request_id].tokens)
+            rows = self.spans[request.request_id].rows
             span = request.plan(stored, rows + self.left)
             assert span is not None, "a larger budget never fits less"
             self.spans[request.request_id] = span
-            self.left -= len(span.tokens) - rows
+            self.left -= span.rows - rows
         return self.spans
 
 
@@ -86,10 +88,12 @@ class ContinuousScheduler:
     def add(self, request: Req) -> None:
         if request.request_id in self._known:
             raise KeyError(f"request {request.request_id} was added before")
-        pages = -(-request.most_slots() // self._kv.page_size)
+        sequences = _sequences(request)
+        pages = -(-request.most_slots() // self._kv.page_size) * len(sequences)
         if pages > self._kv.num_pages:
             raise PromptTooLong(
-                f"The prompt and its answer may need {request.most_slots()} cache slots ({pages} pages), but the cache "
+                f"The prompt and its answer may need {request.most_slots()} cache slots"
+                f"{' twice' * (len(sequences) > 1)} ({pages} pages), but the cache "
                 f"has {self._kv.num_pages} pages of {self._kv.page_size}. Raise num_pages or lower max_tokens."
             )
         if request.most_rows() > self._budget:
@@ -97,7 +101,7 @@ class ContinuousScheduler:
                 f"The request needs {request.most_rows()} rows in one step, but max_num_batched_tokens is "
                 f"{self._budget}. Set it to at least {request.most_rows()}."
             )
-        entry = _Entry(request, self._arrivals)
+        entry = _Entry(request, self._arrivals, sequences)
         self._arrivals += 1
         self._known[request.request_id] = entry
         heapq.heappush(self._waiting, (entry.arrival, entry))
@@ -143,7 +147,8 @@ class ContinuousScheduler:
             entry.last_step = plan.step
             if decision.finite:
                 request.apply(window.span, decision)
-                self._kv.commit(request.request_id, request.stored_tokens, window.span.store_until)
+                if len(entry.sequences) == 1:
+                    self._kv.commit(request.request_id, request.stored_tokens, window.span.store_until)
             else:
                 request.finish(CompletionReason.ERROR)
             if request.completion is not None:
@@ -175,15 +180,17 @@ class ContinuousScheduler:
         while self._waiting and len(self._running) < self._max_num_reqs:
             _, entry = self._waiting[0]
             request = entry.request
-            stored = self._kv.open(request.request_id, request.known_tokens, request.prompt_len)
+            stored = min(
+                self._kv.open(sequence, request.known_tokens, request.prompt_len) for sequence in entry.sequences
+            )
             span = draft.fit(request, stored)
             try:
                 if span is not None:
-                    self._kv.reserve(request.request_id, len(request.stored_tokens))
+                    self._reserve_all(entry, len(request.stored_tokens))
             except OutOfPages:
                 span = None
             if span is None:
-                self._kv.release(request.request_id)
+                self._release(entry)
                 return
             draft.place(request, stored, span)
             heapq.heappop(self._waiting)
@@ -198,7 +205,7 @@ class ContinuousScheduler:
         for request_id in sorted(spans, key=lambda request_id: self._running[request_id].arrival):
             while request_id in self._running:
                 try:
-                    self._kv.reserve(request_id, spans[request_id].end)
+                    self._reserve_all(self._running[request_id], spans[request_id].end)
                 except OutOfPages:
                     self._preempt(max(self._running.values(), key=lambda other: other.arrival))
                 else:
@@ -206,10 +213,18 @@ class ContinuousScheduler:
                     break
         return granted
 
+    def _reserve_all(self, entry: _Entry, slots: int) -> None:
+        for sequence in entry.sequences:
+            self._kv.reserve(sequence, slots)
+
+    def _release(self, entry: _Entry) -> None:
+        for sequence in entry.sequences:
+            self._kv.release(sequence)
+
     def _preempt(self, entry: _Entry) -> None:
         request_id = entry.request.request_id
         del self._running[request_id]
-        self._kv.release(request_id)
+        self._release(entry)
         entry.request.preempted()
         heapq.heappush(self._waiting, (entry.arrival, entry))
 
@@ -218,7 +233,7 @@ class ContinuousScheduler:
         del self._known[request_id]
         self._ended.append(request_id)
         if self._running.pop(request_id, None) is not None:
-            self._kv.release(request_id)
+            self._release(entry)
         else:
             self._waiting = [pair for pair in self._waiting if pair[1] is not entry]
             heapq.heapify(self._waiting)
@@ -232,4 +247,11 @@ class ContinuousScheduler:
             page_table=self._kv.page_table(request.request_id),
             params=request.params,
             draw=request.draws,
+            second_table=self._kv.page_table(entry.sequences[-1]) if len(entry.sequences) > 1 else None,
         )
+
+
+def _sequences(request: Req) -> tuple[int, ...]:
+    """The request's sequences in the KV cache: its own, and where it is guided a second one with a negative id."""
+    request_id = request.request_id
+    return (request_id, ~request_id) if isinstance(request, GuidedReq) and request.guided else (request_id,)

@@ -40,7 +40,7 @@ class JsonTrace:
             {
                 "request": window.request_id,
                 "start": window.span.start,
-                "rows": len(window.span.tokens),
+                "rows": window.span.rows,
                 "catch_up": window.span.catch_up,
                 "store_until": window.span.store_until,
                 "positions": decision.positions[decision.accepted].tolist(),

@@ -66,7 +66,7 @@ class Ticket:
                 step_time=ended - began,
                 is_prefill=not span.advances,
                 num_generated_tokens=written,
-                rows=len(span.tokens),
+                rows=span.rows,
                 catch_up_rows=span.catch_up,
                 running_token_ids=() if trace is None else tuple(span.tokens.tolist()),
                 block_trace=() if trace is None else _blocks(trace, window),

@@ -67,6 +67,19 @@ class SampleGroup:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Guidance:
+    """Classifier-free guidance: a second reading of a span, whose logits are joined with the first's.
+
+    Attributes:
+        tokens: [rows] input ids of the request's second sequence, at the positions of the span's rows.
+        scale: w in `u + (w + 1) * (c - u)`, where c are the logits of the span's rows and u those of the second.
+    """
+
+    tokens: IntArray
+    scale: float
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Span:
     """What a request wants to feed next: consecutive positions `[start, start + len(tokens))`.
 
@@ -82,6 +95,7 @@ class Span:
         phase: visibility rule of the rows.
         groups: what is sampled; empty for a pure prefill chunk.
         advances: whether executing the span is a step of the request's block machine.
+        guidance: the same positions in the request's second sequence; None = they are fed once.
         recall: the sampled rows are fed, beside their tokens, what the runner keeps of the step that sampled them last.
         remember: the runner keeps what this step believes of the sampled rows (`SelfConditioned`), in place of what it
             has. It keeps it through preemption, until the request ends.
@@ -97,12 +111,18 @@ class Span:
     store_from: int = 0
     keep: int | None = None
     visible_end: int | None = None
+    guidance: Guidance | None = None
     recall: bool = False
     remember: bool = False
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are fed, those of the second sequence included."""
+        return len(self.tokens) * (1 if self.guidance is None else 2)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -116,6 +136,7 @@ class Window:
         page_table: [pages] int64 physical page of each logical page; covers `span.end` and `span.visible_end`.
         params: the request's sampling parameters.
         draw: counter of sampling steps, so that every draw of a request is a pure function of (seed, draw, position).
+        second_table: the pages of the request's second sequence; None where the span has no guidance.
     """
 
     request_id: int
@@ -124,6 +145,7 @@ class Window:
     page_table: IntArray
     params: SamplingParams
     draw: int
+    second_table: IntArray | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -143,7 +165,7 @@ class StepPlan:
     @property
     def rows(self) -> int:
         """Number of input rows, padding excluded."""
-        return sum(len(window.span.tokens) for window in self.windows)
+        return sum(window.span.rows for window in self.windows)
 
 
 @attrs.frozen(kw_only=True, eq=False)
