@@ -148,7 +148,7 @@ class ContinuousScheduler:
             if decision.finite:
                 request.apply(window.span, decision)
                 if len(entry.sequences) == 1:
-                    self._kv.commit(request.request_id, request.stored_tokens, window.span.store_until)
+                    self._kv.commit(request.request_id, request.known_tokens, window.span.store_until)
             else:
                 request.finish(CompletionReason.ERROR)
             if request.completion is not None:

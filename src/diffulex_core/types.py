@@ -53,6 +53,10 @@ class SampleGroup:
         measure: what confidence is, in place of what the request's parameters say (`sampling.confidence.MEASURES`, or
             "prob"); None = as they say.
         temperature: of the strategy's own schedule, for samplers that follow one; None = the request's.
+        alternatives: so many of the most probable tokens come back with their probabilities.
+        discouraged: [n] token whose logit is lowered by `penalty` in each row, -1 for none; None = no token.
+        penalty: see `discouraged`.
+        watched: [n] token whose probability comes back for each row; None = none.
     """
 
     block: int
@@ -64,6 +68,10 @@ class SampleGroup:
     clean_confidence: bool = False
     measure: str | None = None
     temperature: float | None = None
+    alternatives: int = 0
+    discouraged: IntArray | None = None
+    penalty: float = 0.0
+    watched: IntArray | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -80,6 +88,36 @@ class Guidance:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Blends:
+    """Positions that are fed weighted sums of embeddings in place of their token's (token merge).
+
+    Attributes:
+        positions: [n] absolute positions, ascending.
+        ids: [n, k] token ids.
+        weights: [n, k] float32 weight of each embedding; 0 where a position has fewer than k.
+        match_norm: scale each sum to the weighted sum of the norms.
+    """
+
+    positions: IntArray
+    ids: IntArray
+    weights: FloatArray
+    match_norm: bool
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Alternatives:
+    """The most probable tokens of some positions, most probable first, equals from the highest id down.
+
+    Attributes:
+        tokens: [n, k] int64.
+        probabilities: [n, k] float32, of the distribution before temperature and top-p, top-k, min-p.
+    """
+
+    tokens: IntArray
+    probabilities: FloatArray
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Span:
     """What a request wants to feed next: consecutive positions `[start, start + len(tokens))`.
 
@@ -93,6 +131,7 @@ class Span:
         visible_end: keys below this may be read although the rows end earlier: earlier spans stored them. None = the
             keys end with the rows.
         phase: visibility rule of the rows.
+        blends: rows that are fed blended embeddings; None = every row is fed its token's.
         groups: what is sampled; empty for a pure prefill chunk.
         advances: whether executing the span is a step of the request's block machine.
         guidance: the same positions in the request's second sequence; None = they are fed once.
@@ -111,6 +150,7 @@ class Span:
     store_from: int = 0
     keep: int | None = None
     visible_end: int | None = None
+    blends: Blends | None = None
     guidance: Guidance | None = None
     recall: bool = False
     remember: bool = False
@@ -178,6 +218,9 @@ class Decision:
         confidence: [n] float32 in [0, 1]: probability of the token, or the measure that the request chose.
         accepted: [n] bool: the position takes its token now.
         finite: False when a logits row of the window held NaN or no finite value; nothing is accepted then.
+        alternatives: of every position, as many as the window's group that asked for most; None when none did.
+        watched: [n] float32 probability of the token that the group watches, 0 where it watches none, of the
+            distribution before temperature and top-p, top-k, min-p; None when no group watches.
     """
 
     positions: IntArray
@@ -185,6 +228,8 @@ class Decision:
     confidence: FloatArray
     accepted: BoolArray
     finite: bool = True
+    alternatives: Alternatives | None = None
+    watched: FloatArray | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -1,19 +1,20 @@
-"""The block-buffer request: which blocks run, what they feed, and how decisions move them on."""
+"""The block-buffer request: which blocks run, what they feed, and how a step moves them on."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from diffulex_core.blocks.limits import StopRules
+from diffulex_core.blocks.rule import BlockRule, Fill
 from diffulex_core.blocks.state import BlockState, BlockTable
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Canvas, CompletionReason, Decision, SampleGroup, Span
+from diffulex_core.types import Canvas, CompletionReason, Decision, Span
 
 
 class BlockRequest:
-    """A request decoded by filling masks in a buffer of consecutive blocks (multi_bd, d2f).
+    """A request decoded in a buffer of consecutive blocks, by a rule that says what a step decides in them.
 
     In a step every row of every running block is fed: ACTIVE blocks are sampled, TO_CACHE blocks are stored and still
     occupy their slot. At most one block starts in a step. At buffer size 1 the next block starts in the forward that
@@ -24,13 +25,23 @@ class BlockRequest:
     cache), that row is fed once more and stores nothing.
     """
 
-    def __init__(self, *, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> None:
+    def __init__(
+        self,
+        *,
+        request_id: int,
+        prompt: IntArray,
+        params: SamplingParams,
+        context: ReqContext,
+        rule: BlockRule | None = None,
+    ) -> None:
+        """`rule` is None for mask filling (multi_bd, d2f)."""
         assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
         block_size = context.pattern.block_size
         self._id = request_id
         self._params = params
         self._context = context
         self._thresholds = params.resolve_thresholds(context.thresholds)
+        self._rule = rule or Fill(thresholds=self._thresholds, force_rule=context.force_rule)
         self._prompt_len = len(prompt)
         self._stop = StopRules(
             params,
@@ -49,6 +60,7 @@ class BlockRequest:
         self._draws = 0
         self._carried: int | None = None
         """Position whose hidden row the runner keeps."""
+        self._written: IntArray = np.empty(0, dtype=np.int64)
         self._completion: CompletionReason | None = None
 
     @property
@@ -83,7 +95,7 @@ class BlockRequest:
     @property
     def known_tokens(self) -> IntArray:
         end = 0 if self._context.pattern.two_phase else self._table.start
-        return self._table.tokens[:end]
+        return self._table.tokens[: end if self._rule.tokens_suffice else min(end, self._whole_prompt())]
 
     @property
     def stored_tokens(self) -> IntArray:
@@ -91,8 +103,14 @@ class BlockRequest:
 
     @property
     def output_tokens(self) -> IntArray:
-        end = max(self._prompt_len, self._stop.output_end(self._table.frontier))
+        sure = self._final_end() if self._completion is None else self._table.frontier
+        end = max(self._prompt_len, self._stop.output_end(sure))
         return self._table.tokens[self._prompt_len : end].copy()
+
+    @property
+    def written(self) -> IntArray:
+        """[n] positions whose token the latest step set, decided anew or replaced."""
+        return self._written
 
     @property
     def canvas(self) -> Canvas:
@@ -133,28 +151,51 @@ class BlockRequest:
         return not in_prompt_phase and stored < self._table.start
 
     def apply(self, span: Span, decision: Decision) -> None:
-        positions = decision.positions[decision.accepted]
-        tokens = decision.tokens[decision.accepted]
-        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
-        if not np.isin(positions, asked).all() or len(np.unique(positions)) != len(positions):
-            raise ValueError(f"request {self._id}: decided positions outside the span's groups, or twice")
+        self._check_answers(span, decision)
+        self._written = decision.positions[:0]
         if span.advances:
             if self._starts_block():
                 self._table.activate()
-            self._table.decide(positions, tokens)
-            self._stop.notice(positions, tokens)
+            outcome = self._rule.apply(self._table, span.groups, decision)
+            self._written = outcome.written
+            self._notice_stops()
             self._draws += 1
-            self._table.settle()
+            self._table.settle(outcome.open)
         if span.keep is not None:
             self._carried = span.keep
         self._nfe += 1
-        self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
+        self._completion = self._stop.reason(self._table.tokens, self._final_end(), self._nfe)
 
     def preempted(self) -> None:
         """Nothing to do: a step needs no K/V that is not final."""
 
     def finish(self, reason: CompletionReason) -> None:
         self._completion = reason
+
+    def _check_answers(self, span: Span, decision: Decision) -> None:
+        """Raise ValueError unless the decision is about positions that the span asked for."""
+        positions = decision.positions[decision.accepted]
+        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
+        if self._rule.revises and not np.array_equal(decision.positions, asked):
+            raise ValueError(f"request {self._id}: the decision does not answer the span's groups, one by one")
+        if not np.isin(positions, asked).all() or len(np.unique(positions)) != len(positions):
+            raise ValueError(f"request {self._id}: decided positions outside the span's groups, or twice")
+
+    def _notice_stops(self) -> None:
+        """Look for stop tokens; where tokens may change, anew in everything that is not stored."""
+        table, positions = self._table, self._written
+        if self._rule.revises:
+            first = max(self._prompt_len, table.start)
+            positions = np.flatnonzero(table.decided[first : table.end]) + first
+            self._stop.first_stop = None
+        self._stop.notice(positions, table.tokens[positions])
+
+    def _final_end(self) -> int:
+        """Everything before this position is final."""
+        table = self._table
+        if not self._rule.revises:
+            return table.frontier
+        return max(self._prompt_len, table.start + table.states.count(BlockState.TO_CACHE) * table.block_size)
 
     def _whole_prompt(self) -> int:
         """End of the prompt's last full block."""
@@ -170,23 +211,24 @@ class BlockRequest:
         if len(table.states) >= self._context.buffer_size:
             return self._context.buffer_size == 1 and table.states == [BlockState.TO_CACHE]
         last = table.head + len(table.states) - 1
-        stability = 1.0 if table.masks[last] == 0 else 0.0
         return (
             table.progress(last) >= self._thresholds.add_block_threshold
-            and stability >= self._thresholds.token_stability_threshold
+            and self._rule.stability(table, last) >= self._thresholds.token_stability_threshold
         )
 
     def _advance(self, start: int, phase: Phase) -> Span:
         """Everything from `start` through the running blocks: one step of the block machine."""
         table = self._table
         states = [*table.states, BlockState.ACTIVE] if self._starts_block() else table.states
-        if self._stop.first_stop is not None:
+        if self._stop.first_stop is not None and not self._rule.revises:
             states = states[: self._stop.first_stop // table.block_size - table.head + 1]
         last = table.head + len(states)
         end = last * table.block_size
         to_cache = sum(state is BlockState.TO_CACHE for state in states)
         store_until = table.start + to_cache * table.block_size
         first = start - 1 if self._lacks_row_before(start) else start
+        origin = first + 1 if self._context.shifted else first  # of the first row, the one before it is CARRIED
+        asked = (self._rule.group(table, block, origin) for block in range(table.head + to_cache, last))
         return Span(
             start=first,
             tokens=table.tokens[first:end].copy(),
@@ -195,8 +237,9 @@ class BlockRequest:
             store_until=store_until,
             keep=self._row_to_keep(first, store_until),
             phase=phase,
-            groups=tuple(self._group(b, first) for b in range(table.head + to_cache, last) if table.masks[b]),
+            groups=tuple(group for group in asked if group is not None),
             advances=True,
+            blends=self._rule.blends(first, end),
         )
 
     def _lacks_row_before(self, position: int) -> bool:
@@ -240,21 +283,5 @@ class BlockRequest:
             phase=phase,
             groups=(),
             advances=False,
+            blends=self._rule.blends(start, end),
         )
-
-    def _group(self, block: int, start: int) -> SampleGroup:
-        positions = self._table.open_positions(block)
-        # Of the first row, the one before it is CARRIED.
-        rows = positions - start - 1 if self._context.shifted else positions - start
-        return SampleGroup(
-            block=block,
-            positions=positions,
-            rows=rows,
-            accept_threshold=self._thresholds.accept_threshold,
-            force_one=self._forces_one(block),
-        )
-
-    def _forces_one(self, block: int) -> bool:
-        if self._context.force_rule == "always" or block == 0:
-            return True
-        return self._table.progress(block - 1) >= self._thresholds.semi_complete_threshold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class BlockState(enum.Enum):
     ACTIVE = "active"
     """Being denoised."""
     TO_CACHE = "to_cache"
-    """All tokens final; the next forward stores its K/V and the block leaves the buffer."""
+    """No token changes any more; the next forward stores its K/V and the block leaves the buffer."""
 
 
 class BlockTable:
@@ -29,6 +30,7 @@ class BlockTable:
     def __init__(self, prompt: IntArray, *, block_size: int, capacity: int, fill_token: int) -> None:
         """Prompt blocks that are full lie before the buffer; a partly filled one is its first, ACTIVE block."""
         self.block_size = block_size
+        self._fill_token = fill_token
         self.tokens: IntArray = np.full(capacity, fill_token, dtype=np.int64)
         self.tokens[: len(prompt)] = prompt
         self.decided: BoolArray = np.zeros(capacity, dtype=np.bool_)
@@ -68,7 +70,7 @@ class BlockTable:
         self.states.append(BlockState.ACTIVE)
 
     def decide(self, positions: IntArray, tokens: IntArray) -> None:
-        """Write final tokens.
+        """Write tokens where none is decided yet.
 
         Raises:
             ValueError: a position is decided already or lies outside the buffer; nothing changed.
@@ -86,17 +88,44 @@ class BlockTable:
         while self.frontier < end and self.decided[self.frontier]:
             self.frontier += 1
 
-    def settle(self) -> None:
+    def revise(self, positions: IntArray, tokens: IntArray) -> None:
+        """Replace tokens that are decided already.
+
+        Raises:
+            ValueError: a position is undecided or lies outside the buffer; nothing changed.
+        """
+        if len(positions) == 0:
+            return
+        if positions.min() < self.start or positions.max() >= self.end or not self.decided[positions].all():
+            raise ValueError(f"positions {positions.tolist()} are not all decided positions of running blocks")
+        self.tokens[positions] = tokens
+
+    def reopen(self, positions: IntArray) -> None:
+        """Make decided positions undecided again.
+
+        Raises:
+            ValueError: a position is undecided or lies outside the buffer; nothing changed.
+        """
+        self.revise(positions, np.full(len(positions), self._fill_token, dtype=np.int64))
+        self.decided[positions] = False
+        for block in (positions // self.block_size).tolist():
+            self.masks[block] += 1
+        self.frontier = min([self.frontier, *positions.tolist()])
+
+    def settle(self, open_blocks: Collection[int] = ()) -> None:
         """Move blocks on at the end of a step: stored blocks leave, complete ones wait to be stored.
 
         A block becomes TO_CACHE only when its predecessor is TO_CACHE or stored, so blocks leave in order.
+
+        Args:
+            open_blocks: complete blocks that may still change, and therefore stay ACTIVE.
         """
         index = 0
         while index < len(self.states):
             if self.states[index] is BlockState.TO_CACHE:
                 del self.states[index]
                 self.head += 1
-            elif self.masks[self.head + index] == 0:
+            elif self.masks[self.head + index] == 0 and self.head + index not in open_blocks:
                 self.states[index] = BlockState.TO_CACHE
                 index += 1
             else:

@@ -1,0 +1,131 @@
+"""What a step decides in the running blocks: the rule that a block-buffer request is built around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+import numpy as np
+
+from diffulex_core.blocks.state import BlockTable
+from diffulex_core.pattern import IntArray
+from diffulex_core.protocols import ForceRule
+from diffulex_core.sampling_params import DecodingThresholds
+from diffulex_core.types import Blends, Decision, SampleGroup
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Outcome:
+    """What a rule did with a step's proposals.
+
+    Attributes:
+        written: [n] positions whose token was set, decided anew or replaced.
+        open: complete blocks that may still change, so that they are not stored yet.
+    """
+
+    written: IntArray
+    open: frozenset[int] = frozenset()
+
+
+class BlockRule(Protocol):
+    """Which positions of a block are asked, and what becomes of the answers. One object for each request."""
+
+    @property
+    def revises(self) -> bool:
+        """Whether a decided token may still change until its block is to be stored."""
+        ...
+
+    @property
+    def tokens_suffice(self) -> bool:
+        """Whether an answer's K/V follow from its tokens, so that its pages may serve others."""
+        ...
+
+    def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup | None:
+        """What is asked of an ACTIVE block in the step at hand; None = nothing.
+
+        Args:
+            table: the tokens as they are before the step.
+            block: its index.
+            origin: position that the window's first row decides; row `position - origin` decides `position`.
+        """
+        ...
+
+    def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
+        """Write what the step decided into the table.
+
+        Args:
+            table: the tokens as they were before the step.
+            groups: what was asked: one group for each ACTIVE block that gave one.
+            decision: the answers, in the order of the groups.
+        """
+        ...
+
+    def stability(self, table: BlockTable, block: int) -> float:
+        """Share of a running block's tokens that the latest step left as they were."""
+        ...
+
+    def blends(self, start: int, end: int) -> Blends | None:
+        """Positions of `[start, end)` that are fed blended embeddings; None = none."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Fill:
+    """Mask filling: a position is decided once, when the sampler accepts it, and never changes again.
+
+    Attributes:
+        thresholds: those of the request.
+        force_rule: when a block decides its most confident position although none is confident enough.
+    """
+
+    thresholds: DecodingThresholds
+    force_rule: ForceRule
+
+    @property
+    def revises(self) -> bool:
+        """Decided is decided."""
+        return False
+
+    @property
+    def tokens_suffice(self) -> bool:
+        """Token ids are all that is fed."""
+        return True
+
+    def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup | None:
+        """The undecided positions."""
+        if table.masks[block] == 0:
+            return None
+        positions = table.open_positions(block)
+        return SampleGroup(
+            block=block,
+            positions=positions,
+            rows=positions - origin,
+            accept_threshold=self.thresholds.accept_threshold,
+            force_one=self._forces_one(table, block),
+        )
+
+    def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
+        """Decide what the sampler accepted."""
+        positions = decision.positions[decision.accepted]
+        table.decide(positions, decision.tokens[decision.accepted])
+        return Outcome(written=positions)
+
+    def stability(self, table: BlockTable, block: int) -> float:
+        """Known only of complete blocks."""
+        return 1.0 if table.masks[block] == 0 else 0.0
+
+    def blends(self, start: int, end: int) -> Blends | None:
+        """None."""
+        return None
+
+    def _forces_one(self, table: BlockTable, block: int) -> bool:
+        if self.force_rule == "always" or block == 0:
+            return True
+        return table.progress(block - 1) >= self.thresholds.semi_complete_threshold
+
+
+def proposals(groups: Sequence[SampleGroup], decision: Decision) -> list[slice]:
+    """The part of a decision's arrays that answers each group."""
+    ends = np.cumsum([len(group.positions) for group in groups]).tolist()
+    return [slice(end - len(group.positions), end) for group, end in zip(groups, ends, strict=True)]
