@@ -141,6 +141,20 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     )
 
 
+def parts_of_head(step: PackedStep, budget: int) -> list[tuple[int, int]]:
+    """Bounds of consecutive rows of the head, each part of at most `budget` rows with the second rows they are joined
+    with; a part holds at least one row."""
+    costs = np.ones(len(step.head_rows), dtype=np.int64)
+    costs[step.guided.at] = 2
+    parts, begin, spent = list[tuple[int, int]](), 0, 0
+    for row, cost in enumerate(costs.tolist()):
+        if row > begin and spent + cost > budget:
+            parts.append((begin, row))
+            begin, spent = row, 0
+        spent += cost
+    return [*parts, (begin, len(costs))]
+
+
 def round_up(rows: int) -> int:
     """The smallest multiple of `ROW_MULTIPLE` that holds `rows`."""
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE

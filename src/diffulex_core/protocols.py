@@ -284,6 +284,26 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class PartwiseSampler(Protocol):
+    """What a sampler offers besides `Sampler` whose rows may be looked at in parts (`max_logits_tokens`)."""
+
+    def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """What is to be known of each row, whatever rows are beside it.
+
+        Args:
+            logits: [rows, columns] as for `Sampler.sample`.
+            batch: a part of a step's batch.
+        Returns:
+            [facts, rows], on the device.
+        """
+        ...
+
+    def decide(self, scored: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        """One decision for each window from the facts of all rows, [facts, rows]."""
+        ...
+
+
+@runtime_checkable
 class BelievingSampler(Protocol):
     """What the sampler of a strategy with self-conditioning offers besides `Sampler`."""
 

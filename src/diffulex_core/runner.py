@@ -12,9 +12,16 @@ from diffulex_core.beliefs import Beliefs
 from diffulex_core.context import ForwardContext, SoftInputs
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
-from diffulex_core.packing import ROW_MULTIPLE, PackedStep, pack, round_up
+from diffulex_core.packing import ROW_MULTIPLE, PackedStep, pack, parts_of_head, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
-from diffulex_core.protocols import AttentionBackend, BelievingSampler, DiffusionModel, Sampler, SelfConditioned
+from diffulex_core.protocols import (
+    AttentionBackend,
+    BelievingSampler,
+    DiffusionModel,
+    PartwiseSampler,
+    Sampler,
+    SelfConditioned,
+)
 from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
 
@@ -35,6 +42,7 @@ class EagerRunner:
         kv_store: KVStore,
         page_size: int,
         device: torch.device,
+        max_logits_tokens: int | None = None,
     ) -> None:
         self._model: DiffusionModel | None = model
         self._sampler = sampler
@@ -45,6 +53,8 @@ class EagerRunner:
         self._device = device
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
+        self._partwise = sampler if isinstance(sampler, PartwiseSampler) else None
+        self._max_logits_tokens = max_logits_tokens
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -59,18 +69,47 @@ class EagerRunner:
         count = len(step.head_rows)
         if count == 0:
             return StepOutput(decisions=tuple(_nothing() for _ in plan.windows), head_rows=0)
-        logits = self._model.logits(chosen)
         if step.remembered:
-            decisions = self._sample_and_believe(logits[:count], step)
+            decisions = self._sample_and_believe(self._logits(chosen, step, 0, count), step)
         else:
-            decisions = self._sampler.sample(logits[:count], step.sampling)
-        return StepOutput(decisions=tuple(decisions), head_rows=count)
+            decisions = self._sample(chosen, step)
+        return StepOutput(decisions=tuple(decisions), head_rows=len(chosen))
 
     def close(self) -> None:
         self._model = None
         self._kv_store = None
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
+
+    def _sample(self, chosen: Tensor, step: PackedStep) -> Sequence[Decision]:
+        """Head and sampler, over as many rows at a time as they may take."""
+        count = len(step.head_rows)
+        parts = [(0, count)]
+        if self._partwise is not None and self._max_logits_tokens is not None:
+            parts = parts_of_head(step, self._max_logits_tokens)
+        if self._partwise is None or len(parts) == 1:
+            return self._sampler.sample(self._logits(chosen, step, 0, count), step.sampling)
+        scored = [
+            self._partwise.score(self._logits(chosen, step, begin, end), step.sampling.part(begin, end))
+            for begin, end in parts
+        ]
+        return self._partwise.decide(torch.cat(scored, dim=1), step.sampling)
+
+    def _logits(self, chosen: Tensor, step: PackedStep, begin: int, end: int) -> Tensor:
+        """[end - begin, columns]: logits of some of the head's rows, joined with those of their second rows."""
+        assert self._model is not None
+        first, last = np.searchsorted(step.guided.at, (begin, end)).tolist()
+        second = len(step.head_rows) + np.arange(first, last)
+        rows = np.concatenate((np.arange(begin, end), second))
+        padding = np.zeros(round_up(len(rows)) - len(rows), dtype=np.int64)
+        logits = self._model.logits(chosen[self._move(np.concatenate((rows, padding)))])
+        own, without = logits[: end - begin], logits[end - begin : len(rows)].float()
+        if first == last:
+            return own
+        at = self._move(step.guided.at[first:last] - begin)
+        weight = torch.from_numpy(step.guided.scale[first:last]).to(own.device)[:, None] + 1
+        own = own.float()
+        return own.index_copy(0, at, without + weight * (own[at] - without))
 
     def _sample_and_believe(self, logits: Tensor, step: PackedStep) -> Sequence[Decision]:
         """Sample, and keep the embeddings that the remembered rows expect."""
@@ -90,10 +129,8 @@ class EagerRunner:
         return SoftInputs(rows=self._move(step.recalled_rows), embeddings=self._beliefs.take(step.recalled))
 
     def _head_input(self, hidden: Tensor, step: PackedStep) -> Tensor:
-        """[rows, hidden] -> [head rows, hidden], padded; rows of earlier steps stand where they are asked for."""
-        count = len(step.head_rows)
-        rows = np.concatenate((np.maximum(step.head_rows, 0), np.zeros(round_up(count) - count, dtype=np.int64)))
-        chosen = hidden[self._move(rows)]
+        """[rows, hidden] -> [head rows + second rows, hidden]; rows of earlier steps stand where they are asked for."""
+        chosen = hidden[self._move(np.concatenate((np.maximum(step.head_rows, 0), step.guided.rows)))]
         if step.carried:
             chosen[self._move(np.flatnonzero(step.head_rows == CARRIED))] = self._kept.take(step.carried)
         return chosen

@@ -292,6 +292,16 @@ class SamplingBatch:
     clean_confidence: BoolArray | None = None
     measure: tuple[str | None, ...] = ()
 
+    def part(self, begin: int, end: int) -> SamplingBatch:
+        """The rows from `begin` to `end`, of the same groups and windows."""
+        rows = slice(begin, end)
+        return attrs.evolve(
+            self,
+            positions=self.positions[rows],
+            window_of_row=self.window_of_row[rows],
+            group_of_row=self.group_of_row[rows],
+        )
+
 
 @attrs.frozen(kw_only=True)
 class KVGeometry:

@@ -133,6 +133,7 @@ class Worker:
             kv_store=kv_store,
             page_size=config.cache.page_size,
             device=self._device,
+            max_logits_tokens=config.schedule.max_logits_tokens,
         )
         if not config.runtime.skip_warmup:
             warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)

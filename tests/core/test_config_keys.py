@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "auto_max_nfe_tpf_floor": 1.0,
     "max_model_len": 2048,
     "max_num_batched_tokens": 4096,
+    "max_logits_tokens": None,
     "max_num_reqs": 128,
     "page_size": 32,
     "num_pages": -1,
@@ -95,6 +96,7 @@ ALIASES = {
     "eos_token_id": "eos_token_ids",
     "eos": "eos_token_ids",
     "diffusion_block_size": "block_size",
+    "max_logprobs": "max_logits_tokens",
     "max_num_seqs": "max_num_reqs",
     "kvcache_block_size": "page_size",
     "profiler": "profiler_config.profiler",
@@ -135,6 +137,7 @@ REFUSED: dict[str, list[object]] = {
     "auto_max_nfe_tpf_floor": [0, -1],
     "max_model_len": [0, -5, 4097],
     "max_num_batched_tokens": [0, 95],
+    "max_logits_tokens": [1, 2.5, "all"],
     "max_num_reqs": [0, "many"],
     "page_size": [0, 12, 64, 16],
     "num_pages": [0, -2],
@@ -227,8 +230,7 @@ def test_every_key_has_a_sentence_of_help(spec: KeySpec) -> None:
 def test_an_alias_sets_what_the_public_name_sets(alias: str, name: str) -> None:
     spec = SCHEMA.by_name[name]
     other: object = {int: 8, float: 0.25, bool: not spec.default, str: "text"}.get(type(spec.default), "torch")
-    if name == "eos_token_ids":
-        other = [3, 5]
+    other = {"eos_token_ids": [3, 5], "max_logits_tokens": 64}.get(name, other)
     base: dict[str, object] = {"torch_profiler_dir": "traces"} if name == "profiler_config.profiler" else {}
     base |= {"block_size": 4} if name == "page_size" else {}
     model = None if name == "model" else "ckpt"

@@ -120,6 +120,13 @@ class ScheduleSection:
         "Most rows of one forward, prefill and decode together; long prompts are chunked. Counted for each copy.",
         minimum=1,
     )
+    max_logits_tokens: int | None = key(
+        None,
+        "Most rows of logits that exist at a time, where the sampler can look at a step in parts; null = all of a "
+        "step's. The results do not depend on it.",
+        aliases=("max_logprobs",),
+        minimum=2,
+    )
     max_num_reqs: int = key(
         128, "Most requests that run at once on each copy of the model.", aliases=("max_num_seqs",), minimum=1
     )

@@ -45,6 +45,10 @@ class PackedSampler:
         self._tp = tp
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        return self.decide(self.score(logits, batch), batch)
+
+    def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """[3, rows] float64: token, confidence, whether the row is finite."""
         params = [window.params for window in batch.windows]
         row_params = batch.window_of_row
         held = self._held(logits.shape[1])
@@ -69,8 +73,7 @@ class PackedSampler:
             columns[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device), self._tp)
         basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
         settled = settle(scores, columns, _measures(batch), held.start, self._tp, basis)
-        result = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
-        return self._decide(result, batch)
+        return torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
 
     def _held(self, columns: int) -> Range:
         """The real ids among those of this process's columns."""
@@ -103,13 +106,9 @@ class PackedSampler:
         draws = np.array([window.draw for window in batch.windows], dtype=np.int64)
         return seeds[batch.window_of_row], draws[batch.window_of_row], batch.positions
 
-    def _decide(self, result: Tensor, batch: SamplingBatch) -> list[Decision]:
-        """Apply the accept rule on the host.
-
-        Args:
-            result: [3, rows] float64: token, confidence, whether the row is finite.
-        """
-        host = result.cpu().numpy()
+    def decide(self, scored: Tensor, batch: SamplingBatch) -> list[Decision]:
+        """Apply the accept rule on the host to what `score` found."""
+        host = scored.cpu().numpy()
         tokens, confidence, finite = host[0].astype(np.int64), host[1], host[2] > 0
         accepted = accept(confidence, batch.group_of_row, batch.accept_threshold, batch.force_one)
         bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
