@@ -13,7 +13,7 @@ from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily
 from diffulex_core.sampling_params import SamplingParams
 
-BLOCK_SIZE_KEYS = ("block_size", "bd_size")
+BLOCK_SIZE_KEYS = ("block_size", "bd_size", "canvas_length")
 LENGTH_KEYS = ("max_position_embeddings", "max_sequence_length")
 VOCABULARY_KEYS = ("vocab_size", "embedding_size")
 _SAMPLING = {"temperature": "temperature", "max_tokens": "max_tokens", "max_new_tokens": "max_tokens", "top_p": "top_p"}

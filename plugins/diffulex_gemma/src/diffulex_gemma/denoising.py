@@ -1,0 +1,54 @@
+"""The rules that denoise a canvas: temperature, acceptance, and when it is done. Pure functions of host arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffulex_core.pattern import IntArray
+from diffulex_core.types import BoolArray, FloatArray
+
+
+def temperature(step: int, steps: int, t_min: float, t_max: float) -> float:
+    """Temperature of step `step` (from 0) of at most `steps`: it starts at `t_max` and falls evenly towards `t_min`."""
+    return t_min + (t_max - t_min) * (steps - step) / steps
+
+
+def within_bound(entropy: FloatArray, bound: float) -> BoolArray:
+    """Which positions keep the tokens that were drawn for them.
+
+    In ascending order of entropy, the lowest position first among equals, those are kept before which the entropies
+    add up to at most `bound`. So one always is, and those that are kept are nearly independent of each other:
+    the sum without its largest term bounds the information that they share (arXiv:2505.24857).
+
+    Args:
+        entropy: [n] in nats.
+        bound: in nats, at least 0.
+    Returns:
+        [n] bool, at least one of them True.
+    """
+    order = np.argsort(entropy, kind="stable")
+    ordered = entropy[order].astype(np.float64)
+    before = np.concatenate(([0.0], np.cumsum(ordered)[:-1]))
+    kept = np.zeros(len(entropy), dtype=np.bool_)
+    kept[order] = before <= bound
+    return kept
+
+
+def stable(best: IntArray, earlier: Sequence[IntArray], threshold: int) -> bool:
+    """Whether the most probable tokens are those of the last `threshold` steps.
+
+    Args:
+        best: [n] of this step.
+        earlier: [n] of each step before it, the latest last.
+        threshold: at least 0; fewer steps than that are not enough.
+    """
+    if threshold == 0:
+        return True
+    return len(earlier) >= threshold and all(np.array_equal(best, other) for other in earlier[-threshold:])
+
+
+def confident(entropy: FloatArray, threshold: float) -> bool:
+    """Whether the mean of [n] entropies, in nats, is below the threshold."""
+    return float(entropy.mean(dtype=np.float64)) < threshold

@@ -1,0 +1,70 @@
+"""The logits that a canvas's tokens are drawn from: biased, limited, and then tempered by the schedule."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffulex_core.distributed import Communicator
+from diffulex_core.distributed.ranges import Range
+from diffulex_core.sampling.filters import restrict
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import SamplingBatch
+
+COLDEST = 1e-10
+"""What temperature 0 stands for: softmax is the most probable token, evenly among equals."""
+
+
+def processed(logits: Tensor, batch: SamplingBatch, held: Range, tp: Communicator) -> Tensor:
+    """The logits of a step in fp32; -inf for ids that do not exist or that a request excludes.
+
+    Bias and limits (top-p, top-k, min-p) see the network's own distribution, as logits processors of the published code
+    do; the schedule's temperature comes last. A request's temperature is not heeded: the schedule takes its place.
+
+    Args:
+        logits: [rows, columns] as `DiffusionModel.logits` returns them; not modified.
+        batch: whose rows they are.
+        held: the ids of the columns that stand for one.
+        tp: the processes that hold the vocabulary.
+    Returns:
+        [rows, columns] float32, a new tensor.
+    """
+    scores = logits.float()
+    params = [window.params for window in batch.windows]
+    if held.length < logits.shape[1]:
+        scores = scores.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= held.length, -torch.inf)
+    if any(each.logit_bias for each in params):
+        scores = scores.clone()
+        for index, each in enumerate(params):
+            _add_bias(scores, held, torch.from_numpy(np.flatnonzero(batch.window_of_row == index)), each)
+    scores = _restrict(scores, batch, held, tp)
+    scheduled = [group.temperature for window in batch.windows for group in window.span.groups]
+    temperature = np.array([1.0 if each is None else max(each, COLDEST) for each in scheduled])[batch.group_of_row]
+    return scores / torch.from_numpy(temperature).to(scores.device, torch.float32)[:, None]
+
+
+def _add_bias(scores: Tensor, held: Range, rows: Tensor, params: SamplingParams) -> None:
+    chosen = {token - held.start: bias for token, bias in params.logit_bias.items()}
+    columns = [column for column in chosen if 0 <= column < held.length]
+    if columns:
+        at = rows.to(scores.device)[:, None], torch.tensor(columns, device=scores.device)
+        scores[at] += torch.tensor([chosen[column] for column in columns], device=scores.device)
+
+
+def _restrict(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicator) -> Tensor:
+    params = [window.params for window in batch.windows]
+    limited = np.array([each.top_p < 1 or each.top_k is not None or each.min_p > 0 for each in params])
+    limited = limited[batch.window_of_row]
+    if not limited.any():
+        return scores
+    rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
+    owners = [params[index] for index in batch.window_of_row[limited]]
+    narrowed = restrict(
+        scores[rows],
+        torch.tensor([each.top_p for each in owners], device=scores.device),
+        torch.tensor([min(each.top_k or held.size, held.size) for each in owners], device=scores.device),
+        torch.tensor([each.min_p for each in owners], device=scores.device),
+        tp,
+    )
+    return scores.index_copy(0, rows, narrowed)

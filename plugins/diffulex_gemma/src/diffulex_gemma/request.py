@@ -1,0 +1,214 @@
+"""The request of the strategy: canvas after canvas from the end of the prompt, each encoded once it is accepted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffulex_core.blocks.limits import StopRules
+from diffulex_core.pattern import IntArray, Phase
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import Canvas, CompletionReason, Decision, SampleGroup, Span
+from diffulex_gemma.decision import CanvasDecision
+from diffulex_gemma.denoising import confident, stable, temperature, within_bound
+from diffulex_gemma.draws import COUNTER, Draws, seed_of
+from diffulex_gemma.options import DenoisingOptions
+
+
+class CanvasRequest:
+    """A request whose answer is denoised one canvas at a time.
+
+    The canvas is fed as a whole in every step, behind whatever before it is not encoded yet: the prompt, the canvas
+    that was accepted last, or all of it after a preemption. What is encoded is causal and may be cut anywhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        request_id: int,
+        prompt: IntArray,
+        params: SamplingParams,
+        context: ReqContext,
+        draws: Draws = COUNTER,
+    ) -> None:
+        assert context.vocab_size is not None, "noise needs to know the vocabulary"
+        assert isinstance(context.options, DenoisingOptions), "the strategy's options"
+        self._id, self._params, self._prompt_len = request_id, params, len(prompt)
+        self._options, self._vocab_size, self._source = context.options, context.vocab_size, draws
+        self._stop = StopRules(
+            params,
+            prompt_len=len(prompt),
+            max_model_len=context.max_model_len,
+            eos_token_ids=context.eos_token_ids,
+            auto_nfe=context.auto_nfe,
+        )
+        self._canvas_size = context.pattern.block_size
+        answer = self._stop.limit - len(prompt)
+        if not self._options.diffusion_gemma_shorten_last_canvas:
+            answer = -(-answer // self._canvas_size) * self._canvas_size
+        self._tokens: IntArray = np.zeros(len(prompt) + answer, dtype=np.int64)
+        self._tokens[: len(prompt)] = prompt
+        self._start = len(prompt)
+        """First position of the canvas; everything before it is final."""
+        self._encoded = len(prompt)
+        """Positions before this one need no decoding any more: prompt, and what was encoded once."""
+        self._nfe = self._draws = 0
+        self._completion: CompletionReason | None = None
+        self._best: list[IntArray] = []
+        """The canvas's most probable tokens after each of its steps so far."""
+        self._canvas = self._noise(self._positions)
+
+    @property
+    def request_id(self) -> int:
+        return self._id
+
+    @property
+    def params(self) -> SamplingParams:
+        return self._params
+
+    @property
+    def prompt_len(self) -> int:
+        return self._prompt_len
+
+    @property
+    def nfe(self) -> int:
+        return self._nfe
+
+    @property
+    def draws(self) -> int:
+        return self._draws
+
+    @property
+    def completion(self) -> CompletionReason | None:
+        return self._completion
+
+    @property
+    def known_tokens(self) -> IntArray:
+        return self._tokens[: self._start]
+
+    @property
+    def stored_tokens(self) -> IntArray:
+        return self._tokens[: self._end]
+
+    @property
+    def output_tokens(self) -> IntArray:
+        end = max(self._prompt_len, self._stop.output_end(self._start))
+        return self._tokens[self._prompt_len : end].copy()
+
+    @property
+    def canvas(self) -> Canvas:
+        """The canvas that is being denoised shows its most probable tokens, undecided until all of it is accepted."""
+        begin, running = self._prompt_len, len(self._best) > 0
+        end = self._end if running else self._start
+        draft = self._best[-1] if running else self._tokens[:0]
+        index = (self._start - begin) // self._canvas_size
+        return Canvas(
+            start=begin,
+            tokens=np.concatenate((self._tokens[begin : self._start], draft)),
+            decided=np.arange(begin, end) < self._start,
+            committed=self._encoded - begin,
+            block_size=self._canvas_size,
+            running_blocks=((index, "active"),) if running else (),
+        )
+
+    def most_slots(self) -> int:
+        return len(self._tokens)
+
+    def most_rows(self) -> int:
+        return min(self._canvas_size, len(self._tokens) - self._prompt_len)
+
+    def plan(self, stored: int, budget: int | None) -> Span | None:
+        rows = self._end - stored
+        if budget is None or rows <= budget:
+            return self._denoise(stored)
+        end = min(stored + budget, self._start)
+        return self._encode(stored, end) if end > stored else None
+
+    def chunkable(self, stored: int) -> bool:
+        return stored < self._start
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        self._encoded = max(self._encoded, span.store_until)
+        self._nfe += 1
+        if span.groups:
+            assert isinstance(decision, CanvasDecision), "the strategy's own sampler decides"
+            self._draws += 1
+            self._take(decision)
+        self._completion = self._stop.reason(self._tokens, self._start, self._nfe)
+
+    def preempted(self) -> None:
+        """Nothing to do: the canvas is here, and the runner keeps what was believed of it."""
+
+    def finish(self, reason: CompletionReason) -> None:
+        self._completion = reason
+
+    @property
+    def _end(self) -> int:
+        """Position after the canvas."""
+        return min(self._start + self._canvas_size, len(self._tokens))
+
+    @property
+    def _positions(self) -> IntArray:
+        return np.arange(self._start, self._end)
+
+    def _denoise(self, stored: int) -> Span:
+        """What is not encoded yet, and a step of the canvas behind it."""
+        options, step = self._options, len(self._best)
+        steps = options.diffusion_gemma_max_denoising_steps
+        positions = self._positions
+        group = SampleGroup(
+            block=(self._start - self._prompt_len) // self._canvas_size,
+            positions=positions,
+            rows=positions - stored,
+            accept_threshold=float("inf"),
+            force_one=False,
+            temperature=temperature(step, steps, options.diffusion_gemma_t_min, options.diffusion_gemma_t_max),
+        )
+        return Span(
+            start=stored,
+            tokens=np.concatenate((self._tokens[stored : self._start], self._canvas)),
+            catch_up=max(0, self._encoded - stored),
+            store_from=stored,
+            store_until=self._start,
+            phase=Phase.DECODE,
+            groups=(group,),
+            advances=True,
+            recall=step > 0,
+            remember=step + 1 < steps,
+        )
+
+    def _encode(self, stored: int, end: int) -> Span:
+        """A piece of what is not encoded yet, without the canvas."""
+        return Span(
+            start=stored,
+            tokens=self._tokens[stored:end].copy(),
+            catch_up=max(0, min(self._encoded, end) - stored),
+            store_from=stored,
+            store_until=end,
+            phase=Phase.DECODE,
+            groups=(),
+            advances=self._encoded < end,
+        )
+
+    def _take(self, decision: CanvasDecision) -> None:
+        """One step of the canvas: accept it, or draw the next one."""
+        options, earlier = self._options, self._best
+        self._best = [*earlier, decision.tokens]
+        last = len(self._best) == options.diffusion_gemma_max_denoising_steps
+        settled = stable(decision.tokens, earlier, options.diffusion_gemma_stability_threshold)
+        if last or (settled and confident(decision.entropy, options.diffusion_gemma_confidence_threshold)):
+            self._accept(decision.tokens)
+        else:
+            kept = within_bound(decision.entropy, options.diffusion_gemma_entropy_bound)
+            self._canvas = np.where(kept, decision.drawn, self._noise(decision.positions))
+
+    def _accept(self, tokens: IntArray) -> None:
+        """Make the canvas final and start the next one, if there is room for it."""
+        positions = self._positions
+        self._tokens[positions] = tokens
+        self._stop.notice(positions, tokens)
+        self._start, self._best = self._end, []
+        self._canvas = self._noise(self._positions)
+
+    def _noise(self, positions: IntArray) -> IntArray:
+        return self._source.noise(seed_of(self._params), self._draws, positions, self._vocab_size)
