@@ -8,7 +8,17 @@ import attrs
 import numpy as np
 
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray
-from diffulex_core.types import CARRIED, BoolArray, FloatArray, RowRun, SamplingBatch, StepPlan, Window
+from diffulex_core.types import (
+    CARRIED,
+    BoolArray,
+    FloatArray,
+    Questions,
+    RowRun,
+    SampleGroup,
+    SamplingBatch,
+    StepPlan,
+    Window,
+)
 
 ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
@@ -274,4 +284,20 @@ def _sampling(plan: StepPlan) -> SamplingBatch:
         windows=plan.windows,
         clean_confidence=np.array([group.clean_confidence for _, group in groups], dtype=np.bool_),
         measure=tuple(group.measure for _, group in groups),
+        questions=_questions([group for _, group in groups]),
+    )
+
+
+def _questions(groups: Sequence[SampleGroup]) -> Questions | None:
+    if not any(group.alternatives or group.discouraged is not None or group.watched is not None for group in groups):
+        return None
+
+    def each(tokens: IntArray | None, group: SampleGroup) -> IntArray:
+        return np.full(len(group.positions), -1, dtype=np.int64) if tokens is None else tokens
+
+    return Questions(
+        most=max(group.alternatives for group in groups),
+        discouraged=np.concatenate([each(group.discouraged, group) for group in groups]),
+        penalty=np.repeat([group.penalty for group in groups], [len(group.positions) for group in groups]),
+        watched=np.concatenate([each(group.watched, group) for group in groups]),
     )

@@ -267,6 +267,29 @@ class StepOutput:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Questions:
+    """What the groups of a sampler call ask for besides a token and its confidence, row by row.
+
+    Attributes:
+        most: alternatives that come back for each row.
+        discouraged: [rows] token whose logit is lowered, -1 for none.
+        penalty: [rows] float32, by how much.
+        watched: [rows] token whose probability comes back, -1 for none.
+    """
+
+    most: int
+    discouraged: IntArray
+    penalty: FloatArray
+    watched: IntArray
+
+    def part(self, rows: slice) -> Questions:
+        """Those of some of the rows."""
+        return attrs.evolve(
+            self, discouraged=self.discouraged[rows], penalty=self.penalty[rows], watched=self.watched[rows]
+        )
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class SamplingBatch:
     """The rows of one packed sampler call and whose they are.
 
@@ -280,6 +303,7 @@ class SamplingBatch:
         windows: the windows that the rows belong to.
         clean_confidence: [groups] bool; None = nowhere.
         measure: one entry for each group; empty = as the requests' parameters say.
+        questions: what some of the groups ask for besides; None = nothing.
     """
 
     positions: IntArray
@@ -291,6 +315,7 @@ class SamplingBatch:
     windows: tuple[Window, ...]
     clean_confidence: BoolArray | None = None
     measure: tuple[str | None, ...] = ()
+    questions: Questions | None = None
 
     def part(self, begin: int, end: int) -> SamplingBatch:
         """The rows from `begin` to `end`, of the same groups and windows."""
@@ -300,6 +325,7 @@ class SamplingBatch:
             positions=self.positions[rows],
             window_of_row=self.window_of_row[rows],
             group_of_row=self.group_of_row[rows],
+            questions=None if self.questions is None else self.questions.part(rows),
         )
 
 

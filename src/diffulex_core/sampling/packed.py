@@ -16,6 +16,7 @@ from diffulex_core.sampling import choose
 from diffulex_core.sampling.accept import accept
 from diffulex_core.sampling.confidence import settle
 from diffulex_core.sampling.filters import restrict
+from diffulex_core.sampling.questions import alternatives, answer, discourage, watched
 from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import Decision, SamplingBatch
@@ -48,7 +49,7 @@ class PackedSampler:
         return self.decide(self.score(logits, batch), batch)
 
     def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """[3, rows] float64: token, confidence, whether the row is finite."""
+        """[3, rows] float64: token, confidence, whether the row is finite; then what the batch's questions ask for."""
         params = [window.params for window in batch.windows]
         row_params = batch.window_of_row
         held = self._held(logits.shape[1])
@@ -59,10 +60,13 @@ class PackedSampler:
             if each.logit_bias:
                 self._bias(scores, held, torch.from_numpy(np.flatnonzero(row_params == index)), each)
 
+        if batch.questions is not None:
+            discourage(scores, held, batch.questions)
         temperature = np.array([each.temperature for each in params])[row_params]
         temperature[batch.greedy[batch.group_of_row]] = 0.0
         drawn = temperature > 0
         clean = _clean_rows(batch)
+        asked = None if batch.questions is None else scores.clone()
         untouched = scores[clean]
         scores /= _column(np.where(drawn, temperature, 1.0), scores)
         scores = self._restrict(scores, params, row_params)
@@ -73,7 +77,10 @@ class PackedSampler:
             columns[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device), self._tp)
         basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
         settled = settle(scores, columns, _measures(batch), held.start, self._tp, basis)
-        return torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
+        scored = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
+        if batch.questions is None or asked is None:
+            return scored
+        return torch.cat((scored, answer(asked, held, batch.questions, self._tp)))
 
     def _held(self, columns: int) -> Range:
         """The real ids among those of this process's columns."""
@@ -122,6 +129,8 @@ class PackedSampler:
                     confidence=confidence[rows].astype(np.float32),
                     accepted=accepted[rows] & finite[rows].all(),
                     finite=bool(finite[rows].all()),
+                    alternatives=alternatives(host[3:, rows], batch.questions),
+                    watched=watched(host[3:, rows], batch.questions),
                 )
             )
         return decisions

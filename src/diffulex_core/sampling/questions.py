@@ -1,0 +1,71 @@
+"""What a step may ask about its rows besides one token: the most probable ones, and the probability of a given one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffulex_core.distributed import Communicator
+from diffulex_core.distributed.ranges import Range
+from diffulex_core.sampling.choose import greedy
+from diffulex_core.types import Alternatives, FloatArray, Questions
+
+
+def discourage(scores: Tensor, held: Range, questions: Questions) -> None:
+    """Lower the discouraged tokens' scores in place; `scores` [rows, columns] are this process's."""
+    local = questions.discouraged - held.start
+    rows = np.flatnonzero((local >= 0) & (local < held.length))
+    if len(rows):
+        at = torch.from_numpy(rows).to(scores.device)
+        penalty = torch.from_numpy(questions.penalty[rows].astype(np.float32)).to(scores.device)
+        scores[at, torch.from_numpy(local[rows]).to(scores.device)] -= penalty
+
+
+def answer(scores: Tensor, held: Range, questions: Questions, tp: Communicator) -> Tensor:
+    """What the questions ask for; a collective, which moves a few numbers for each row.
+
+    Args:
+        scores: [rows, columns] float32, this process's part of the distribution.
+        held: the ids of the columns.
+        questions: of these rows.
+        tp: the processes that hold the vocabulary.
+    Returns:
+        [1 + 2 * questions.most, rows] float64: probability of the watched token, then the most probable tokens, then
+        their probabilities.
+    """
+    local = torch.from_numpy(questions.watched - held.start).to(scores.device)
+    here = (local >= 0) & (local < held.length)
+    asked = scores.gather(1, local.clamp(0, scores.shape[1] - 1)[:, None]).squeeze(1)
+    told = [_log_sum(scores), asked.masked_fill(~here, -torch.inf).double()]
+    rest = scores.clone()
+    for _ in range(questions.most):
+        best = greedy(rest)[:, None]
+        told += [best.squeeze(1).double() + held.start, rest.gather(1, best).squeeze(1).double()]
+        rest.scatter_(1, best, -torch.inf)
+    heard = tp.gather(torch.stack(told))  # [ranks, 2 + 2 most, rows]
+    tokens, offered = heard[:, 2::2].flatten(0, 1), heard[:, 3::2].flatten(0, 1)
+    order = tokens.argsort(dim=0, descending=True, stable=True)
+    order = order.gather(0, offered.gather(0, order).argsort(dim=0, descending=True, stable=True))[: questions.most]
+    logs = torch.cat((heard[:, 1].amax(dim=0)[None], offered.gather(0, order))) - heard[:, 0].logsumexp(dim=0)
+    return torch.cat((logs[:1].exp(), tokens.gather(0, order), logs[1:].exp()))
+
+
+def watched(answers: NDArray[np.float64], questions: Questions | None) -> FloatArray | None:
+    """[n] probabilities of the watched tokens, out of `answer`'s result for n rows."""
+    return None if questions is None else answers[0].astype(np.float32)
+
+
+def alternatives(answers: NDArray[np.float64], questions: Questions | None) -> Alternatives | None:
+    """The most probable tokens, out of `answer`'s result for n rows."""
+    if questions is None or not questions.most:
+        return None
+    tokens, probabilities = answers[1 : 1 + questions.most], answers[1 + questions.most :]
+    return Alternatives(tokens=tokens.T.astype(np.int64), probabilities=probabilities.T.astype(np.float32))
+
+
+def _log_sum(scores: Tensor) -> Tensor:
+    """[rows] float64. A single row is summed twice: torch splits a single sum among threads, which changes its bits."""
+    rows = scores.expand(2, -1) if len(scores) == 1 else scores
+    return rows.logsumexp(dim=1)[: len(scores)].double()
