@@ -319,6 +319,16 @@ def test_an_adapter_trained_over_another_model_brings_a_warning(
     assert [repr(base_name) in record.message for record in caplog.records] == [True] * warned
 
 
+def test_a_model_that_is_called_by_its_directory_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = write_adapter(tmp_path, {}, base_model_name_or_path="GSAI-ML/LLaDA-8B-Base")
+    with caplog.at_level(logging.WARNING):
+        warn_of_another_base(adapter, ("/models/instruct", "/models/instruct"))
+    [record] = caplog.records
+    assert "but the model is '/models/instruct'. Over" in record.message
+
+
 def with_rules(*rules: Rename | Skip) -> Family:
     """Qwen2 with more rules for weights."""
     return attrs.evolve(QWEN2_CASE.family, weights=WeightRules(*STANDARD_DECODER, *rules))

@@ -118,7 +118,7 @@ def warn_of_another_base(adapter: Path, names: Collection[str]) -> None:
             "The adapter at %s was trained over %r, but the model is %s. Over another model its answers are wrong.",
             adapter,
             config.base,
-            " = ".join(sorted(map(repr, names))),
+            " = ".join(sorted({repr(name) for name in names})),
         )
 
 
