@@ -23,6 +23,7 @@ from diffulex_core.protocols import AttentionBackend, DiffusionModel
 from diffulex_core.weights import load_weights
 from diffulex_fastdllm.config import TINY, check_config, decoder_spec
 from diffulex_fastdllm.model import build
+from diffulex_fastdllm.options import DualCacheOptions
 from diffulex_fastdllm.oracle import hf_reference
 from diffulex_fastdllm.weights import WEIGHTS
 from tests.core.checkpoints import Checkpoint
@@ -81,14 +82,40 @@ def test_published_configurations_give_their_shapes() -> None:
 
 def test_a_published_config_names_its_family_and_everything_else_follows() -> None:
     resolved = configure(LARGE)
-    assert (resolved.family.name, resolved.strategy.name) == ("fast_dllm_v2", "multi_bd")
+    assert (resolved.family.name, resolved.strategy.name) == ("fast_dllm_v2", "fast_dllm_v2")
     assert (resolved.model.mask_token_id, resolved.model.eos_token_ids) == (151665, (151645,))
-    assert (resolved.decoding.block_size, resolved.origins["block_size"].source) == (32, "checkpoint")
-    assert configure({**LARGE, "bd_size": 16}).decoding.block_size == 16
-    bare = {key: value for key, value in LARGE.items() if key != "bd_size"}
-    assert configure(bare).decoding.block_size == 32
     assert resolved.family.logits == "shifted"
-    assert resolved.family.provides == {Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL}
+    assert resolved.family.provides == {Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, "dual_cache"}
+
+
+@pytest.mark.parametrize(("strategy", "parts"), [("fast_dllm_v2", 4), ("multi_bd", 1)])
+def test_the_checkpoints_block_is_the_buffer_of_its_own_strategy_and_the_block_of_others(
+    strategy: str, parts: int
+) -> None:
+    options = {"decoding_strategy": strategy}
+    resolved = configure(LARGE, options)
+    assert (resolved.decoding.block_size, resolved.origins["block_size"].source) == (32 // parts, "checkpoint")
+    assert resolved.decoding.buffer_size == 4
+    assert not resolved.warnings
+    assert configure({**LARGE, "bd_size": 16}, options).decoding.block_size == 16 // parts
+    bare = {key: value for key, value in LARGE.items() if key != "bd_size"}
+    assert configure(bare, options).decoding.block_size == 32 // parts
+
+
+def test_sub_blocks_that_do_not_make_the_checkpoints_block_are_warned_of() -> None:
+    [warning] = configure(LARGE, {"block_size": 4}).warnings
+    assert "block_size 4 x buffer_size 4 make blocks of 16 tokens" in warning
+    assert "blocks of 32 (bd_size" in warning
+    assert configure(LARGE, {"buffer_size": 2}).decoding.block_size == 16
+    with pytest.raises(ConfigError, match=r"buffer_size is 1, .* use at least 2"):
+        configure(LARGE, {"buffer_size": 1})
+
+
+def test_the_block_cache_has_two_names_and_is_on() -> None:
+    for name in ("fdv2_use_block_cache", "use_block_cache"):
+        options = configure(LARGE, {name: False}).strategy_options
+        assert options == DualCacheOptions(fdv2_use_block_cache=False)
+    assert configure(LARGE).strategy_options == DualCacheOptions()
 
 
 def test_the_mask_token_has_its_pipes_outside() -> None:

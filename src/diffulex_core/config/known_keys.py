@@ -48,7 +48,7 @@ _KEYS_OF_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "exact_confidence",
             "confident_commit_threshold",
         ),
-        "diffulex-fastdllm": ("fdv2_use_block_cache", "fdv2_graph_modes", "use_block_cache"),
+        "diffulex-fastdllm": ("fdv2_graph_modes",),
         "diffulex-gemma": (
             "diffusion_gemma_max_denoising_steps",
             "diffusion_gemma_stability_threshold",

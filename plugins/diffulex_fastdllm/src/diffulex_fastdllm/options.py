@@ -1,0 +1,20 @@
+"""The strategy's own configuration keys; importing this imports no torch."""
+
+from __future__ import annotations
+
+import attrs
+
+from diffulex_core.config.keys import key
+
+
+@attrs.frozen(kw_only=True)
+class DualCacheOptions:
+    """Keys of the strategy fast_dllm_v2."""
+
+    fdv2_use_block_cache: bool = key(
+        True,
+        "Recompute only the current sub-block between two passes over its whole block, beside the neighbours' keys and "
+        "values of the last one; false = every pass computes the whole block.",
+        aliases=("use_block_cache",),
+        generation_config=("use_block_cache",),
+    )
