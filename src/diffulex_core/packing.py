@@ -49,6 +49,23 @@ class Guided:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class BlendedRows:
+    """Rows that are fed weighted sums of embeddings, padded to `ROW_MULTIPLE` but for `rows`.
+
+    Attributes:
+        rows: [n] distinct rows of the batch.
+        ids: [padded, k] int64.
+        weights: [padded, k] float32; 0 where there is no id, and in padding.
+        match_norm: [padded] bool: scale the sum to the weighted sum of the norms.
+    """
+
+    rows: IntArray
+    ids: IntArray
+    weights: FloatArray
+    match_norm: BoolArray
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class PackedStep:
     """The rows of a plan, padded to `ROW_MULTIPLE`.
 
@@ -65,6 +82,7 @@ class PackedStep:
         sampling: whose rows those are.
         kept_rows: [m] rows whose hidden rows are kept for later steps.
         kept: [m] requests that they are kept for.
+        blended: rows that are fed blended embeddings; None = no row is.
         recalled_rows: [r] rows that are fed what the step before believed of them.
         recalled: requests whose rows those are, in the order of their rows.
         remembered_rows: [s] rows among `head_rows`, by index there, whose beliefs are kept.
@@ -84,6 +102,7 @@ class PackedStep:
     sampling: SamplingBatch
     kept_rows: IntArray
     kept: tuple[int, ...]
+    blended: BlendedRows | None
     recalled_rows: IntArray
     recalled: tuple[int, ...]
     remembered_rows: IntArray
@@ -144,6 +163,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         sampling=_sampling(plan),
         kept_rows=kept_rows,
         kept=kept,
+        blended=_blended(laid, offsets),
         recalled_rows=recalled_rows,
         recalled=recalled,
         remembered_rows=remembered_rows,
@@ -246,6 +266,29 @@ def _kept_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, 
         if window.span.keep is not None
     }
     return np.array([*kept.values()], dtype=np.int64), tuple(kept)
+
+
+def _blended(plan: StepPlan, offsets: IntArray) -> BlendedRows | None:
+    """The windows' blends as rows of the batch; those with fewer ids are filled up with weight 0."""
+    found = [
+        (window.span.blends, offset - window.span.start)
+        for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True)
+        if window.span.blends is not None
+    ]
+    if not found:
+        return None
+    rows = np.concatenate([blends.positions + shift for blends, shift in found])
+    width = max(blends.ids.shape[1] for blends, _ in found)
+    ids = np.zeros((round_up(len(rows)), width), dtype=np.int64)
+    weights = np.zeros(ids.shape, dtype=np.float32)
+    match_norm = np.zeros(len(ids), dtype=np.bool_)
+    begin = 0
+    for blends, _ in found:
+        end, columns = begin + len(blends.positions), blends.ids.shape[1]
+        ids[begin:end, :columns], weights[begin:end, :columns] = blends.ids, blends.weights
+        match_norm[begin:end] = blends.match_norm
+        begin = end
+    return BlendedRows(rows=rows, ids=ids, weights=weights, match_norm=match_norm)
 
 
 def _recalled_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:

@@ -390,6 +390,23 @@ class SelfConditioned(Protocol):
 
 
 @runtime_checkable
+class SoftInputNetwork(Protocol):
+    """What a network with the capability `soft_inputs` offers besides `DiffusionModel`."""
+
+    def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
+        """Weighted sums of token embeddings, to be fed as `ForwardContext.soft`.
+
+        Args:
+            ids: [rows, k] int64.
+            weights: [rows, k] float32.
+            match_norm: [rows] bool: scale the sum to the weighted sum of the embeddings' norms.
+        Returns:
+            [rows, hidden] in the activation dtype, summed in float32, the same on every process.
+        """
+        ...
+
+
+@runtime_checkable
 class WeightResolver(Protocol):
     """Says where each checkpoint tensor goes. `WeightRules` covers the usual cases."""
 

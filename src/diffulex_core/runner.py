@@ -12,7 +12,7 @@ from diffulex_core.beliefs import Beliefs
 from diffulex_core.context import ForwardContext, SoftInputs
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
-from diffulex_core.packing import ROW_MULTIPLE, PackedStep, pack, parts_of_head, round_up
+from diffulex_core.packing import ROW_MULTIPLE, BlendedRows, PackedStep, pack, parts_of_head, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.protocols import (
     AttentionBackend,
@@ -21,6 +21,7 @@ from diffulex_core.protocols import (
     PartwiseSampler,
     Sampler,
     SelfConditioned,
+    SoftInputNetwork,
 )
 from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
@@ -124,9 +125,17 @@ class EagerRunner:
         return decisions
 
     def _soft_inputs(self, step: PackedStep) -> SoftInputs | None:
+        if step.blended is not None:
+            return self._blend(step.blended)
         if not step.recalled:
             return None
         return SoftInputs(rows=self._move(step.recalled_rows), embeddings=self._beliefs.take(step.recalled))
+
+    def _blend(self, blended: BlendedRows) -> SoftInputs:
+        model, weights = self._model, torch.from_numpy(blended.weights).to(self._device, non_blocking=True)
+        assert isinstance(model, SoftInputNetwork), "a strategy that blends requires soft_inputs"
+        embeddings = model.blend(self._move(blended.ids), weights, self._move(blended.match_norm))
+        return SoftInputs(rows=self._move(blended.rows), embeddings=embeddings[: len(blended.rows)])
 
     def _head_input(self, hidden: Tensor, step: PackedStep) -> Tensor:
         """[rows, hidden] -> [head rows + second rows, hidden]; rows of earlier steps stand where they are asked for."""

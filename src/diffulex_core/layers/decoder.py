@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext, ForwardContext
@@ -15,9 +16,14 @@ from diffulex_core.layers.rope import Rope, Rotation
 from diffulex_core.layers.spec import DecoderSpec
 from diffulex_core.types import KVGeometry
 
+_LEAST_NORM = 1e-12
+
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm, and a head that is run apart, on the rows that need it. A `DiffusionModel`."""
+    """Embedding, blocks, final norm, and a head that is run apart, on the rows that need it.
+
+    A `DiffusionModel`, and a `SoftInputNetwork`.
+    """
 
     def __init__(self, spec: DecoderSpec, ctx: BuildContext) -> None:
         super().__init__()
@@ -58,6 +64,17 @@ class Decoder(nn.Module):
             hidden = layer(hidden, rotation, ctx)
         final: Tensor = self.final_norm(hidden)
         return final
+
+    def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
+        """See `SoftInputNetwork`. One token at a time, so that a row's bits do not depend on how many others have."""
+        total = torch.zeros(len(ids), self.spec.hidden_size, device=ids.device)
+        norm = torch.zeros(len(ids), 1, device=ids.device)
+        for tokens, share in zip(ids.unbind(1), weights.unbind(1), strict=True):
+            embedded = self.embed(tokens).float()
+            total += share[:, None] * embedded
+            norm += share[:, None] * embedded.norm(dim=1, keepdim=True)
+        scale = norm / total.norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)
+        return torch.where(match_norm[:, None], total * scale, total).to(self.embed.weight.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab / processes]."""
