@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import attrs
+import numpy as np
 
 from diffulex_core.admission import Prompt, as_list, check_params, check_prompt, check_token_ids
 from diffulex_core.assembly import Parts, assemble
@@ -22,6 +23,7 @@ from diffulex_core.host import Host
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
 from diffulex_core.progress import Progress
+from diffulex_core.protocols import Deciding
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.tokenizer import decode
 from diffulex_core.tracking import Ticket
@@ -185,6 +187,7 @@ class Diffulex:
         canvases = self._trace(plan)
         output = parts.runner.execute(plan)
         done = parts.scheduler.update(plan, output)
+        output = self._as_applied(plan, output)
         ended = self.now()
         self._record(plan, output, canvases, began, ended)
         gone = [*(request.request_id for request in done), *self._stop_on_strings(plan)]
@@ -270,6 +273,16 @@ class Diffulex:
         if not self.config.runtime.save_trace:
             return {}
         return {window.request_id: self._tickets[window.request_id].request.canvas for window in plan.windows}
+
+    def _as_applied(self, plan: StepPlan, output: StepOutput) -> StepOutput:
+        """The output with `accepted` as the requests decided, where they do that themselves."""
+        decisions = []
+        for window, decision in zip(plan.windows, output.decisions, strict=True):
+            request = self._tickets[window.request_id].request
+            if isinstance(request, Deciding) and decision.finite:
+                decision = attrs.evolve(decision, accepted=np.isin(decision.positions, request.written))
+            decisions.append(decision)
+        return attrs.evolve(output, decisions=tuple(decisions))
 
     def _record(
         self, plan: StepPlan, output: StepOutput, canvases: Mapping[int, Canvas], began: float, ended: float

@@ -135,6 +135,16 @@ class GuidedReq(Req, Protocol):
 
 
 @runtime_checkable
+class Deciding(Protocol):
+    """A request that decides itself which of the sampler's proposals it takes, and tells afterwards."""
+
+    @property
+    def written(self) -> IntArray:
+        """[n] positions whose token the latest step set, decided anew or replaced."""
+        ...
+
+
+@runtime_checkable
 class KVCacheManager(Protocol):
     """Owner of the pages: who holds which, which are shared, which are free. Knows no tensors."""
 

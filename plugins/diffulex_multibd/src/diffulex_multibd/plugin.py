@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, DecodingStrategy, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, SamplingMode, hookimpl
 
 _THRESHOLDS = frozenset(
     {"add_block_threshold", "semi_complete_threshold", "accept_threshold", "token_stability_threshold"}
@@ -19,6 +19,14 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             pattern="diffulex_multibd.patterns:block_causal",
             requires={Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL},
             thresholds=_THRESHOLDS,
+            config_cls="diffulex_multibd.options:EditOptions",
+            modes={
+                "edit": SamplingMode(
+                    req="diffulex_multibd.edit:edit_request",
+                    requires={Capability.EDIT, Capability.ALIGNED_LOGITS},
+                    thresholds={"edit_threshold", "remask_threshold"},
+                )
+            },
         )
     )
     register(
