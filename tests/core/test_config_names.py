@@ -99,6 +99,12 @@ def test_a_name_that_contradicts_the_checkpoint_is_refused_naming_both() -> None
     assert "config.json belongs to 'alpha'" in problem
 
 
+def test_what_another_familys_checkpoint_lacks_is_not_listed_beside_the_contradiction() -> None:
+    checkpoint = {**CHECKPOINT, "architectures": ["BetaLM"], "layers": "missing"}
+    [problem] = problems_of({"model_name": "alpha"}, checkpoint=checkpoint)
+    assert "config.json belongs to 'beta'" in problem
+
+
 def test_an_unknown_family_or_strategy_is_refused_with_the_closest_name_beside_other_problems() -> None:
     problems = problems_of({"model_name": "alpa", "decoding_strategy": "block", "page_size": 5})
     assert len(problems) == 3

@@ -133,7 +133,8 @@ def resolve(
     defaults = sampling_defaults(facts.generation, report)
     if family is None or strategy is None:
         raise ConfigError(report.problems)
-    report.problems += _ask_family(family, checkpoint, host)
+    if not family_choice.problems:  # what another family's config.json lacks is no news
+        report.problems += _ask_family(family, checkpoint, host)
     config = _build(settings, family, strategy, classes, defaults, report)
     if not report.unusable:
         report.problems += _ask_plugins(config, host)
