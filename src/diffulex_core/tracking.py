@@ -145,15 +145,21 @@ class Totals:
 
 def _blocks(canvas: Canvas, window: Window) -> tuple[BlockTrace, ...]:
     """The fed blocks as they stood before the step."""
-    masks = {group.block: len(group.positions) for group in window.span.groups}
-    states = {**dict.fromkeys(masks, "active"), **dict(canvas.running_blocks)}
+    started = {group.block: "active" for group in window.span.groups}
+    states = {**started, **dict(canvas.running_blocks)}
     return tuple(
         BlockTrace(
             block_id=block,
             status=states[block],
-            num_mask_tokens=masks.get(block, 0),
-            progress=1 - masks.get(block, 0) / canvas.block_size,
+            num_mask_tokens=masks,
+            progress=1 - masks / canvas.block_size,
         )
-        for block in sorted(states)
+        for block, masks in ((block, _masks(canvas, block)) for block in sorted(states))
         if (block + 1) * canvas.block_size <= window.span.end
     )
+
+
+def _masks(canvas: Canvas, block: int) -> int:
+    """Undecided positions of a block; those that the canvas does not reach yet are."""
+    begin, end = block * canvas.block_size - canvas.start, (block + 1) * canvas.block_size - canvas.start
+    return end - max(begin, 0) - int(canvas.decided[max(begin, 0) : end].sum())
