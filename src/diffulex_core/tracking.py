@@ -161,5 +161,5 @@ def _blocks(canvas: Canvas, window: Window) -> tuple[BlockTrace, ...]:
 
 def _masks(canvas: Canvas, block: int) -> int:
     """Undecided positions of a block; those that the canvas does not reach yet are."""
-    begin, end = block * canvas.block_size - canvas.start, (block + 1) * canvas.block_size - canvas.start
-    return end - max(begin, 0) - int(canvas.decided[max(begin, 0) : end].sum())
+    begin, end = (max(0, at * canvas.block_size - canvas.start) for at in (block, block + 1))
+    return end - begin - int(canvas.decided[begin:end].sum())

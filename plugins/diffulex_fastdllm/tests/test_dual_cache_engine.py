@@ -239,9 +239,12 @@ def test_an_aborted_request_returns_its_prefix_and_frees_its_pages(folder: Path,
 
 def test_a_trace_shows_the_masks_of_every_sub_block(folder: Path) -> None:
     with engine(folder, save_trace=True) as ready:
-        [answer] = ready.generate(prompt_tokens(9, salt=9), greedy(10))
-    first = answer.trajectory[0].block_trace
-    assert [(block.block_id, block.num_mask_tokens, block.progress) for block in first] == [(2, 3, 0.25), (3, 4, 0.0)]
+        short, long = ready.generate([prompt_tokens(9, salt=9), prompt_tokens(13, salt=9)], greedy(10))
+    masks = [
+        [(block.block_id, block.num_mask_tokens, block.progress) for block in answer.trajectory[0].block_trace]
+        for answer in (short, long)
+    ]
+    assert masks == [[(2, 3, 0.25), (3, 4, 0.0)], [(2, 0, 1.0), (3, 3, 0.25)]]
 
 
 def test_two_ranks_decide_as_one(folder: Path, oracle: Qwen2ForCausalLM) -> None:
