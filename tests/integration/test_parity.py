@@ -42,6 +42,7 @@ RECORDINGS = (
     Recording("llada2-b1", slots=96),
     Recording("llada2-b3"),
     Recording("llada2-edit"),
+    Recording("llada2-dmax"),
 )
 
 EACH_CASE = [

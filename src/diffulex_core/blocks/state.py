@@ -31,6 +31,7 @@ class BlockTable:
         """Prompt blocks that are full lie before the buffer; a partly filled one is its first, ACTIVE block."""
         self.block_size = block_size
         self._fill_token = fill_token
+        self._prompt_len = len(prompt)
         self.tokens: IntArray = np.full(capacity, fill_token, dtype=np.int64)
         self.tokens[: len(prompt)] = prompt
         self.decided: BoolArray = np.zeros(capacity, dtype=np.bool_)
@@ -65,6 +66,11 @@ class BlockTable:
         begin = block * self.block_size
         return np.flatnonzero(~self.decided[begin : begin + self.block_size]) + begin
 
+    def editable_positions(self, block: int) -> IntArray:
+        """[n] positions of a block that are not prompt, ascending."""
+        begin = block * self.block_size
+        return np.arange(max(begin, self._prompt_len), begin + self.block_size)
+
     def activate(self) -> None:
         """Append one block to the buffer."""
         self.states.append(BlockState.ACTIVE)
@@ -88,25 +94,27 @@ class BlockTable:
         while self.frontier < end and self.decided[self.frontier]:
             self.frontier += 1
 
-    def revise(self, positions: IntArray, tokens: IntArray) -> None:
-        """Replace tokens that are decided already.
+    def write(self, positions: IntArray, tokens: IntArray) -> None:
+        """Set tokens, whether one is decided already or not.
 
         Raises:
-            ValueError: a position is undecided or lies outside the buffer; nothing changed.
+            ValueError: a position is prompt or lies outside the buffer; nothing changed.
         """
-        if len(positions) == 0:
-            return
-        if positions.min() < self.start or positions.max() >= self.end or not self.decided[positions].all():
-            raise ValueError(f"positions {positions.tolist()} are not all decided positions of running blocks")
-        self.tokens[positions] = tokens
+        self._check_editable(positions)
+        decided = self.decided[positions]
+        self.tokens[positions[decided]] = tokens[decided]
+        self.decide(positions[~decided], tokens[~decided])
 
     def reopen(self, positions: IntArray) -> None:
         """Make decided positions undecided again.
 
         Raises:
-            ValueError: a position is undecided or lies outside the buffer; nothing changed.
+            ValueError: a position is prompt, undecided, or lies outside the buffer; nothing changed.
         """
-        self.revise(positions, np.full(len(positions), self._fill_token, dtype=np.int64))
+        self._check_editable(positions)
+        if not self.decided[positions].all():
+            raise ValueError(f"positions {positions.tolist()} are not all decided")
+        self.tokens[positions] = self._fill_token
         self.decided[positions] = False
         for block in (positions // self.block_size).tolist():
             self.masks[block] += 1
@@ -130,3 +138,8 @@ class BlockTable:
                 index += 1
             else:
                 return
+
+    def _check_editable(self, positions: IntArray) -> None:
+        """Raise ValueError unless all positions are answer positions of running blocks."""
+        if len(positions) and (positions.min() < max(self.start, self._prompt_len) or positions.max() >= self.end):
+            raise ValueError(f"positions {positions.tolist()} are not all answer positions of running blocks")

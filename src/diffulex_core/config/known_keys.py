@@ -32,50 +32,28 @@ PER_REQUEST: frozenset[str] = frozenset(
         "confidence",
         "logit_bias",
         "skip_special_tokens",
+        "gen_length",
+        "steps",
+        "block_length",
+        "cfg_scale",
+        "remasking",
+        "suppress_eos",
+        "defer_eos",
+        "alg",
+        "alg_temp",
+        "eps",
+        "skip_empty_steps",
     }
 )
 """Settings of `SamplingParams`."""
 
 _KEYS_OF_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "diffulex-dmax": (
-            "token_merge_mode",
-            "token_merge_top_k",
-            "token_merge_renormalize",
-            "token_merge_norm_match",
-            "token_merge_weight",
-            "dmax_sampler_fast_path",
-            "exact_confidence",
-            "confident_commit_threshold",
-        ),
         "diffulex-fastdllm": ("fdv2_graph_modes",),
-        "diffulex-gemma": (
-            "diffusion_gemma_max_denoising_steps",
-            "diffusion_gemma_stability_threshold",
-            "diffusion_gemma_confidence_threshold",
-            "diffusion_gemma_t_min",
-            "diffusion_gemma_t_max",
-            "diffusion_gemma_entropy_bound",
-            "max_denoising_steps",
-            "stability_threshold",
-            "confidence_threshold",
-            "t_min",
-            "t_max",
-            "entropy_bound",
-            "canvas_length",
-        ),
         "diffulex-llada": (
-            "max_post_edit_steps",
-            "penalty_lambda",
             "enable_vectorized_sampler",
             "enable_vectorized_sampler_compile",
-            "gen_length",
-            "steps",
-            "block_length",
-            "cfg_scale",
-            "remasking",
         ),
-        "diffulex-dream": ("alg", "alg_temp", "eps", "skip_empty_steps"),
     }
 )
 

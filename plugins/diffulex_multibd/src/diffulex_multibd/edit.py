@@ -38,7 +38,6 @@ class EditRule:
     def __init__(
         self, *, prompt_len: int, block_size: int, thresholds: DecodingThresholds, options: EditOptions
     ) -> None:
-        self._prompt_len = prompt_len
         self._limits = Limits(
             accept=thresholds.accept_threshold,
             edit=thresholds.edit_threshold,
@@ -69,7 +68,7 @@ class EditRule:
 
     def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
         """All positions that are not prompt."""
-        positions = editable(table, block, self._prompt_len)
+        positions = table.editable_positions(block)
         return SampleGroup(
             block=block,
             positions=positions,
@@ -104,7 +103,7 @@ class EditRule:
             )
             self._steps[block] += 1
             self._stability[block] = verdict.stability
-            write(table, positions[verdict.write], decision.tokens[rows][verdict.write])
+            table.write(positions[verdict.write], decision.tokens[rows][verdict.write])
             written.append(positions[verdict.write])
             table.reopen(positions[verdict.reopen])
             self._reopened.update(positions[verdict.reopen].tolist())
@@ -125,16 +124,3 @@ class EditRule:
         before = positions - 1
         known = (positions % table.block_size > 0) & table.decided[before]
         return np.where(known, table.tokens[before], -1)
-
-
-def editable(table: BlockTable, block: int, prompt_len: int) -> IntArray:
-    """[n] positions of a block that are not prompt."""
-    begin = block * table.block_size
-    return np.arange(max(begin, prompt_len), begin + table.block_size)
-
-
-def write(table: BlockTable, positions: IntArray, tokens: IntArray) -> None:
-    """Set tokens, whether the positions are decided already or not."""
-    decided = table.decided[positions]
-    table.revise(positions[decided], tokens[decided])
-    table.decide(positions[~decided], tokens[~decided])

@@ -1,0 +1,1 @@
+"""Decoding strategy dmax for diffulex: decided positions are fed blends of embeddings and revised."""
