@@ -49,9 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the counts to this file")
     arguments = parser.parse_args()
+    recordings = {path.stem: json.loads(path.read_text()) for path in sorted(PARITY.glob("vectors/*.json"))}
     results = {
-        path.stem: measure(json.loads(path.read_text()), RECORDED_WITH.get(path.stem, {}))
-        for path in sorted(PARITY.glob("vectors/*.json"))
+        name: measure(recording, RECORDED_WITH.get(name, {}))
+        for name, recording in recordings.items()
+        if "config" in recording  # the others are of samplers without an engine, which counted nothing
     }
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -9,6 +9,7 @@ from typing import Literal, TypeGuard, TypeVar
 import attrs
 import numpy as np
 
+from diffulex_core.canvas.params import CanvasParams
 from diffulex_core.errors import InvalidSamplingParams
 
 Confidence = Literal["prob", "margin", "neg_entropy"]
@@ -99,8 +100,8 @@ def _by_token(value: Mapping[int, float] | None) -> Mapping[int, float]:
 
 
 @attrs.frozen(kw_only=True)
-class SamplingParams:
-    """How one request is decoded.
+class SamplingParams(CanvasParams):
+    """How one request is decoded; for the settings of fixed-length generation see `CanvasParams`.
 
     Attributes:
         temperature: 0 is greedy (ties go to the highest token id); above 0 (1e-6 to 1e6) tokens are drawn from the
@@ -140,7 +141,7 @@ class SamplingParams:
     skip_special_tokens: bool = attrs.field(default=True, converter=_flag)
 
     def __attrs_post_init__(self) -> None:
-        problems = [*self._number_problems(), *self._other_problems()]
+        problems = [*self._number_problems(), *self._other_problems(), *self.canvas_problems()]
         if problems:
             raise InvalidSamplingParams(" ".join(problems))
 

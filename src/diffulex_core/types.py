@@ -216,7 +216,8 @@ class Decision:
         positions: [n] absolute positions that were sampled, in the order of the window's groups.
         tokens: [n] int64 chosen token of each.
         confidence: [n] float32 in [0, 1]: probability of the token, or the measure that the request chose.
-        accepted: [n] bool: the position takes its token now.
+        accepted: [n] bool: the position takes its token now. A request that decides by a rule of its own (canvas)
+            writes here what it took, so that records and streams tell it.
         finite: False when a logits row of the window held NaN or no finite value; nothing is accepted then.
         alternatives: of every position, as many as the window's group that asked for most; None when none did.
         watched: [n] float32 probability of the token that the group watches, 0 where it watches none, of the

@@ -42,6 +42,17 @@ BAD: dict[str, list[Any]] = {
     "logit_bias": [{-1: 1.0}, {"a": 1.0}, {1: "x"}, {1: math.nan}, {1: math.inf}, {1.5: 1.0}, {True: 1.0}, [1], 2.0, 0],
     "ignore_eos": FLAGS,
     "skip_special_tokens": FLAGS,
+    "gen_length": WHOLE,
+    "steps": WHOLE,
+    "block_length": WHOLE,
+    "cfg_scale": [-0.1, math.nan, math.inf, "1", True],
+    "remasking": ["best", 1, "", []],
+    "suppress_eos": ["no", 1],
+    "defer_eos": ["no", 0.0],
+    "alg": ["greedy", 3, {}],
+    "alg_temp": [-0.1, math.nan, math.inf, "1", True],
+    "eps": [0, 1, -0.5, math.nan, "small"],
+    "skip_empty_steps": ["no", 0],
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
 
 STOP_TOKENS = ("<|im_end|>", "<|dlm_pad|>")
 """Ends of a turn; only DiffuCoder has the second."""
@@ -55,5 +55,21 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
             check_config="diffulex_dream.config:check_reasoner",
             tiny="diffulex_dream.config:TINY_REASONER",
             hf_reference="diffulex_dream.oracle:qwen3",
+        )
+    )
+
+
+@hookimpl
+def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
+    register(
+        DecodingStrategy(
+            name="dream_canvas",
+            pattern="diffulex_core.canvas.pattern:full_canvas",
+            req="diffulex_dream.canvas.request:make_request",
+            requires={Capability.MASK_TOKEN, Capability.FULL_ATTENTION},
+            thresholds={"accept_threshold"},
+            config_cls="diffulex_dream.canvas.options:DreamCanvasOptions",
+            # Any token of a canvas changes the K/V of all others.
+            forces={"enable_prefix_caching": False},
         )
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
 
 PROVIDES = frozenset[str](
     (Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.FULL_PREFIX, Capability.FULL_ATTENTION)
@@ -52,5 +52,21 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
             check_config="diffulex_llada.llada2.config:check_config",
             tiny="diffulex_llada.llada2.config:TINY",
             hf_reference="diffulex_llada.llada2.oracle:hf_reference",
+        )
+    )
+
+
+@hookimpl
+def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
+    register(
+        DecodingStrategy(
+            name="llada_canvas",
+            pattern="diffulex_core.canvas.pattern:full_canvas",
+            req="diffulex_llada.canvas.request:make_request",
+            requires={Capability.MASK_TOKEN, Capability.FULL_ATTENTION},
+            thresholds={"accept_threshold"},
+            config_cls="diffulex_llada.canvas.options:LLaDACanvasOptions",
+            # Any token of a canvas changes the K/V of all others.
+            forces={"enable_prefix_caching": False},
         )
     )

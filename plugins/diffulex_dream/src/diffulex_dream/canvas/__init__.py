@@ -1,0 +1,1 @@
+"""Dream's fixed-length generation: the strategy dream_canvas."""

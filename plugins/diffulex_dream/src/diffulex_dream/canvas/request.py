@@ -1,0 +1,43 @@
+"""Builds the requests of dream_canvas."""
+
+from __future__ import annotations
+
+from diffulex_core.canvas.options import resolve
+from diffulex_core.canvas.request import CanvasRequest, canvas_length, seed_of
+from diffulex_core.canvas.schedule import time_grid
+from diffulex_core.pattern import IntArray
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_dream.canvas.options import ALGORITHMS, DreamCanvasOptions
+from diffulex_dream.canvas.rule import DreamRule
+
+
+def make_request(*, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> CanvasRequest:
+    """A canvas that is decided as one of Dream's samplers does.
+
+    Raises:
+        InvalidSamplingParams, PromptTooLong: it cannot be served.
+    """
+    assert isinstance(context.options, DreamCanvasOptions)
+    options = resolve(context.options, params, algorithms=ALGORITHMS)
+    length = canvas_length(options, params, len(prompt), context)
+    rule = DreamRule(
+        alg=options.alg,
+        grid=time_grid(options.steps, options.eps),
+        prompt_len=len(prompt),
+        length=length,
+        alg_temp=options.alg_temp or 0.0,
+        threshold=params.resolve_thresholds(context.thresholds).accept_threshold,
+        deferred=context.eos_token_ids if options.defer_eos else frozenset(),
+        skip_empty=options.skip_empty_steps,
+        seed=seed_of(params),
+    )
+    return CanvasRequest(
+        request_id=request_id,
+        prompt=prompt,
+        params=params,
+        context=context,
+        options=options,
+        length=length,
+        rule=rule,
+    )

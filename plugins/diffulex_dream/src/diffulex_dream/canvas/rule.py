@@ -1,0 +1,113 @@
+"""Dream's order of decisions: a grid of times says how many positions, the algorithm says which."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffulex_core.canvas.choice import draws, weighted
+from diffulex_core.canvas.schedule import decided_share, grid_quota
+from diffulex_core.pattern import IntArray
+from diffulex_core.types import BoolArray, FloatArray
+
+_TRANSFER, _ORDER = 1, 2
+"""Streams of the draws that pick positions."""
+
+_LAST = np.finfo(np.float32).min
+"""Rank of what comes after everything else."""
+
+MEASURES = {"topk_margin": "margin", "entropy": "entropy"}
+"""Algorithms whose confidence is not the probability of the token."""
+
+
+@attrs.define(kw_only=True, eq=False)
+class DreamRule:
+    """All masks of the canvas are eligible in every step.
+
+    Confidence is that of the tempered and limited distribution which tokens are drawn from.
+
+    Attributes:
+        alg: the algorithm.
+        grid: [steps + 1] float32 times.
+        prompt_len, length: positions before the canvas, and of it.
+        alg_temp: above 0 positions are drawn; 0 = the best come first.
+        threshold: of `confidence_threshold`.
+        deferred: tokens whose positions come last.
+        skip_empty: leave out steps that decide nothing.
+        seed: of the request's draws.
+    """
+
+    alg: str
+    grid: NDArray[np.float32]
+    prompt_len: int
+    length: int
+    alg_temp: float = 0.0
+    threshold: float = 0.9
+    deferred: frozenset[int] = frozenset()
+    skip_empty: bool = True
+    seed: int = 0
+    _step: int = attrs.field(default=0, init=False)
+    _carry: int = attrs.field(default=0, init=False)
+    """Positions that earlier steps were due and found too uncertain."""
+
+    @property
+    def measure(self) -> str:
+        """By algorithm."""
+        return MEASURES.get(self.alg, "prob")
+
+    @property
+    def clean(self) -> bool:
+        """Positions are ranked by the distribution that tokens come from."""
+        return False
+
+    def ask(self, open: IntArray) -> IntArray:
+        """All masks; of `origin` those whose turn it is. None in a step that decides nothing and is not left out."""
+        step = self._next(open)
+        if self.alg == "origin":
+            return open[self._due(open, step)]
+        return open if self._count(open, step) else open[:0]
+
+    def choose(self, open: IntArray, asked: IntArray, tokens: IntArray, confidence: FloatArray) -> BoolArray:
+        step = self._next(open)
+        self._step = step + 1
+        count = self._count(open, step)
+        if self.alg == "origin" or len(asked) == 0:
+            return np.ones(len(asked), dtype=np.bool_)
+        rank = np.where(np.isin(tokens, sorted(self.deferred)), _LAST, confidence.astype(np.float32))
+        if self.alg == "confidence_threshold":
+            chosen = self._best(rank, asked, count) & (rank >= self.threshold) | self._best(rank, asked, 1)
+            self._carry = count - int(chosen.sum())
+            return chosen
+        if self.alg_temp > 0:
+            return weighted(rank, count, self.alg_temp, draws(self.seed, step, asked, _ORDER))
+        return self._best(rank, asked, count)
+
+    def _best(self, rank: FloatArray, positions: IntArray, count: int) -> BoolArray:
+        """[n] the `count` highest. Where limits leave single tokens, many positions are equally sure; they fall as in
+        the published sampler, which leaves them to `torch.topk` over the whole sequence."""
+        sequence = torch.full((self.prompt_len + self.length,), -torch.inf)
+        sequence[self.prompt_len + positions] = torch.from_numpy(rank)
+        best = sequence.topk(count).indices.numpy() - self.prompt_len
+        return np.isin(positions, best)
+
+    def _next(self, open: IntArray) -> int:
+        """The step at hand: the next one, or the next that decides something."""
+        step = self._step
+        while self.skip_empty and not self._decides(open, step):
+            step += 1
+        return step
+
+    def _decides(self, open: IntArray, step: int) -> bool:
+        return bool(self._due(open, step).any() if self.alg == "origin" else self._count(open, step))
+
+    def _due(self, open: IntArray, step: int) -> BoolArray:
+        """Which masks `origin` decides: each with the share of the step, independently."""
+        due: BoolArray = draws(self.seed, step, open, _TRANSFER) < decided_share(self.grid, step)
+        return due
+
+    def _count(self, open: IntArray, step: int) -> int:
+        if self.alg == "confidence_threshold":
+            return min(len(open), max(1, grid_quota(len(open), self.grid, step) + self._carry))
+        return grid_quota(len(open), self.grid, step)

@@ -1,0 +1,1 @@
+"""LLaDA's fixed-length generation: the strategy llada_canvas."""

@@ -1,0 +1,44 @@
+"""Configuration keys of llada_canvas; importing this imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+
+from diffulex_core.canvas.options import CanvasOptions
+from diffulex_core.canvas.params import LONGEST
+from diffulex_core.config.keys import key
+
+ALGORITHMS = ("quota", "confidence_threshold")
+"""What `alg` may be here; the first is LLaDA's own."""
+
+
+@attrs.frozen(kw_only=True)
+class LLaDACanvasOptions(CanvasOptions):
+    """LLaDA's sampler: blocks from left to right, and in each a fixed number of positions in every step."""
+
+    steps: int | None = key(
+        None,
+        "Forwards of an answer, spread over its blocks; null = one for each position.",
+        minimum=1,
+        maximum=LONGEST,
+        generation_config=("steps",),
+    )
+    block_length: int | None = key(
+        None,
+        "Length of the blocks that are decided one after the other; null = the whole canvas.",
+        minimum=1,
+        maximum=LONGEST,
+        generation_config=("block_length",),
+    )
+    remasking: Literal["low_confidence", "random"] = key(
+        "low_confidence",
+        "Which positions stay masked in a step: those of low confidence, or random ones.",
+        generation_config=("remasking",),
+    )
+    alg: Literal["quota", "confidence_threshold"] = key(
+        "quota",
+        "quota decides a fixed number of positions in every step; confidence_threshold all that reach "
+        "accept_threshold, at least one, in as few steps as that takes.",
+    )

@@ -1,0 +1,48 @@
+"""Builds the requests of llada_canvas."""
+
+from __future__ import annotations
+
+from diffulex_core.canvas.options import resolve
+from diffulex_core.canvas.request import CanvasRequest, canvas_length, seed_of
+from diffulex_core.errors import InvalidSamplingParams
+from diffulex_core.pattern import IntArray
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_llada.canvas.options import ALGORITHMS, LLaDACanvasOptions
+from diffulex_llada.canvas.rule import llada_rule
+
+
+def make_request(*, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> CanvasRequest:
+    """A canvas that is decided as LLaDA's own sampler does.
+
+    Raises:
+        InvalidSamplingParams, PromptTooLong: it cannot be served.
+    """
+    assert isinstance(context.options, LLaDACanvasOptions)
+    options = resolve(context.options, params, algorithms=ALGORITHMS)
+    by_threshold, random = options.alg == "confidence_threshold", options.remasking == "random"
+    if by_threshold and random:
+        raise InvalidSamplingParams(
+            "alg is 'confidence_threshold' and remasking is 'random', but a random order has no confidence. Use "
+            "remasking='low_confidence', or alg='quota'."
+        )
+    length = canvas_length(options, params, len(prompt), context)
+    rule = llada_rule(
+        length=length,
+        block_length=options.block_length,
+        steps=options.steps,
+        random=random,
+        threshold=params.resolve_thresholds(context.thresholds).accept_threshold if by_threshold else None,
+        deferred=context.eos_token_ids if options.defer_eos else frozenset(),
+        seed=seed_of(params),
+    )
+    return CanvasRequest(
+        request_id=request_id,
+        prompt=prompt,
+        params=params,
+        context=context,
+        options=options,
+        length=length,
+        rule=rule,
+        block_length=rule.block_length,
+    )

@@ -1,0 +1,220 @@
+"""The canvas request: a prompt and masks of fixed number, fed whole in every step until all are decided."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import numpy as np
+
+from diffulex_core.blocks.limits import StopRules
+from diffulex_core.canvas.options import CanvasOptions
+from diffulex_core.canvas.rule import CanvasRule
+from diffulex_core.errors import PromptTooLong
+from diffulex_core.pattern import IntArray, Phase
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import BoolArray, Canvas, CompletionReason, Decision, Guidance, SampleGroup, Span
+
+_SEED_BITS = 2**63 - 1
+
+
+class CanvasRequest:
+    """A request decoded on a canvas of fixed length under full attention.
+
+    Every step feeds prompt and canvas, because any new token changes the K/V of all others: nothing is ever stored in
+    final form, no page is shared, and losing the pages costs nothing. What is sampled and what is decided is the
+    rule's. A guided request feeds a second sequence beside it, in which the prompt is masked.
+
+    It ends when everything before an end token is decided, since nothing behind it can change the answer, or when the
+    canvas is full.
+    """
+
+    def __init__(
+        self,
+        *,
+        request_id: int,
+        prompt: IntArray,
+        params: SamplingParams,
+        context: ReqContext,
+        options: CanvasOptions,
+        length: int,
+        rule: CanvasRule,
+        block_length: int | None = None,
+    ) -> None:
+        """
+        Args:
+            options: the settings, the request's own first.
+            length: masks behind the prompt, see `canvas_length`.
+            rule: what decides them.
+            block_length: how records divide the canvas; None = not at all.
+        """
+        assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
+        self._id = request_id
+        self._params = _suppressing(params, context.eos_token_ids) if options.suppress_eos else params
+        self._prompt_len = len(prompt)
+        self._mask = context.mask_token_id
+        self._shifted = context.shifted
+        self._scale = options.cfg_scale
+        self._rule = rule
+        self._block_length = block_length or length
+        self._tokens: IntArray = np.concatenate((prompt, np.full(length, self._mask, dtype=np.int64)))
+        self._decided: BoolArray = np.arange(len(self._tokens)) < len(prompt)
+        self._stop = StopRules(
+            attrs.evolve(params, max_tokens=params.max_tokens if options.gen_length is None else length),
+            prompt_len=len(prompt),
+            max_model_len=context.max_model_len,
+            eos_token_ids=context.eos_token_ids,
+            auto_nfe=context.auto_nfe,
+        )
+        self._frontier = len(prompt)
+        self._nfe = 0
+        self._completion: CompletionReason | None = None
+
+    @property
+    def request_id(self) -> int:
+        return self._id
+
+    @property
+    def params(self) -> SamplingParams:
+        return self._params
+
+    @property
+    def prompt_len(self) -> int:
+        return self._prompt_len
+
+    @property
+    def guided(self) -> bool:
+        return self._scale > 0
+
+    @property
+    def nfe(self) -> int:
+        return self._nfe
+
+    @property
+    def draws(self) -> int:
+        return self._nfe
+
+    @property
+    def completion(self) -> CompletionReason | None:
+        return self._completion
+
+    @property
+    def known_tokens(self) -> IntArray:
+        return self._tokens[:0]
+
+    @property
+    def stored_tokens(self) -> IntArray:
+        return self._tokens
+
+    @property
+    def output_tokens(self) -> IntArray:
+        end = max(self._prompt_len, self._stop.output_end(self._frontier))
+        return self._tokens[self._prompt_len : end].copy()
+
+    @property
+    def canvas(self) -> Canvas:
+        start, block = self._prompt_len, self._block_length
+        decided = self._decided[start:]
+        blocks = -(-len(decided) // block)
+        running = (at for at in range(blocks) if not decided[at * block : (at + 1) * block].all())
+        return Canvas(
+            start=start,
+            tokens=self._tokens[start:].copy(),
+            decided=decided.copy(),
+            committed=0,
+            block_size=block,
+            running_blocks=tuple((at, "active") for at in running),
+        )
+
+    def most_slots(self) -> int:
+        return len(self._tokens)
+
+    def most_rows(self) -> int:
+        return len(self._tokens) * (2 if self.guided else 1)
+
+    def plan(self, stored: int, budget: int | None) -> Span | None:
+        if budget is not None and self.most_rows() > budget:
+            return None
+        asked = self._rule.ask(self._open()) + self._prompt_len
+        group = SampleGroup(
+            block=(int(asked[0]) - self._prompt_len) // self._block_length if len(asked) else 0,
+            positions=asked,
+            rows=np.maximum(asked - 1, 0) if self._shifted else asked,
+            accept_threshold=math.inf,
+            force_one=False,
+            clean_confidence=self._rule.clean,
+            measure=self._rule.measure,
+        )
+        return Span(
+            start=0,
+            tokens=self._tokens.copy(),
+            catch_up=0,
+            store_until=0,
+            phase=Phase.DECODE,
+            groups=(group,) if len(asked) else (),
+            advances=True,
+            guidance=self._guidance(),
+        )
+
+    def chunkable(self, stored: int) -> bool:
+        return False
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else self._tokens[:0]
+        if not np.array_equal(decision.positions, asked):
+            raise ValueError(f"request {self._id}: decided positions are not the ones that were asked")
+        origin = self._prompt_len
+        chosen = self._rule.choose(self._open(), asked - origin, decision.tokens, decision.confidence)
+        decision.accepted[:] = chosen
+        positions, tokens = asked[chosen], decision.tokens[chosen]
+        self._tokens[positions] = tokens
+        self._decided[positions] = True
+        self._stop.notice(positions, tokens)
+        while self._frontier < len(self._tokens) and self._decided[self._frontier]:
+            self._frontier += 1
+        self._nfe += 1
+        self._completion = self._stop.reason(self._tokens, self._frontier, self._nfe)
+
+    def preempted(self) -> None:
+        """Nothing to do: every step computes all K/V anew."""
+
+    def finish(self, reason: CompletionReason) -> None:
+        self._completion = reason
+
+    def _open(self) -> IntArray:
+        """[n] undecided positions of the canvas, counted from its first."""
+        return np.flatnonzero(~self._decided[self._prompt_len :])
+
+    def _guidance(self) -> Guidance | None:
+        if not self.guided:
+            return None
+        tokens = self._tokens.copy()
+        tokens[: self._prompt_len] = self._mask
+        return Guidance(tokens=tokens, scale=self._scale)
+
+
+def canvas_length(options: CanvasOptions, params: SamplingParams, prompt_len: int, context: ReqContext) -> int:
+    """Masks behind the prompt.
+
+    Raises:
+        PromptTooLong: `gen_length` was asked for and does not fit the context; the message says what would.
+    """
+    room = context.max_model_len - prompt_len
+    if options.gen_length is None:
+        return min(params.max_tokens, room)
+    if options.gen_length > room:
+        raise PromptTooLong(
+            f"The prompt has {prompt_len} tokens and gen_length is {options.gen_length}, but max_model_len is "
+            f"{context.max_model_len}. Set gen_length to {room} or less, or raise max_model_len."
+        )
+    return options.gen_length
+
+
+def seed_of(params: SamplingParams) -> int:
+    """The request's seed as the sampler reads it."""
+    return (params.seed or 0) & _SEED_BITS
+
+
+def _suppressing(params: SamplingParams, ids: frozenset[int]) -> SamplingParams:
+    return attrs.evolve(params, logit_bias={**params.logit_bias, **dict.fromkeys(ids, -math.inf)})

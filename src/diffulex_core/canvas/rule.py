@@ -1,0 +1,45 @@
+"""What a canvas asks the sampler, and what it takes of the answer: the seam between canvas and algorithm."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from diffulex_core.pattern import IntArray
+from diffulex_core.types import BoolArray, FloatArray
+
+
+class CanvasRule(Protocol):
+    """One request's way from masks to tokens, step by step. Positions count from the canvas's first.
+
+    The rule knows how many steps were taken; the canvas knows what is decided.
+    """
+
+    @property
+    def measure(self) -> str:
+        """What confidence is (`SampleGroup.measure`)."""
+        ...
+
+    @property
+    def clean(self) -> bool:
+        """Whether confidence ignores temperature and limits (`SampleGroup.clean_confidence`)."""
+        ...
+
+    def ask(self, open: IntArray) -> IntArray:
+        """Which positions are sampled in the next step; changes nothing.
+
+        Args:
+            open: [n] undecided positions, ascending, at least one.
+        Returns:
+            Some of them, ascending; none in a step that is taken for its own sake.
+        """
+        ...
+
+    def choose(self, open: IntArray, asked: IntArray, tokens: IntArray, confidence: FloatArray) -> BoolArray:
+        """Which of the `asked` positions take their tokens. The step is over then.
+
+        Args:
+            open: [n] undecided positions before the step.
+            asked: [m] what `ask` gave for them.
+            tokens, confidence: [m] the sampler's proposals.
+        """
+        ...
