@@ -57,6 +57,7 @@ class CanvasRequest:
         self._best: list[IntArray] = []
         """The canvas's most probable tokens after each of its steps so far."""
         self._canvas = self._noise(self._positions)
+        self._written: IntArray = self._positions[:0]
 
     @property
     def request_id(self) -> int:
@@ -81,6 +82,11 @@ class CanvasRequest:
     @property
     def completion(self) -> CompletionReason | None:
         return self._completion
+
+    @property
+    def written(self) -> IntArray:
+        """See `Deciding`: the canvas that the latest step accepted, if it did."""
+        return self._written
 
     @property
     def known_tokens(self) -> IntArray:
@@ -130,6 +136,7 @@ class CanvasRequest:
     def apply(self, span: Span, decision: Decision) -> None:
         self._encoded = max(self._encoded, span.store_until)
         self._nfe += 1
+        self._written = decision.positions[:0]
         if span.groups:
             assert isinstance(decision, CanvasDecision), "the strategy's own sampler decides"
             self._draws += 1
@@ -206,6 +213,7 @@ class CanvasRequest:
         """Make the canvas final and start the next one, if there is room for it."""
         positions = self._positions
         self._tokens[positions] = tokens
+        self._written = positions
         self._stop.notice(positions, tokens)
         self._start, self._best = self._end, []
         self._canvas = self._noise(self._positions)
