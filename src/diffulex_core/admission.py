@@ -9,6 +9,7 @@ import numpy as np
 
 from diffulex_core.errors import EmptyPrompt, InvalidPrompt, InvalidSamplingParams, PromptTooLong
 from diffulex_core.pattern import IntArray
+from diffulex_core.plugin import DecodingStrategy
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 
@@ -94,6 +95,19 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidSamplingParams(
                 f"{name} holds token id {outside[0]}, which is outside the vocabulary (0 to {vocab_size - 1})."
             )
+
+
+def check_logprobs(params: SamplingParams, strategy: DecodingStrategy) -> None:
+    """Refuse log probabilities where the strategy cannot tell them.
+
+    Raises:
+        InvalidSamplingParams: naming the strategy.
+    """
+    if params.logprobs is not None and not strategy.logprobs:
+        raise InvalidSamplingParams(
+            f"logprobs is {params.logprobs}, but the strategy '{strategy.name}' reports no log probabilities. "
+            "Leave logprobs out."
+        )
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:

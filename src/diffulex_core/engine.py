@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from diffulex_core.admission import Prompt, as_list, check_params, check_prompt, check_token_ids
+from diffulex_core.admission import Prompt, as_list, check_logprobs, check_params, check_prompt, check_token_ids
 from diffulex_core.assembly import Parts, assemble
 from diffulex_core.canvas.options import check_applies
 from diffulex_core.config import EngineConfig
@@ -161,6 +161,7 @@ class Diffulex:
         parts = self._open
         [params] = self._params_for(sampling_params, 1)
         check_token_ids(params, parts.vocab_size)
+        check_logprobs(params, self.config.strategy)
         check_applies(params, parts.req_context.options)
         if params.seed is None:
             params = attrs.evolve(params, seed=random.getrandbits(63))

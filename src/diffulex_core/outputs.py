@@ -52,6 +52,21 @@ class ReqStep:
 
 
 @attrs.frozen(kw_only=True)
+class TokenLogprob:
+    """How probable one token of the answer was in the forward that decided it.
+
+    Attributes:
+        token_id: the token.
+        logprob: natural logarithm of its probability before temperature, top-p, top-k and min-p; at most 0.
+        top: the most probable tokens and their log probabilities, most probable first; equals from the highest id down.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@attrs.frozen(kw_only=True)
 class ReqTrajectory:
     """How one prompt was answered.
 
@@ -68,6 +83,8 @@ class ReqTrajectory:
         arrival, admitted, first_token, first_commit, last_token, finished: seconds since the engine started; None when
             it never happened. `first_commit` is the forward that stored the first block with tokens of the answer.
         preemptions: times the request lost its pages and was resumed.
+        logprobs: of each token of the answer; None when the request did not ask for them. An entry is None where the
+            strategy took another token than those that the network was asked for.
     """
 
     req_id: int
@@ -88,6 +105,7 @@ class ReqTrajectory:
     last_token: float | None = None
     finished: float = 0.0
     preemptions: int = 0
+    logprobs: tuple[TokenLogprob | None, ...] | None = None
 
     @property
     def nfe(self) -> int:

@@ -224,6 +224,7 @@ class DecodingStrategy:
         config_cls: reference to a frozen attrs class with the strategy's own configuration keys; its requests find the
             instance in `ReqContext.options`.
         modes: the values of `sampling_mode` that it knows besides "naive", and what they change.
+        logprobs: its sampler tells the log probabilities that requests ask for, as the engine's own does.
     """
 
     name: str
@@ -242,6 +243,7 @@ class DecodingStrategy:
     sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
     modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, hash=False)
+    logprobs: bool = True
 
     def in_mode(self, name: str) -> DecodingStrategy:
         """The recipe with a mode's changes; itself for a mode that it does not know, such as "naive"."""

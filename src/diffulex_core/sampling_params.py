@@ -19,6 +19,8 @@ COOLEST, HOTTEST = 1e-6, 1e6
 """Temperatures above 0 beyond which tempered logits leave the range of float32."""
 STRONGEST_BIAS = 1e6
 """Largest logit bias either way; -inf, which forbids a token, is allowed as well."""
+MOST_LOGPROBS = 20
+"""Most alternatives that are reported for each token."""
 
 T = TypeVar("T")
 
@@ -121,6 +123,8 @@ class SamplingParams(CanvasParams):
             the two most probable tokens, or exp of the negative entropy (1 = certain, 1/n = n equal tokens).
         thresholds: overrides of the engine's decoding thresholds, by name.
         logit_bias: added to the logits of these token ids; -inf forbids a token.
+        logprobs: report the log probability of every token of the answer in the forward that decided it, before
+            temperature, top_p, top_k and min_p, and so many of the most probable tokens beside it (0 to 20); None = no.
         skip_special_tokens: leave special tokens out of the text.
     """
 
@@ -138,6 +142,7 @@ class SamplingParams(CanvasParams):
     confidence: Confidence = "prob"
     thresholds: Mapping[str, float] = attrs.field(factory=dict, converter=_by_name)
     logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=_by_token)
+    logprobs: int | None = attrs.field(default=None, converter=_whole_or_none)
     skip_special_tokens: bool = attrs.field(default=True, converter=_flag)
 
     def __attrs_post_init__(self) -> None:
@@ -168,6 +173,11 @@ class SamplingParams(CanvasParams):
             problems.append(f"top_p is {self.top_p!r}; give a number above 0 and at most 1.")
         if not _is_number(self.min_p) or not 0 <= self.min_p <= 1:
             problems.append(f"min_p is {self.min_p!r}; give a number between 0 and 1.")
+        if self.logprobs is not None and not (_is_int(self.logprobs) and 0 <= self.logprobs <= MOST_LOGPROBS):
+            problems.append(
+                f"logprobs is {self.logprobs!r}; give a whole number from 0 (only the chosen tokens) to "
+                f"{MOST_LOGPROBS}, or None."
+            )
         if self.seed is not None and not _is_int(self.seed):
             problems.append(f"seed is {self.seed!r}; give a whole number or None.")
         return problems

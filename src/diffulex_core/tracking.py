@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
+import numpy as np
 
-from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory
+from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory, TokenLogprob
 from diffulex_core.protocols import Req
 from diffulex_core.types import Canvas, CompletionReason, Decision, StepOutput, StepPlan, Window
 
@@ -23,6 +24,8 @@ class Ticket:
     steps: list[ReqStep] = attrs.field(factory=list)
     written: set[int] = attrs.field(factory=set)
     """Positions that were decided."""
+    logprobs: dict[int, TokenLogprob] = attrs.field(factory=dict)
+    """Of the tokens that positions took last, where the request asks for them."""
     tokens_edited: int = 0
     tokens_committed: int = 0
     admitted: float | None = None
@@ -53,6 +56,7 @@ class Ticket:
         accepted = decision.positions[decision.accepted].tolist()
         written = len(set(accepted) - self.written)
         self.written.update(accepted)
+        self.logprobs.update(_logprobs(decision))
         self.tokens_edited += len(accepted) - written
         self.tokens_committed = max(self.tokens_committed, span.store_until - self.request.prompt_len)
         if self.tokens_committed and self.first_commit is None:
@@ -103,6 +107,17 @@ class Ticket:
             last_token=self.last_token,
             finished=now,
             preemptions=self.preemptions,
+            logprobs=self._told(tokens),
+        )
+
+    def _told(self, tokens: Sequence[int]) -> tuple[TokenLogprob | None, ...] | None:
+        """What is known of the answer's tokens; None when nobody asked."""
+        if self.request.params.logprobs is None:
+            return None
+        found = (self.logprobs.get(self.request.prompt_len + at) for at in range(len(tokens)))
+        return tuple(
+            each if each is not None and each.token_id == token else None
+            for each, token in zip(found, tokens, strict=True)
         )
 
 
@@ -140,6 +155,23 @@ class Totals:
             decode_rows=self.decode_rows,
             decode_time=self.decode_time,
             head_rows=self.head_rows,
+        )
+
+
+def _logprobs(decision: Decision) -> Iterator[tuple[int, TokenLogprob]]:
+    """Position and record of every token that was taken."""
+    told = decision.logprobs
+    if told is None:
+        return
+    for row in np.flatnonzero(decision.accepted).tolist():
+        pairs = zip(told.tokens[row].tolist(), told.most[row].tolist(), strict=True)
+        yield (
+            int(decision.positions[row]),
+            TokenLogprob(
+                token_id=int(decision.tokens[row]),
+                logprob=float(told.chosen[row]),
+                top=tuple((token, logprob) for token, logprob in pairs if logprob > -np.inf),
+            ),
         )
 
 

@@ -209,6 +209,21 @@ class StepPlan:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class LogProbabilities:
+    """Log probabilities of some positions, of the distribution before temperature and top-p, top-k, min-p.
+
+    Attributes:
+        chosen: [n] float32, of the token that was chosen.
+        tokens: [n, k] the most probable tokens, most probable first, equals from the highest id down.
+        most: [n, k] float32, theirs; minus infinity where there are fewer tokens.
+    """
+
+    chosen: FloatArray
+    tokens: IntArray
+    most: FloatArray
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class Decision:
     """What the sampler decided for one window.
 
@@ -222,6 +237,7 @@ class Decision:
         alternatives: of every position, as many as the window's group that asked for most; None when none did.
         watched: [n] float32 probability of the token that the group watches, 0 where it watches none, of the
             distribution before temperature and top-p, top-k, min-p; None when no group watches.
+        logprobs: of every position; None when the request does not ask for them.
     """
 
     positions: IntArray
@@ -231,6 +247,7 @@ class Decision:
     finite: bool = True
     alternatives: Alternatives | None = None
     watched: FloatArray | None = None
+    logprobs: LogProbabilities | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)

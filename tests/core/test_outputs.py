@@ -8,7 +8,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory
+from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory, TokenLogprob
 from diffulex_core.types import CompletionReason
 
 times = st.floats(0, 1e6)
@@ -34,6 +34,12 @@ steps = st.builds(
         max_size=2,
     ).map(tuple),
 )
+logprobs = st.builds(
+    TokenLogprob,
+    token_id=counts,
+    logprob=st.floats(-1e3, 0),
+    top=st.lists(st.tuples(counts, st.floats(-1e3, 0)), max_size=2).map(tuple),
+)
 trajectories = st.builds(
     ReqTrajectory,
     req_id=counts,
@@ -54,6 +60,7 @@ trajectories = st.builds(
     last_token=st.none() | times,
     finished=times,
     preemptions=counts,
+    logprobs=st.none() | st.lists(st.none() | logprobs, max_size=3).map(tuple),
 )
 outputs = st.builds(
     GenerationOutputs,
@@ -79,7 +86,12 @@ def test_json_gives_back_an_equal_value(value: GenerationOutputs, indent: int | 
 
 def test_the_builders_of_this_file_cover_every_field() -> None:
     """A field added without a place here would not be part of the round trip."""
-    for strategy, kind in ((trajectories, ReqTrajectory), (outputs, GenerationOutputs), (steps, ReqStep)):
+    for strategy, kind in (
+        (trajectories, ReqTrajectory),
+        (outputs, GenerationOutputs),
+        (steps, ReqStep),
+        (logprobs, TokenLogprob),
+    ):
         text = repr(strategy)
         assert all(f"{field.name}=" in text for field in attrs.fields(kind))
 

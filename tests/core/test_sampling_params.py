@@ -24,6 +24,7 @@ BAD: dict[str, list[Any]] = {
     "top_p": [0, -0.5, 1.01, math.nan, "0.9", None, True],
     "min_p": [-0.01, 1.01, math.nan, "0.1", None],
     "seed": [1.5, "7", True, math.nan],
+    "logprobs": [-1, 21, 1.5, "3", True, math.nan, [4]],
     "stop": ["", [""], ["ok", 3], 5, b"ab", [None]],
     "stop_token_ids": [[-1], [1.5], ["3"], "12", 2.5, [True], [None]],
     "confidence": ["entropy", None, "PROB", [], {}],
@@ -87,6 +88,7 @@ def test_an_unknown_threshold_is_answered_with_the_names_that_exist() -> None:
     min_p=st.floats(0, 1),
     top_k=st.none() | st.integers(1, 10**9),
     seed=st.none() | st.integers(-(2**70), 2**70),
+    logprobs=st.none() | st.integers(0, 20),
     thresholds=st.dictionaries(
         st.sampled_from([field.name for field in attrs.fields(DecodingThresholds)]), st.floats(0, 1)
     ),

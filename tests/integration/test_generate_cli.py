@@ -37,6 +37,16 @@ def test_json_is_for_machines() -> None:
     assert data["metrics"]["total_generated_tokens"] == 12
 
 
+def test_log_probabilities_are_part_of_the_json() -> None:
+    result = run(*MODEL, *FAST, "--json", "--ignore-eos", "--logprobs", "2", "hello")
+    [answer] = json.loads(result.stdout)["answers"]
+    assert [each["token_id"] for each in answer["logprobs"]] == answer["token_ids"]
+    assert all(each["top"][0] == [each["token_id"], each["logprob"]] for each in answer["logprobs"])
+    refused = run(*MODEL, *FAST, "--logprobs", "2", "hello")
+    assert refused.exit_code == 2
+    assert "add --json" in refused.output
+
+
 def test_arguments_a_file_and_stdin_give_the_same_answers(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("hello\n\nworld\n")

@@ -36,6 +36,7 @@ from diffulex_core.host import Host
 @click.option("--min-p", type=float, help="Drop tokens below this share of the most probable one.")
 @click.option("--seed", type=int, help="Seed of the draws; the same seed gives the same answers.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--logprobs", type=int, help="With --json: log probabilities, and so many alternatives for each token.")
 @click.option("--live", is_flag=True, help="Show the answers while they are denoised.")
 @click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")
 @click.pass_obj
@@ -63,6 +64,8 @@ def generate(
             raise click.UsageError(f"Prompt {number} is not valid UTF-8. Convert the input first.")
     if live and machine:
         raise click.UsageError("--live draws in the terminal and --json prints for machines; give one of them.")
+    if sampling["logprobs"] is not None and not machine:
+        raise click.UsageError("--logprobs are printed for machines only; add --json.")
 
     from diffulex_core.cli import render
     from diffulex_core.engine import Diffulex

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import cattrs
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
@@ -75,6 +76,7 @@ def as_json(prompts: Sequence[str], outputs: GenerationOutputs) -> str:
                 "error": output.error,
                 "nfe": output.nfe,
                 "tpf": output.tpf,
+                **({} if output.logprobs is None else {"logprobs": cattrs.unstructure(output.logprobs)}),
             }
             for prompt, output in zip(prompts, outputs, strict=True)
         ],

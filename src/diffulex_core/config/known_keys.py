@@ -31,6 +31,7 @@ PER_REQUEST: frozenset[str] = frozenset(
         "stop_token_ids",
         "confidence",
         "logit_bias",
+        "logprobs",
         "skip_special_tokens",
         "gen_length",
         "steps",

@@ -16,6 +16,7 @@ from diffulex_core.sampling import choose
 from diffulex_core.sampling.accept import accept
 from diffulex_core.sampling.confidence import settle
 from diffulex_core.sampling.filters import restrict
+from diffulex_core.sampling.logprobs import Reported, reported
 from diffulex_core.sampling.questions import alternatives, answer, discourage, watched
 from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
@@ -49,7 +50,7 @@ class PackedSampler:
         return self.decide(self.score(logits, batch), batch)
 
     def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """[3, rows] float64: token, confidence, whether the row is finite; then what the batch's questions ask for."""
+        """[3, rows] float64: token, confidence, whether the row is finite; then what questions and requests ask for."""
         params = [window.params for window in batch.windows]
         row_params = batch.window_of_row
         held = self._held(logits.shape[1])
@@ -68,6 +69,7 @@ class PackedSampler:
         clean = _clean_rows(batch)
         asked = None if batch.questions is None else scores.clone()
         untouched = scores[clean]
+        report = Reported.of(batch, scores)
         scores /= _column(np.where(drawn, temperature, 1.0), scores)
         scores = self._restrict(scores, params, row_params)
         columns = choose.greedy(scores)
@@ -78,9 +80,12 @@ class PackedSampler:
         basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
         settled = settle(scores, columns, _measures(batch), held.start, self._tp, basis)
         scored = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
-        if batch.questions is None or asked is None:
-            return scored
-        return torch.cat((scored, answer(asked, held, batch.questions, self._tp)))
+        parts = [scored]
+        if batch.questions is not None and asked is not None:
+            parts.append(answer(asked, held, batch.questions, self._tp))
+        if report is not None:
+            parts.append(report.measure(settled.tokens, held, self._tp))
+        return torch.cat(parts)
 
     def _held(self, columns: int) -> Range:
         """The real ids among those of this process's columns."""
@@ -120,7 +125,8 @@ class PackedSampler:
         accepted = accept(confidence, batch.group_of_row, batch.accept_threshold, batch.force_one)
         bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
         decisions = []
-        for begin, end in pairwise(bounds.tolist()):
+        asked = 3 + (0 if batch.questions is None else 1 + 2 * batch.questions.most)
+        for window, (begin, end) in zip(batch.windows, pairwise(bounds.tolist()), strict=True):
             rows = slice(begin, end)
             decisions.append(
                 Decision(
@@ -129,8 +135,9 @@ class PackedSampler:
                     confidence=confidence[rows].astype(np.float32),
                     accepted=accepted[rows] & finite[rows].all(),
                     finite=bool(finite[rows].all()),
-                    alternatives=alternatives(host[3:, rows], batch.questions),
+                    alternatives=alternatives(host[3:asked, rows], batch.questions),
                     watched=watched(host[3:, rows], batch.questions),
+                    logprobs=reported(host[asked:, rows], window.params),
                 )
             )
         return decisions

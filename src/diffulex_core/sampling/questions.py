@@ -35,21 +35,38 @@ def answer(scores: Tensor, held: Range, questions: Questions, tp: Communicator) 
         [1 + 2 * questions.most, rows] float64: probability of the watched token, then the most probable tokens, then
         their probabilities.
     """
-    local = torch.from_numpy(questions.watched - held.start).to(scores.device)
+    tokens, logs = log_probabilities(
+        scores, held, torch.from_numpy(questions.watched).to(scores.device), questions.most, tp
+    )
+    return torch.cat((logs[:1].exp(), tokens, logs[1:].exp()))
+
+
+def log_probabilities(
+    scores: Tensor, held: Range, watched: Tensor, most: int, tp: Communicator
+) -> tuple[Tensor, Tensor]:
+    """How probable a given token and the most probable ones are; a collective, as `answer`.
+
+    Args:
+        watched: [rows] int64 ids, on the scores' device; -1 for none.
+        most: so many of the most probable tokens.
+    Returns:
+        tokens [most, rows] and log probabilities [1 + most, rows], the watched token's first, both float64.
+    """
+    local = watched - held.start
     here = (local >= 0) & (local < held.length)
     asked = scores.gather(1, local.clamp(0, scores.shape[1] - 1)[:, None]).squeeze(1)
     told = [_log_sum(scores), asked.masked_fill(~here, -torch.inf).double()]
     rest = scores.clone()
-    for _ in range(questions.most):
+    for _ in range(most):
         best = greedy(rest)[:, None]
         told += [best.squeeze(1).double() + held.start, rest.gather(1, best).squeeze(1).double()]
         rest.scatter_(1, best, -torch.inf)
     heard = tp.gather(torch.stack(told))  # [ranks, 2 + 2 most, rows]
     tokens, offered = heard[:, 2::2].flatten(0, 1), heard[:, 3::2].flatten(0, 1)
     order = tokens.argsort(dim=0, descending=True, stable=True)
-    order = order.gather(0, offered.gather(0, order).argsort(dim=0, descending=True, stable=True))[: questions.most]
+    order = order.gather(0, offered.gather(0, order).argsort(dim=0, descending=True, stable=True))[:most]
     logs = torch.cat((heard[:, 1].amax(dim=0)[None], offered.gather(0, order))) - heard[:, 0].logsumexp(dim=0)
-    return torch.cat((logs[:1].exp(), tokens.gather(0, order), logs[1:].exp()))
+    return tokens.gather(0, order), logs
 
 
 def watched(answers: NDArray[np.float64], questions: Questions | None) -> FloatArray | None:

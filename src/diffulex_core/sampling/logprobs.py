@@ -1,0 +1,69 @@
+"""Log probabilities of what was chosen, and of the most probable tokens, for the requests that ask for them."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffulex_core.distributed import Communicator
+from diffulex_core.distributed.ranges import Range
+from diffulex_core.sampling.questions import log_probabilities
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import LogProbabilities, SamplingBatch
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Reported:
+    """The rows of a call whose requests ask, and their distribution before it is tempered and limited.
+
+    Attributes:
+        rows: [n] int64 rows of the call.
+        scores: [n, columns] float32, this process's part.
+        most: how many of the most probable tokens the request that asks for most gets.
+    """
+
+    rows: Tensor
+    scores: Tensor
+    most: int
+
+    @classmethod
+    def of(cls, batch: SamplingBatch, scores: Tensor) -> Reported | None:
+        """A copy of what is needed of `scores` [rows, columns]; None when no request of the batch asks."""
+        wanted = [window.params.logprobs for window in batch.windows]
+        if all(most is None for most in wanted):
+            return None
+        asks = np.array([most is not None for most in wanted])
+        rows = torch.from_numpy(np.flatnonzero(asks[batch.window_of_row])).to(scores.device)
+        return cls(rows=rows, scores=scores[rows], most=max(most or 0 for most in wanted))
+
+    def measure(self, chosen: Tensor, held: Range, tp: Communicator) -> Tensor:
+        """What `reported` reads; a collective, which moves a few numbers for each row.
+
+        Args:
+            chosen: [all rows] int64 ids of the chosen tokens.
+            held: the ids of the columns.
+            tp: the processes that hold the vocabulary.
+        Returns:
+            [1 + 2 * most, all rows] float64: log probability of the chosen token, then the most probable tokens, then
+            their log probabilities; NaN where nobody asks.
+        """
+        told = torch.full((1 + 2 * self.most, len(chosen)), torch.nan, dtype=torch.float64, device=chosen.device)
+        if len(self.rows):
+            tokens, logs = log_probabilities(self.scores, held, chosen[self.rows], self.most, tp)
+            told[:, self.rows] = torch.cat((logs[:1], tokens, logs[1:]))
+        return told
+
+
+def reported(told: NDArray[np.float64], params: SamplingParams) -> LogProbabilities | None:
+    """Those of one request, out of `measure`'s result for its n rows."""
+    if params.logprobs is None:
+        return None
+    most = len(told) // 2
+    return LogProbabilities(
+        chosen=told[0].astype(np.float32),
+        tokens=told[1 : 1 + params.logprobs].T.astype(np.int64),
+        most=told[1 + most : 1 + most + params.logprobs].T.astype(np.float32),
+    )
