@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -30,13 +31,9 @@ def block_steps(length: int, block_length: int, steps: int) -> tuple[int, ...]:
 
 
 def time_grid(steps: int, eps: float) -> NDArray[np.float32]:
-    """[steps + 1] Dream's times, evenly from 1 to `eps`, in float32 and counted from the nearer end."""
-    end = np.float32(eps)
-    width = np.float32((end - np.float32(1)) / np.float32(steps))
-    at = np.arange(steps + 1)
-    below = np.float32(1) + width * at.astype(np.float32)
-    above = end - width * (steps - at).astype(np.float32)
-    return np.where(at < (steps + 1) // 2, below, above).astype(np.float32)
+    """[steps + 1] Dream's times, evenly from 1 to `eps`, to the bit as torch has them: quotas are rounded down."""
+    grid: NDArray[np.float32] = torch.linspace(1, eps, steps + 1, dtype=torch.float32).numpy()
+    return grid
 
 
 def decided_share(grid: NDArray[np.float32], step: int) -> np.float32:
