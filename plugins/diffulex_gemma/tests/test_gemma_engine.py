@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from diffulex_core.config.names import misfits
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import ConfigError, IncompatibleError
-from diffulex_core.hookspecs import Register
 from diffulex_core.host import Host
-from diffulex_core.plugin import Capability, DecodingStrategy, hookimpl
+from diffulex_core.sampling_params import SamplingParams
 from tests.core.checkpoints import MASK_ID, VOCAB_SIZE, write_tokenizer
 from tests.families.gemma import native_model, save
 
@@ -27,28 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host() -> Host:
-    """The installed plugins, and a strategy with DiffusionGemma's pattern."""
-    plugin = ModuleType("canvas_plugin")
-
-    @hookimpl
-    def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
-        register(
-            DecodingStrategy(
-                name="canvas_test",
-                pattern="diffulex_gemma.pattern:causal_canvas",
-                requires={Capability.SELF_CONDITIONING},
-                defaults={"buffer_size": 1},
-            )
-        )
-
-    vars(plugin)["diffulex_register_strategies"] = diffulex_register_strategies
-    return Host.discover(environ={}, extra=[plugin])
+    return Host.discover(environ={})
 
 
 @pytest.mark.parametrize("attn_impl", ["torch_cpu", "torch_ref"])
 def test_the_checkpoint_is_recognised_loaded_and_run(folder: Path, host: Host, attn_impl: str) -> None:
     sizes = {"block_size": 256, "page_size": 256, "num_pages": 2}
-    with Diffulex(folder, decoding_strategy="canvas_test", host=host, attn_impl=attn_impl, **sizes) as engine:
+    with Diffulex(folder, host=host, attn_impl=attn_impl, **sizes) as engine:
         config = engine.config
     assert config.family.name == "diffusion_gemma"
     assert (config.decoding.block_size, config.cache.page_size) == (256, 256)
@@ -57,7 +41,7 @@ def test_the_checkpoint_is_recognised_loaded_and_run(folder: Path, host: Host, a
 
 
 def test_the_mask_token_of_the_tokenizer_is_an_ordinary_token(folder: Path, host: Host) -> None:
-    with Diffulex(folder, decoding_strategy="canvas_test", host=host, num_pages=8, skip_warmup=True) as engine:
+    with Diffulex(folder, host=host, num_pages=8, skip_warmup=True) as engine:
         assert engine.tokenizer.mask_token_id == MASK_ID
         assert engine.config.model.mask_token_id is None
 
@@ -73,12 +57,48 @@ def test_a_strategy_that_fills_masks_is_refused_by_what_it_requires(
     text = str(raised.value)
     assert f"'{strategy}' requires {missing}" in text
     assert "'diffusion_gemma' does not provide" in text
-    assert "'canvas_test'" in text
+    assert "'diffusion_gemma'" in text
 
 
-def test_without_a_strategy_those_that_fit_are_listed(folder: Path, host: Host) -> None:
-    with pytest.raises(ConfigError, match=r"has no default strategy; give decoding_strategy, one of canvas_test\."):
-        Diffulex(folder, host=host)
+def test_no_other_family_is_offered_the_strategy(host: Host) -> None:
+    fitting = [
+        family.name for family in host.models if not misfits(family, host.strategies.get("diffusion_gemma"), host)
+    ]
+    assert fitting == ["diffusion_gemma"]
+
+
+def test_a_canvas_is_as_long_as_the_checkpoint_says(folder: Path, host: Host) -> None:
+    with Diffulex(folder, host=host, num_pages=8, page_size=8, skip_warmup=True) as engine:
+        assert engine.config.strategy.name == "diffusion_gemma"
+        assert engine.config.decoding.block_size == 4
+
+
+def test_an_answer_ends_at_the_limit_and_the_stream_shows_drafts(folder: Path, host: Host) -> None:
+    rules = {"diffusion_gemma_max_denoising_steps": 3, "diffusion_gemma_confidence_threshold": 0.0}
+    with Diffulex(folder, host=host, num_pages=32, page_size=8, **rules) as engine:
+        events = list(engine.stream(["what?"], SamplingParams(max_tokens=6, seed=1, ignore_eos=True)))
+    assert len(events) == 6
+    assert [int(event.canvas.decided.sum()) for event in events] == [0, 0, 4, 4, 4, 8]
+    assert [len(event.canvas.tokens) for event in events] == [4, 4, 4, 8, 8, 8]
+    assert [event.newly_decided.tolist() for event in events][2] == [5, 6, 7, 8]
+    last = events[-1].trajectory
+    assert last is not None
+    assert len(last.token_ids) == 6
+    assert last.nfe == last.nfe_decode == 6
+    assert last.tpf == 1.0
+
+
+def test_worker_processes_answer_as_the_engine_itself_does(folder: Path, host: Host) -> None:
+    rules = {"diffusion_gemma_max_denoising_steps": 3}
+    params = [SamplingParams(max_tokens=6, seed=seed, ignore_eos=True) for seed in range(3)]
+    prompts = ["one", "two and a half", "3"]
+    answers = []
+    for replicas in (1, 2):
+        with Diffulex(
+            folder, host=host, num_pages=32, page_size=8, data_parallel_size=replicas, skip_warmup=True, **rules
+        ) as engine:
+            answers.append([answer.token_ids for answer in engine.generate(prompts, params)])
+    assert answers[0] == answers[1]
 
 
 def test_a_network_that_cannot_be_run_is_refused_before_anything_is_loaded(tmp_path: Path, host: Host) -> None:
@@ -86,4 +106,4 @@ def test_a_network_that_cannot_be_run_is_refused_before_anything_is_loaded(tmp_p
     write_tokenizer(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"does not suit the model family 'diffusion_gemma'.*is 'all'"):
-        Diffulex(tmp_path, decoding_strategy="canvas_test", host=host)
+        Diffulex(tmp_path, host=host)

@@ -26,7 +26,7 @@ from tests.families.canvas_serving import mild_model
 from tests.families.gemma import CANVAS, SLIDING_WINDOW, save
 from tests.families.native_canvases import TABLE, Native, native_answer
 
-PROMPTS = [[(11 * at * at + 7 * at + 37 * salt + 3) % 200 + 20 for at in range(6 + salt)] for salt in range(5)]
+PROMPTS = [[(11 * at * at + 7 * at + 37 * salt + 3) % 200 + 20 for at in range(6 + salt)] for salt in range(3)]
 MANY = 14
 """Tokens: three canvases and a half."""
 
@@ -76,18 +76,26 @@ class Pair:
             for seed, text in enumerate(PROMPTS)
         ]
 
-    def ours(self, rules: dict[str, Any], *, eos: Sequence[int] = (258,), **settings: Any) -> list[ReqTrajectory]:
+    def ours(
+        self,
+        rules: dict[str, Any],
+        *,
+        eos: Sequence[int] = (258,),
+        prompts: Sequence[list[int]] = PROMPTS,
+        max_tokens: int = MANY,
+    ) -> list[ReqTrajectory]:
         named = {f"diffusion_gemma_{name}": value for name, value in rules.items()}
         options = {"page_size": 8, "num_pages": 48, "eos_token_ids": tuple(eos), "skip_warmup": True}
-        asked = [SamplingParams(seed=seed, max_tokens=MANY) for seed in range(len(PROMPTS))]
+        asked = [SamplingParams(seed=seed, max_tokens=max_tokens) for seed in range(len(prompts))]
         with Diffulex(
             self.folder,
             host=self.host,
             strict=True,
             decoding_strategy="diffusion_gemma_table",
-            **{**options, **named, **settings},
+            **options,
+            **named,
         ) as engine:
-            return list(engine.generate(PROMPTS, asked))
+            return list(engine.generate(list(prompts), asked))
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +109,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.mark.parametrize(
     ("rules", "stability"),
-    [(WARM, 1), (COOL, 0), (COOL, 1), (COOL, 2), (COLD, 1), (COLD, 2)],
-    ids=["warm", "cool, stable at once", "cool", "cool, stable for long", "cold", "cold, stable for long"],
+    [(WARM, 1), (COOL, 0), (COOL, 1), (COOL, 2), (COLD, 1)],
+    ids=["warm", "cool, stable at once", "cool", "cool, stable for long", "cold"],
 )
 def test_answers_and_forwards_are_those_of_the_published_code(
     pair: Pair, rules: dict[str, Any], stability: int
@@ -124,10 +132,10 @@ def test_the_rules_under_comparison_end_some_canvases_early_and_others_late(pair
 
 
 def test_without_rules_those_of_the_published_code_apply(pair: Pair) -> None:
-    native = [native_answer(pair.model, PROMPTS[0], seed=0, max_tokens=CANVAS, entropy_bound=0.1)]
-    [answer, *_] = pair.ours({})
-    assert answer.token_ids[:CANVAS] == native[0].tokens
-    assert native[0].steps == (48,)
+    native = native_answer(pair.model, PROMPTS[0], seed=0, max_tokens=CANVAS, entropy_bound=0.1)
+    [answer] = pair.ours({}, prompts=PROMPTS[:1], max_tokens=CANVAS)
+    assert answer.token_ids == native.tokens
+    assert native.steps == (48,)
 
 
 def test_several_end_tokens_end_an_answer_inside_a_canvas(pair: Pair) -> None:
