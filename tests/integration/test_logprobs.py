@@ -65,6 +65,27 @@ def test_edited_tokens_are_told_as_they_were_decided_last() -> None:
         assert [told and told.token_id for told in answer.logprobs] == list(answer.token_ids)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "settings"),
+    [
+        ("llada", {"decoding_strategy": "llada_canvas"}),
+        ("dream", {"decoding_strategy": "dream_canvas"}),
+        ("llada2", {"decoding_strategy": "dmax", "sampling_mode": "edit"}),
+    ],
+    ids=["llada_canvas", "dream_canvas", "dmax"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_strategies_with_rules_of_their_own_tell_every_token(
+    checkpoint: str, settings: dict[str, Any], temperature: float
+) -> None:
+    with engine(checkpoint, **settings) as ready:
+        answers = ready.generate(PROMPTS, params(temperature=temperature, seed=2))
+    for answer in answers:
+        assert answer.logprobs is not None
+        assert [told and told.token_id for told in answer.logprobs] == list(answer.token_ids)
+        assert all(told is not None and told.logprob <= told.top[0][1] for told in answer.logprobs)
+
+
 def test_an_answer_that_a_stop_string_cut_is_told_up_to_there() -> None:
     with engine() as ready:
         [whole] = ready.generate(PROMPTS[0], params())

@@ -131,7 +131,7 @@ def test_the_canvas_shows_sub_blocks() -> None:
 
 
 @given(SETTINGS, st.lists(asks(), min_size=1, max_size=4), st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_every_schedule_gives_the_tokens_and_modes_of_a_request_alone(
     setting: DualSetting, many: list[Ask], data: st.DataObject
 ) -> None:
@@ -153,6 +153,31 @@ def test_every_schedule_gives_the_tokens_and_modes_of_a_request_alone(
     assert all(rows <= budget for rows in service.rows)
     for ask, request in zip(many, requests, strict=True):
         check(setting, ask, request)
+
+
+@given(SETTINGS, st.lists(asks(), min_size=2, max_size=4), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12))))
+@settings(max_examples=40)
+def test_requests_that_are_aborted_at_any_time_disturb_nobody(
+    setting: DualSetting, many: list[Ask], aborts: list[tuple[int, int]]
+) -> None:
+    many = [ask for ask in many if len(ask.prompt) < setting.max_model_len]
+    requests = [watched(setting, ask, at) for at, ask in enumerate(many)]
+    most = max((request.most_slots() for request in requests), default=0)
+    service = DualService.of(setting, num_pages=most // setting.sub_size + 3, budget=setting.block_size + 5)
+    for request in requests:
+        service.scheduler.add(request)
+    step = 0
+    while service.step() is not None:
+        step += 1
+        for request_id in (request_id for request_id, when in aborts if when == step):
+            service.scheduler.abort(request_id)
+    assert service.cache.num_free_pages == service.cache.num_pages
+    for ask, request in zip(many, requests, strict=True):
+        if request.completion is CompletionReason.ABORTED:
+            output = request.output_tokens.tolist()
+            assert tuple(output) == expected(setting, ask, request.lost)[0].tokens[: len(output)]
+        else:
+            check(setting, ask, request)
 
 
 @given(SETTINGS, asks(), st.integers(1, 12))
@@ -263,6 +288,19 @@ def test_a_block_that_cannot_fit_the_budget_is_refused_with_the_number_needed() 
     service = DualService.of(PLAIN, budget=7)
     with pytest.raises(PromptTooLong, match="at least 8"):
         service.scheduler.add(watched(PLAIN, ask_of(9)))
+
+
+@given(SETTINGS, asks())
+def test_forwards_and_rows_are_never_more_than_a_prefill_and_the_passes(setting: DualSetting, ask: Ask) -> None:
+    """The prompt's whole blocks ride in the first pass, or take a forward of their own that decides the first token."""
+    request = watched(setting, ask)
+    DualService.of(setting, prefix_caching=False).run([request])
+    passes = [mode for mode in request.modes if mode != "seed"]
+    rows = sum(setting.sub_size if mode == "refine" else setting.block_size for mode in passes)
+    assert request.nfe == len(passes) + ("seed" in request.modes)
+    assert sum(len(span.tokens) for span in request.fed) == rows + len(ask.prompt) // setting.block_size * (
+        setting.block_size
+    )
 
 
 def test_every_word_may_be_an_answer() -> None:

@@ -247,6 +247,14 @@ def test_a_trace_shows_the_masks_of_every_sub_block(folder: Path) -> None:
     assert masks == [[(2, 3, 0.25), (3, 4, 0.0)], [(2, 0, 1.0), (3, 3, 0.25)]]
 
 
+def test_every_token_is_told_with_its_log_probability(ready: Diffulex) -> None:
+    for answer in ready.generate(prompts(), SamplingParams(temperature=0.0, max_tokens=TOKENS, logprobs=1)):
+        assert answer.logprobs is not None
+        for token, told in zip(answer.token_ids, answer.logprobs, strict=True):
+            assert told is not None
+            assert told.top == ((token, told.logprob),)
+
+
 def test_two_ranks_decide_as_one(folder: Path, oracle: Qwen2ForCausalLM) -> None:
     with engine(folder, tensor_parallel_size=2, device="cpu") as pair:
         answers = pair.generate(prompts(4), greedy(TOKENS))
