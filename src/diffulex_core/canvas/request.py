@@ -40,14 +40,12 @@ class CanvasRequest:
         options: CanvasOptions,
         length: int,
         rule: CanvasRule,
-        block_length: int | None = None,
     ) -> None:
         """
         Args:
             options: the settings, the request's own first.
             length: masks behind the prompt, see `canvas_length`.
             rule: what decides them.
-            block_length: how records divide the canvas; None = not at all.
         """
         assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
         self._id = request_id
@@ -57,7 +55,6 @@ class CanvasRequest:
         self._shifted = context.shifted
         self._scale = options.cfg_scale
         self._rule = rule
-        self._block_length = block_length or length
         self._tokens: IntArray = np.concatenate((prompt, np.full(length, self._mask, dtype=np.int64)))
         self._decided: BoolArray = np.arange(len(self._tokens)) < len(prompt)
         self._stop = StopRules(
@@ -114,17 +111,14 @@ class CanvasRequest:
 
     @property
     def canvas(self) -> Canvas:
-        start, block = self._prompt_len, self._block_length
-        decided = self._decided[start:]
-        blocks = -(-len(decided) // block)
-        running = (at for at in range(blocks) if not decided[at * block : (at + 1) * block].all())
+        start = self._prompt_len
         return Canvas(
             start=start,
             tokens=self._tokens[start:].copy(),
-            decided=decided.copy(),
+            decided=self._decided[start:].copy(),
             committed=0,
-            block_size=block,
-            running_blocks=tuple((at, "active") for at in running),
+            block_size=len(self._tokens),
+            running_blocks=((0, "active"),),
         )
 
     def most_slots(self) -> int:
@@ -138,7 +132,7 @@ class CanvasRequest:
             return None
         asked = self._rule.ask(self._open()) + self._prompt_len
         group = SampleGroup(
-            block=(int(asked[0]) - self._prompt_len) // self._block_length if len(asked) else 0,
+            block=0,
             positions=asked,
             rows=np.maximum(asked - 1, 0) if self._shifted else asked,
             accept_threshold=math.inf,

@@ -44,5 +44,4 @@ def make_request(*, request_id: int, prompt: IntArray, params: SamplingParams, c
         options=options,
         length=length,
         rule=rule,
-        block_length=rule.block_length,
     )

@@ -1,0 +1,147 @@
+"""dLLM-Serve's calls over a Diffulex engine: the same arguments, the same shape of the results.
+
+Every request runs its whole canvas, as there. What differs on purpose: a text is cut at the first end token and
+`full_text` keeps all of it, lists must be equally long, and a request that cannot be served says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
+
+import attrs
+
+from diffulex_core.admission import Prompt
+from diffulex_core.engine import Diffulex
+from diffulex_core.errors import InvalidSamplingParams
+from diffulex_core.outputs import ReqTrajectory
+from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.tokenizer import decode
+
+DEFAULTS = {
+    "decoding_strategy": "llada_canvas",
+    "gen_length": 128,
+    "steps": 128,
+    "max_num_batched_tokens": 16384,
+    "max_num_reqs": 512,
+    "max_logits_tokens": 1024,
+    "gpu_memory_utilization": 0.8,
+}
+"""dLLM-Serve's, where they differ from Diffulex's. It runs LLaDA's algorithm on every model."""
+
+_OTHER_NAMES = {"max_num_seqs": "max_num_reqs", "max_logprobs": "max_logits_tokens"}
+_WITHOUT_MEANING = frozenset({"log_optimize_level"})
+
+
+class Output(TypedDict):
+    """One answer.
+
+    `text` ends before the first end token; `token_ids` are all ids of the canvas and `full_text` all of them as text,
+    special tokens included. `error` is there when the request could not be served.
+    """
+
+    text: str
+    token_ids: list[int]
+    full_text: str
+    error: NotRequired[str]
+
+
+class LLM:
+    """An engine behind dLLM-Serve's calls. A context manager; `exit()` frees the device memory as well."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        """
+        Args:
+            model: a checkpoint, as for `Diffulex`.
+            options: keys of dLLM-Serve or of `Diffulex`; one that nobody owns is ignored with a warning.
+        Raises:
+            ConfigError, CheckpointError, UnknownNameError: see `Diffulex`.
+        """
+        given = {_OTHER_NAMES.get(name, name): value for name, value in options.items() if name not in _WITHOUT_MEANING}
+        self._engine = Diffulex(model, **{**DEFAULTS, **given})
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.exit()
+
+    @property
+    def engine(self) -> Diffulex:
+        """The engine, for everything that dLLM-Serve has no call for."""
+        return self._engine
+
+    def generate(
+        self,
+        prompts: list[str] | list[list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams],
+        sparse_configs: object = None,
+        use_tqdm: bool = True,
+    ) -> list[Output]:
+        """Answer all prompts, in the order given.
+
+        Args:
+            prompts: texts, or lists of token ids.
+            sampling_params: one for all, or one for each prompt.
+            sparse_configs: None; the sparse cache does not exist yet.
+            use_tqdm: show a progress bar.
+        Raises:
+            InvalidSamplingParams: the lists differ in length, or a sparse configuration is given.
+        """
+        _refuse_sparse(sparse_configs)
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        params = [_whole(each) for each in sampling_params]
+        return [self._output(answer) for answer in self._engine.generate(prompts, params, use_tqdm=use_tqdm)]
+
+    def add_request(self, prompt: Prompt, sampling_params: SamplingParams, sparse_config: object = None) -> int:
+        """Queue a prompt; returns its id.
+
+        Raises:
+            RequestError: it cannot be served.
+        """
+        _refuse_sparse(sparse_config)
+        return self._engine.add_request(prompt, _whole(sampling_params))
+
+    def step(self) -> tuple[list[tuple[int, list[int]]], int]:
+        """Run one forward.
+
+        Returns:
+            Id and canvas of each request that is done, and minus the number of requests that took part.
+        """
+        result = self._engine.step()
+        finished = [(record.req_id, list(record.token_ids)) for record in result.finished]
+        return finished, 0 if result.plan is None else -len(result.plan.windows)
+
+    def is_finished(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return self._engine.is_finished()
+
+    def exit(self) -> None:
+        """Free the device memory. Calling it again does nothing."""
+        self._engine.close()
+
+    def _output(self, answer: ReqTrajectory) -> Output:
+        ids, ends = list(answer.token_ids), self._engine.config.model.eos_token_ids
+        end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+        output = Output(
+            text=decode(self._engine.tokenizer, ids[:end], skip_special_tokens=True),
+            token_ids=ids,
+            full_text=decode(self._engine.tokenizer, ids, skip_special_tokens=False),
+        )
+        if answer.error is not None:
+            output["error"] = answer.error
+        return output
+
+
+def _whole(params: SamplingParams) -> SamplingParams:
+    """The same, run to the end of the canvas."""
+    return attrs.evolve(params, ignore_eos=True)
+
+
+def _refuse_sparse(config: object) -> None:
+    if config is not None:
+        raise InvalidSamplingParams(
+            "A sparse configuration is given, but the sparse cache does not exist yet. Leave it out: every request "
+            "runs with the full cache."
+        )

@@ -1,0 +1,89 @@
+"""dLLM-Serve's calls: the shape of its results, and answers that are those of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from diffulex import SamplingParams
+from diffulex.compat import LLM
+from diffulex_core.errors import EngineClosed, InvalidSamplingParams
+from tests.integration.engines import CHECKPOINT, engine, prompt
+
+PARAMS = SamplingParams(temperature=0, gen_length=12, steps=4)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(str(CHECKPOINT), max_num_seqs=8, max_logprobs=64, log_optimize_level=2, num_pages=64) as ready:
+        yield ready
+
+
+def test_results_are_dicts_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [prompt(4), prompt(9, salt=1)]
+    outputs = llm.generate(prompts, PARAMS, use_tqdm=False)
+    with engine(decoding_strategy="llada_canvas") as plain:
+        answers = [
+            plain.generate(each, SamplingParams(temperature=0, ignore_eos=True, gen_length=12, steps=4))[0]
+            for each in prompts
+        ]
+    assert [output["token_ids"] for output in outputs] == [list(answer.token_ids) for answer in answers]
+    assert all(len(output["token_ids"]) == 12 for output in outputs)
+    assert all(set(output) == {"text", "token_ids", "full_text"} for output in outputs)
+
+
+def test_defaults_are_those_of_dllm_serve(llm: LLM) -> None:
+    config = llm.engine.config
+    assert config.schedule.max_num_reqs == 8
+    assert config.schedule.max_logits_tokens == 64
+    [output] = llm.generate([prompt(3)], [SamplingParams(temperature=0)], use_tqdm=False)
+    assert len(output["token_ids"]) == 128
+
+
+def test_a_text_is_cut_at_the_first_end_token_and_kept_whole_beside_it(llm: LLM) -> None:
+    [whole] = llm.generate([prompt(5)], PARAMS, use_tqdm=False)
+    end = whole["token_ids"][4]
+    first = whole["token_ids"].index(end)
+    with LLM(str(CHECKPOINT), eos_token_ids=[end], num_pages=64) as other:
+        [cut] = other.generate([prompt(5)], PARAMS, use_tqdm=False)
+        text = other.engine.tokenizer.decode(whole["token_ids"][:first], skip_special_tokens=True)
+    assert cut["token_ids"] == whole["token_ids"]
+    assert cut["full_text"] == whole["full_text"]
+    assert cut["text"] == text != whole["text"]
+
+
+def test_a_prompt_that_cannot_be_served_says_why_and_the_others_are_answered(llm: LLM) -> None:
+    bad, good = llm.generate([[], prompt(4)], PARAMS, use_tqdm=False)
+    assert bad["error"].startswith("EmptyPrompt")
+    assert bad["token_ids"] == []
+    assert len(good["token_ids"]) == 12
+
+
+def test_requests_can_be_stepped_by_hand(llm: LLM) -> None:
+    ids = [llm.add_request(prompt(4 + 3 * at), PARAMS) for at in range(3)]
+    finished, counts = [], []
+    while not llm.is_finished():
+        done, count = llm.step()
+        finished += done
+        counts.append(count)
+    assert sorted(request for request, _ in finished) == ids
+    assert counts == [-3] * 4
+    assert llm.step() == ([], 0)
+
+
+def test_lists_of_unequal_length_and_sparse_configurations_are_refused(llm: LLM) -> None:
+    with pytest.raises(InvalidSamplingParams, match="1 prompts but 2"):
+        llm.generate([prompt(3)], [PARAMS, PARAMS], use_tqdm=False)
+    with pytest.raises(InvalidSamplingParams, match="sparse cache does not exist"):
+        llm.generate([prompt(3)], PARAMS, sparse_configs=object(), use_tqdm=False)
+    with pytest.raises(InvalidSamplingParams, match="sparse cache does not exist"):
+        llm.add_request(prompt(3), PARAMS, object())
+
+
+def test_after_exit_it_is_closed() -> None:
+    other = LLM(str(CHECKPOINT), num_pages=64)
+    other.exit()
+    other.exit()
+    with pytest.raises(EngineClosed):
+        other.generate([prompt(3)], PARAMS, use_tqdm=False)
