@@ -51,5 +51,5 @@ def choose_dtype(dtype: str, checkpoint: Mapping[str, Any], device: torch.device
         return DTYPES[dtype]
     if device.type == "cpu":
         return torch.float32
-    stored = checkpoint.get("dtype", checkpoint.get("torch_dtype", "bfloat16"))
-    return DTYPES.get(str(stored), torch.bfloat16)
+    stored = checkpoint.get("dtype") or checkpoint.get("torch_dtype")
+    return DTYPES.get(str(stored).removeprefix("torch."), torch.bfloat16)

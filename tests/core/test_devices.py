@@ -82,4 +82,6 @@ def test_dtype_auto_is_the_checkpoints_except_on_the_cpu() -> None:
     assert choose_dtype("auto", {"dtype": "float16"}, CPU) is torch.float32
     assert choose_dtype("auto", {"torch_dtype": "float16"}, torch.device("cuda")) is torch.float16
     assert choose_dtype("auto", {}, torch.device("cuda")) is torch.bfloat16
+    stated = {"dtype": None, "torch_dtype": "torch.float16"}
+    assert choose_dtype("auto", stated, torch.device("cuda")) is torch.float16
     assert choose_dtype("float16", {"dtype": "bfloat16"}, CPU) is torch.float16
