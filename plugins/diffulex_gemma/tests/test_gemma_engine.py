@@ -88,6 +88,16 @@ def test_an_answer_ends_at_the_limit_and_the_stream_shows_drafts(folder: Path, h
     assert last.tpf == 1.0
 
 
+def test_log_probabilities_come_with_every_token_of_the_answer(folder: Path, host: Host) -> None:
+    rules = {"diffusion_gemma_max_denoising_steps": 3, "skip_warmup": True}
+    params = SamplingParams(max_tokens=6, seed=1, ignore_eos=True, logprobs=1)
+    with Diffulex(folder, host=host, num_pages=32, page_size=8, **rules) as engine:
+        [answer] = engine.generate(["what?"], params)
+    assert answer.logprobs is not None
+    assert [told and told.token_id for told in answer.logprobs] == list(answer.token_ids)
+    assert all(told is not None and told.top == ((told.token_id, told.logprob),) for told in answer.logprobs)
+
+
 def test_worker_processes_answer_as_the_engine_itself_does(folder: Path, host: Host) -> None:
     rules = {"diffusion_gemma_max_denoising_steps": 3}
     params = [SamplingParams(max_tokens=6, seed=seed, ignore_eos=True) for seed in range(3)]

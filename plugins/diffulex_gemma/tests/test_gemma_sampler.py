@@ -171,3 +171,17 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it() -> None:
     [alone], _ = sample(logits[:1], batch_of((1, 0.5, {})))
     assert np.array_equal(decisions[0].entropy, alone.entropy)
     assert np.array_equal(decisions[0].confidence, alone.confidence)
+
+
+def test_log_probabilities_are_those_of_the_best_token_before_temperature_and_limits() -> None:
+    logits = logits_of(5, 6)
+    params = {"logprobs": 2, "top_k": 1}
+    silent, asking = sample(logits, batch_of((2, 0.2, {}), (3, 0.2, params)))[0]
+    assert silent.logprobs is None
+    told = asking.logprobs
+    assert told is not None
+    logs = logits[2:, :VOCAB].double().log_softmax(dim=1)
+    best = logs.topk(2, dim=1)
+    assert np.array_equal(told.tokens, best.indices.numpy())
+    assert np.allclose(told.most, best.values.numpy(), atol=1e-5)
+    assert np.allclose(told.chosen, logs.gather(1, torch.from_numpy(asking.tokens)[:, None])[:, 0].numpy(), atol=1e-5)

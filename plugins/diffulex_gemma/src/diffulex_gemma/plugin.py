@@ -43,7 +43,6 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             forces={"buffer_size": 1},
             sizes=(256,),
             config_cls="diffulex_gemma.options:DenoisingOptions",
-            logprobs=False,
         )
     )
 

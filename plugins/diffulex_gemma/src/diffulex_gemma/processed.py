@@ -16,19 +16,15 @@ COLDEST = 1e-10
 """What temperature 0 stands for: softmax is the most probable token, evenly among equals."""
 
 
-def processed(logits: Tensor, batch: SamplingBatch, held: Range, tp: Communicator) -> Tensor:
-    """The logits of a step in fp32; -inf for ids that do not exist or that a request excludes.
-
-    Bias and limits (top-p, top-k, min-p) see the network's own distribution, as logits processors of the published code
-    do; the schedule's temperature comes last. A request's temperature is not heeded: the schedule takes its place.
+def biased(logits: Tensor, batch: SamplingBatch, held: Range) -> Tensor:
+    """The network's own distribution, but for what requests add to it or exclude by a bias.
 
     Args:
         logits: [rows, columns] as `DiffusionModel.logits` returns them; not modified.
         batch: whose rows they are.
         held: the ids of the columns that stand for one.
-        tp: the processes that hold the vocabulary.
     Returns:
-        [rows, columns] float32, a new tensor.
+        [rows, columns] float32, -inf where a column stands for no id; it may share memory with `logits`.
     """
     scores = logits.float()
     params = [window.params for window in batch.windows]
@@ -38,6 +34,23 @@ def processed(logits: Tensor, batch: SamplingBatch, held: Range, tp: Communicato
         scores = scores.clone()
         for index, each in enumerate(params):
             _add_bias(scores, held, torch.from_numpy(np.flatnonzero(batch.window_of_row == index)), each)
+    return scores
+
+
+def processed(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicator) -> Tensor:
+    """The distribution that tokens are drawn from.
+
+    Limits (top-p, top-k, min-p) see the network's own distribution, as logits processors of the published code do; the
+    schedule's temperature comes last. A request's temperature is not heeded: the schedule takes its place.
+
+    Args:
+        scores: [rows, columns] float32 from `biased`; not modified.
+        batch: whose rows they are.
+        held: the ids of the columns that stand for one.
+        tp: the processes that hold the vocabulary.
+    Returns:
+        [rows, columns] float32, a new tensor.
+    """
     scores = _restrict(scores, batch, held, tp)
     scheduled = [group.temperature for window in batch.windows for group in window.span.groups]
     temperature = np.array([1.0 if each is None else max(each, COLDEST) for each in scheduled])[batch.group_of_row]

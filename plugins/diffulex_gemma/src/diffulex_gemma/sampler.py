@@ -12,10 +12,11 @@ from torch import Tensor
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.sampling import choose
+from diffulex_core.sampling.logprobs import Reported, reported
 from diffulex_core.types import Decision, SamplingBatch
 from diffulex_gemma.decision import CanvasDecision
 from diffulex_gemma.draws import COUNTER, Draws, seed_of
-from diffulex_gemma.processed import processed
+from diffulex_gemma.processed import biased, processed
 
 
 class CanvasSampler:
@@ -46,10 +47,14 @@ class CanvasSampler:
         """See `BelievingSampler`; the decisions are `CanvasDecision`s."""
         start = self._tp.rank * logits.shape[1]
         held = Range(start, min(max(self._vocab_size - start, 0), logits.shape[1]), self._vocab_size)
-        scores = processed(logits, batch, held, self._tp)
+        own = biased(logits, batch, held)
+        scores = processed(own, batch, held, self._tp)
         numbers = torch.from_numpy(self._numbers(batch)).to(scores.device)
-        drawn = choose.draw(scores, numbers, self._tp)
-        return _decisions(_settle(scores, drawn, held.start, self._tp).cpu().numpy(), batch), scores
+        told = _settle(scores, choose.draw(scores, numbers, self._tp), held.start, self._tp)
+        report = Reported.of(batch, own)
+        if report is not None:
+            told = torch.cat((told, report.measure(told[0].long(), held, self._tp)))
+        return _decisions(told.cpu().numpy(), batch), scores
 
     def _numbers(self, batch: SamplingBatch) -> np.typing.NDArray[np.floating]:
         seeds = np.array([seed_of(window.params) for window in batch.windows], dtype=np.int64)
@@ -102,6 +107,7 @@ def _mass_and_entropy(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decisions(host: np.typing.NDArray[np.float64], batch: SamplingBatch) -> list[Decision]:
+    """`host` holds what `_settle` says of each row, and below it what requests want reported."""
     tokens, drawn = host[0].astype(np.int64), host[2].astype(np.int64)
     confidence, entropy, finite = host[1].astype(np.float32), host[3], host[4] > 0
     bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
@@ -114,6 +120,7 @@ def _decisions(host: np.typing.NDArray[np.float64], batch: SamplingBatch) -> lis
             finite=bool(finite[begin:end].all()),
             drawn=drawn[begin:end],
             entropy=entropy[begin:end],
+            logprobs=reported(host[5:, begin:end], window.params),
         )
-        for begin, end in pairwise(bounds.tolist())
+        for window, (begin, end) in zip(batch.windows, pairwise(bounds.tolist()), strict=True)
     ]
