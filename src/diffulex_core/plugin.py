@@ -16,6 +16,7 @@ from frozendict import frozendict
 from diffulex_core.pattern import AttentionPattern, BlockCausal, Extent, FullPrefix, Phase
 from diffulex_core.protocols import (
     AttentionBackend,
+    BelievingSampler,
     DiffusionModel,
     Executor,
     ForceRule,
@@ -33,6 +34,7 @@ __all__ = [
     "AttentionBackend",
     "AttentionBackendPlugin",
     "AttentionPattern",
+    "BelievingSampler",
     "BlockCausal",
     "Capability",
     "Component",
