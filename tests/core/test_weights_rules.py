@@ -138,3 +138,8 @@ PARAM = nn.Parameter(torch.zeros(1))
 def test_a_resolved_weight_that_contradicts_itself_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(PluginError, match="ResolvedWeight"):
         ResolvedWeight(**fields)  # type: ignore[arg-type]
+
+
+def test_a_loader_alone_is_told_to_name_what_it_fills() -> None:
+    with pytest.raises(PluginError, match="Name what the loader fills"):
+        ResolvedWeight(loader=print)

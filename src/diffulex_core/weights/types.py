@@ -64,8 +64,11 @@ class ResolvedWeight:
     def __attrs_post_init__(self) -> None:
         targets = [name for name in ("param", "buffer", "skip") if self._given(name)]
         if len(targets) != 1:
+            advice = (
+                " Name what the loader fills, too: it is counted as written." if self.loader and not targets else ""
+            )
             raise PluginError(
-                f"ResolvedWeight needs exactly one of param, buffer and skip, not {' and '.join(targets) or 'none'}."
+                f"ResolvedWeight needs exactly one of param, buffer and skip, not {' and '.join(targets) or 'none'}.{advice}"
             )
         if self.skip is not None and (not self.skip or self.shard_id is not None or self.transform or self.loader):
             raise PluginError("ResolvedWeight(skip=...) takes a reason in words and nothing else.")
