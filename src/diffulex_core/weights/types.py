@@ -67,9 +67,8 @@ class ResolvedWeight:
             advice = (
                 " Name what the loader fills, too: it is counted as written." if self.loader and not targets else ""
             )
-            raise PluginError(
-                f"ResolvedWeight needs exactly one of param, buffer and skip, not {' and '.join(targets) or 'none'}.{advice}"
-            )
+            given = " and ".join(targets) or "none"
+            raise PluginError(f"ResolvedWeight needs exactly one of param, buffer and skip, not {given}.{advice}")
         if self.skip is not None and (not self.skip or self.shard_id is not None or self.transform or self.loader):
             raise PluginError("ResolvedWeight(skip=...) takes a reason in words and nothing else.")
 
