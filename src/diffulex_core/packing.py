@@ -171,11 +171,16 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     )
 
 
-def parts_of_head(step: PackedStep, budget: int) -> list[tuple[int, int]]:
-    """Bounds of consecutive rows of the head, each part of at most `budget` rows with the second rows they are joined
-    with; a part holds at least one row."""
-    costs = np.ones(len(step.head_rows), dtype=np.int64)
-    costs[step.guided.at] = 2
+def parts_of_head(count: int, guided: IntArray, budget: int) -> list[tuple[int, int]]:
+    """Bounds of consecutive parts of the head's rows.
+
+    Args:
+        count: the head's rows.
+        guided: [g] those that need a second row.
+        budget: most rows of a part, second ones included; a part holds at least one of the `count`.
+    """
+    costs = np.ones(count, dtype=np.int64)
+    costs[guided] = 2
     parts, begin, spent = list[tuple[int, int]](), 0, 0
     for row, cost in enumerate(costs.tolist()):
         if row > begin and spent + cost > budget:

@@ -87,7 +87,7 @@ class EagerRunner:
         count = len(step.head_rows)
         parts = [(0, count)]
         if self._partwise is not None and self._max_logits_tokens is not None:
-            parts = parts_of_head(step, self._max_logits_tokens)
+            parts = parts_of_head(count, step.guided.at, self._max_logits_tokens)
         if self._partwise is None or len(parts) == 1:
             return self._sampler.sample(self._logits(chosen, step, 0, count), step.sampling)
         scored = [
