@@ -59,7 +59,7 @@ def load_config(
         options, host, config_file, strict, given_by: as for `resolve`.
     Raises:
         ConfigError: the configuration cannot be used, or the config file cannot be read.
-        CheckpointError: the checkpoint's config.json or tokenizer cannot be read, or no source has the model or adapter.
+        CheckpointError: config.json or the tokenizer cannot be read, or no source has the model or the adapter.
         UnknownNameError: no model source knows the model.
     """
     from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer, token_ids
