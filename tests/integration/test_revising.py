@@ -139,3 +139,10 @@ def test_dmax_runs_in_edit_mode_whatever_was_asked() -> None:
     with engine("llada2", **{**COMMON, **DMAX}, sampling_mode="naive") as ready:
         assert ready.config.decoding.sampling_mode == "edit"
         assert any("sampling_mode" in warning for warning in ready.config.warnings)
+
+
+def test_two_processes_blend_as_one() -> None:
+    strategy = STRATEGIES["dmax, smooth and exact"]
+    [one] = serve([prompt(11)], strategy, max_tokens=9)
+    [two] = serve([prompt(11)], strategy, max_tokens=9, settings={"tensor_parallel_size": 2})
+    assert two.token_ids == one.token_ids
