@@ -6,6 +6,7 @@ when they are added and stay where they are. A step is a step of every replica t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from diffulex_core.distributed.group import refuse_fork
 from diffulex_core.protocols import Executor, Req, Scheduler
 from diffulex_core.sizing import Capacity
 from diffulex_core.types import CompletionReason, StepOutput, StepPlan
@@ -106,6 +108,7 @@ class ReplicaExecutor:
         self._executors = tuple(executors)
         self._threads = ThreadPoolExecutor(len(self._executors), thread_name_prefix="diffulex-replica")
         self._running: list[Future[Any]] = []
+        self._owner = os.getpid()
 
     @property
     def vocab_size(self) -> int:
@@ -139,6 +142,7 @@ class ReplicaExecutor:
 
         After an error or an interrupt calls may still run; they are waited for before the next ones.
         """
+        refuse_fork(self._owner)
         wait(self._running)
         futures = [self._threads.submit(call) for call in calls]
         self._running = list(futures)

@@ -60,11 +60,21 @@ class Refuses(Exception):
         super().__init__(first + second)
 
 
-def test_an_error_that_cannot_travel_is_told_in_words() -> None:
-    arrived = Failure.of(0, caught(Refuses("no", "way")), replica=1, rank=2).raised("worker 2")
+class Stutters(Exception):
+    """An error that says its text again whenever it is unpickled."""
+
+    def __init__(self, layer: int | str) -> None:
+        super().__init__(f"layer {layer} broke")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(Refuses("no", "way"), "Refuses: noway"), (Stutters(3), "Stutters: layer 3 broke")]
+)
+def test_an_error_that_cannot_travel_is_told_in_words(error: Exception, text: str) -> None:
+    arrived = Failure.of(0, caught(error), replica=1, rank=2).raised("worker 2")
     assert isinstance(arrived, errors.WorkerError)
     assert (arrived.replica, arrived.rank, arrived.exit_code) == (1, 2, None)
-    assert "Refuses: noway" in str(arrived)
+    assert text in str(arrived)
 
 
 def test_plans_and_outputs_arrive_as_they_left() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from diffulex_core.distributed.messages import Answer, Assignment, Call, Failure, Greeting, Manifest, Method
-from diffulex_core.distributed.process import WorkerProcess, heard_from
+from diffulex_core.distributed.process import START_ANEW, WorkerProcess, heard_from
 from diffulex_core.errors import PeerLost, WorkerError
 
 CAUSE_SECONDS = 2.0
@@ -30,25 +31,32 @@ _DOING: dict[Method, str] = {
 class WorkerGroup:
     """Worker processes that are called together.
 
-    When one of them dies or, in a group of several, fails, the others are ended and every later call raises. A call
-    that an interrupt cut short is forgotten; its answers are not taken for those of the next.
+    When one of them dies, is silent for too long or, in a group of several, fails, the others are ended and every later
+    call raises. A call that an interrupt cut short is forgotten; its answers are not taken for those of the next.
     """
 
-    def __init__(self, assignments: Sequence[Assignment], *, replica: int, manifest: Manifest) -> None:
+    def __init__(
+        self, assignments: Sequence[Assignment], *, replica: int, manifest: Manifest, timeout: float = math.inf
+    ) -> None:
         """Start one process for each assignment; they load until the first call.
 
         Args:
             assignments: what each rank loads.
             replica: number of the group, for messages.
             manifest: the plugins that the workers must find.
+            timeout: longest wait for the answers to a call in seconds, loading aside.
         Raises:
             ConfigError: processes cannot be started here.
         """
         self._workers: list[WorkerProcess] = []
-        self._finalizer = weakref.finalize(self, _kill, self._workers, os.getpid())
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _kill, self._workers, self._owner)
         self._turn = threading.Lock()
+        self._timeout = timeout
         self._serial = 0
         self._calling = True
+        self._whole = True
+        """False while a message is on its way: an interrupt that comes then leaves half of it."""
         self._lost: WorkerError | None = None
         try:
             for rank, assignment in enumerate(assignments):
@@ -64,28 +72,39 @@ class WorkerGroup:
         """Call a method of every rank's `Worker`; returns what they return, in rank order.
 
         Raises:
-            WorkerError: a worker died, or the group was ended before.
+            WorkerError: a worker died or did not answer in time, the group was ended before, or this is a fork.
             Exception: whatever the method, or loading, raised first.
         """
-        if self._lost is not None:
-            raise WorkerError(
-                f"The engine has no workers any more. {self._lost}",
-                rank=self._lost.rank,
-                replica=self._lost.replica,
-                exit_code=self._lost.exit_code,
-            )
+        refuse_fork(self._owner)
         with self._turn:
+            if not self._whole and self._lost is None:
+                self._lost = WorkerError("An interrupt came in the middle of a message to or from them.", rank=0)
+                self._end(patience=0)
+            if self._lost is not None:
+                raise WorkerError(
+                    f"The engine has no workers any more. {self._lost}",
+                    rank=self._lost.rank,
+                    replica=self._lost.replica,
+                    exit_code=self._lost.exit_code,
+                )
             if self._serial == 0:
-                self._await(_DOING["capacity"])
+                self._await(_DOING["capacity"], math.inf)
             self._serial += 1
             self._calling = True
             message = pickle.dumps(Call(serial=self._serial, method=method, arguments=arguments), protocol=5)
+            self._whole = False
             for worker in self._workers:
                 worker.send(message)
-            return self._await(_DOING[method])
+            self._whole = True
+            return self._await(_DOING[method], self._timeout)
 
     def close(self) -> None:
-        """End the workers and wait until they are gone, also those that a thread is calling. Again: nothing."""
+        """End the workers and wait until they are gone, also those that a thread is calling. Again: nothing.
+
+        In a fork nothing happens: the workers are the first process's.
+        """
+        if os.getpid() != self._owner:
+            return
         if self._lost is None:
             self._lost = WorkerError("It was closed.", rank=0)
             if not self._calling:
@@ -96,14 +115,18 @@ class WorkerGroup:
             for worker in self._workers:
                 worker.connection.close()
 
-    def _await(self, doing: str) -> list[Any]:
+    def _await(self, doing: str, timeout: float) -> list[Any]:
         """Wait for every rank's answer to the latest call."""
         silent = list(self._workers)
         values: dict[int, Any] = {}
         lost: PeerLost | None = None
-        deadline = None
-        while silent and (deadline is None or time.monotonic() < deadline):
-            for worker, message in heard_from(silent, deadline):
+        # The ranks have the same limit and know better who is missing; they are given time to say it.
+        deadline = time.monotonic() + timeout + CAUSE_SECONDS
+        while silent and (heard := heard_from(silent, deadline)):
+            for worker in heard:
+                self._whole = False
+                message = worker.receive()
+                self._whole = True
                 match message:
                     case Answer() if message.serial == self._serial:
                         values[worker.rank] = message.value
@@ -114,11 +137,13 @@ class WorkerGroup:
                             self._fail(error)
                         silent.remove(worker)
                         lost = lost or error
-                        deadline = deadline or time.monotonic() + CAUSE_SECONDS
+                        deadline = min(deadline, time.monotonic() + CAUSE_SECONDS)
                     case None:
                         self._fail(worker.death(doing), dead=True)
         if lost is not None:
             self._fail(lost)
+        if silent:
+            self._fail(_silence(silent, doing, timeout), dead=True)
         self._calling = False
         return [values[worker.rank] for worker in self._workers]
 
@@ -136,6 +161,19 @@ class WorkerGroup:
         for worker in self._workers:
             worker.end(patience=max(0.0, deadline - time.monotonic()))
         self._finalizer.detach()
+
+
+def refuse_fork(owner: int) -> None:
+    """Raise a `WorkerError` in any process but `owner`: two that talk to the same workers get each other's answers."""
+    if os.getpid() != owner:
+        text = f"The workers are those of process {owner}, of which this one is a fork. Create an engine here."
+        raise WorkerError(text, rank=0)
+
+
+def _silence(workers: Sequence[WorkerProcess], doing: str, timeout: float) -> WorkerError:
+    names = " and ".join(map(str, workers))
+    text = f"No answer for {timeout:g} seconds (distributed_timeout_seconds) while {doing}, from {names}. {START_ANEW}"
+    return WorkerError(text, rank=workers[0].rank, replica=workers[0].replica)
 
 
 def _kill(workers: list[WorkerProcess], owner: int) -> None:

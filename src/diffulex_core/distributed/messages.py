@@ -90,11 +90,9 @@ class Failure:
 
     @classmethod
     def of(cls, serial: int, error: Exception, *, replica: int, rank: int) -> Failure:
-        """An error on its way to another process; one that cannot be pickled becomes a `WorkerError` with its text."""
-        try:
-            data = pickle.dumps(error)
-            pickle.loads(data)
-        except Exception:  # noqa: BLE001 - a stranger's error may raise anything when it is pickled
+        """An error on its way to another process; one that would change there becomes a `WorkerError` with its text."""
+        data = _faithful(error)
+        if data is None:
             text = f"Worker rank {rank} failed: {type(error).__name__}: {error}"
             data = pickle.dumps(WorkerError(text, rank=rank, replica=replica))
         return cls(serial=serial, error=data, trace="".join(traceback.format_exception(error)))
@@ -104,3 +102,14 @@ class Failure:
         error: Exception = pickle.loads(self.error)
         error.add_note(f"Raised in {worker}:\n{self.trace}")
         return error
+
+
+def _faithful(error: Exception) -> bytes | None:
+    """The error, pickled; None where unpickling would not give it back."""
+    try:
+        data = pickle.dumps(error)
+        copy = pickle.loads(data)
+        same = type(copy) is type(error) and str(copy) == str(error)
+    except Exception:  # noqa: BLE001 - a stranger's error may raise anything when it is pickled
+        return None
+    return data if same else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,14 +15,14 @@ import attrs
 from diffulex_core.errors import ConfigError, WorkerError
 
 _BOOT = (
-    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from diffulex_core.distributed.serve import main; main(int(sys.argv[2]))"
+    "import sys; sys.path[:] = sys.argv[2:]; from diffulex_core.distributed.serve import main; main(int(sys.argv[1]))"
 )
-"""An interrupt from the keyboard is the engine's business: it decides when its workers end."""
+"""The engine's `sys.path` comes first of all, because an interpreter starts with the current directory in its own."""
 
 POLL_SECONDS = 1.0
 """How often a process is looked at that gives no sign; its pipe normally tells at once."""
+
+START_ANEW = "Close this engine and create a new one."
 
 _EXIT_SECONDS = 10.0
 
@@ -33,7 +32,8 @@ class WorkerProcess:
     """A fresh interpreter that runs `serve`, apart from the user's program, which it never imports.
 
     The worker's standard input is a pipe that nobody writes to: it closes when this process ends, however it ends, and
-    the worker ends with it. Its standard output goes to standard error, because the output is the user's.
+    the worker ends with it. Its standard output goes to standard error, because the output is the user's. It has a
+    session of its own, so that an interrupt from the keyboard reaches the engine only, which decides when workers end.
     """
 
     replica: int
@@ -46,19 +46,26 @@ class WorkerProcess:
         """Start an interpreter; it waits for its greeting.
 
         Raises:
-            ConfigError: this system cannot.
+            ConfigError: this system cannot, or allows no further process.
         """
         if sys.platform == "win32" or not sys.executable:
             needs = "Worker processes need a POSIX system and a Python interpreter (sys.executable)."
             raise ConfigError([f"{needs} Use tensor_parallel_size=1 and data_parallel_size=1."])
-        ours, theirs = Pipe()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(theirs.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=2,
-                pass_fds=(theirs.fileno(),),
-            )
+        paths = [path for path in sys.path if isinstance(path, str)]
+        try:
+            ours, theirs = map(_apart, Pipe())
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), *paths],
+                    stdin=subprocess.PIPE,
+                    stdout=2 if sys.__stderr__ else subprocess.DEVNULL,
+                    stderr=None if sys.__stderr__ else subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            advice = "Raise the limit that was met, or lower tensor_parallel_size and data_parallel_size."
+            raise ConfigError([f"A worker process cannot be started: {error}. {advice}"]) from error
         return cls(replica=replica, rank=rank, connection=ours, process=process)
 
     def __str__(self) -> str:
@@ -68,6 +75,14 @@ class WorkerProcess:
         """Send a pickled message. Whether the worker still lives shows when its answer is awaited."""
         with suppress(OSError):
             self.connection.send_bytes(message)
+
+    def receive(self) -> Any | None:
+        """Its next message, or None when it has ended. Call it when `heard_from` names the worker."""
+        try:
+            # A forked relative of a dead worker may hold the other end of the pipe open.
+            return None if self.gone() and not self.connection.poll() else self.connection.recv()
+        except (EOFError, ConnectionError):
+            return None
 
     def gone(self) -> bool:
         """Whether the process has ended."""
@@ -80,7 +95,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        advice = "Close this engine and create a new one."
+        advice = START_ANEW
         if code == -signal.SIGKILL:
             advice = f"Often the system kills what needs too much memory. {advice}"
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
@@ -98,23 +113,26 @@ class WorkerProcess:
         self.process.stdin.close()
 
 
-def heard_from(workers: list[WorkerProcess], deadline: float | None) -> list[tuple[WorkerProcess, Any | None]]:
-    """Wait until some of the workers speak or die; returns who did, and their messages, None for the dead.
+def heard_from(workers: list[WorkerProcess], deadline: float) -> list[WorkerProcess]:
+    """Wait until some of the workers speak or die; returns which, or none at the deadline.
 
     Args:
         workers: whom to listen to.
-        deadline: when to return without hearing anything, on the clock of `time.monotonic`; None = never.
+        deadline: when to give up, on the clock of `time.monotonic`.
     """
-    heard: list[tuple[WorkerProcess, Any | None]] = []
-    while not heard and (deadline is None or time.monotonic() < deadline):
-        ready = set(wait([worker.connection for worker in workers], POLL_SECONDS))
-        for worker in workers:
-            gone = worker.gone()
-            if worker.connection in ready or (gone and worker.connection.poll()):
-                try:
-                    heard.append((worker, worker.connection.recv()))
-                except (EOFError, ConnectionError):
-                    heard.append((worker, None))
-            elif gone:
-                heard.append((worker, None))
+    heard: list[WorkerProcess] = []
+    while not heard and time.monotonic() < deadline:
+        ready = wait([worker.connection for worker in workers], POLL_SECONDS)
+        heard = [worker for worker in workers if worker.connection in ready or worker.gone()]
     return heard
+
+
+def _apart(connection: Connection[Any, Any]) -> Connection[Any, Any]:
+    """The same connection with a number of its own.
+
+    Where a program has closed its standard streams, the system gives their numbers to whatever is opened next.
+    """
+    import fcntl
+
+    with connection:
+        return Connection(fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import select
+import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ LOST = 70
 
 def main(descriptor: int) -> None:
     """Serve one engine over the pipe `descriptor`, until it says that it is over or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides what an interrupt ends
     faulthandler.enable()
     threading.Thread(target=_watch_engine, args=(os.getppid(),), daemon=True).start()
     connection: Connection[Any, Any] = Connection(descriptor)
@@ -49,6 +51,7 @@ def _work(connection: Connection[Any, Any], resources: ExitStack) -> None:
         format=f"%(levelname)s: replica {greeting.replica} rank {greeting.rank}: %(message)s",
         level=logging.ERROR if greeting.rank or greeting.replica else logging.WARNING,
     )
+    logging.captureWarnings(True)  # one worker's are enough
     try:
         worker = _load(greeting, assignment, resources)
     except Exception as error:  # noqa: BLE001 - the engine raises it
@@ -111,13 +114,14 @@ def _serve(connection: Connection[Any, Any], greeting: Greeting, worker: Worker,
             return
         try:
             value = _perform(worker, call)
+            kept_back = call.method == "execute" and greeting.rank > 0
+            answer = pickle.dumps(Answer(serial=call.serial, value=None if kept_back else value), protocol=5)
         except Exception as error:  # noqa: BLE001 - the engine raises it
             connection.send(Failure.of(call.serial, error, replica=greeting.replica, rank=greeting.rank))
             if not alone:
                 return  # in the middle of a step the ranks cannot find together again
         else:
-            kept_back = call.method == "execute" and greeting.rank > 0
-            connection.send(Answer(serial=call.serial, value=None if kept_back else value))
+            connection.send_bytes(answer)
 
 
 def _perform(worker: Worker, call: Call) -> object:

@@ -52,8 +52,8 @@ class SpawnedExecutor:
         self._vocab_size = decidable_tokens(blueprint, network)
 
         parallel, meeting = blueprint.config.parallel, None
+        timeout = float(parallel.distributed_timeout_seconds)
         if len(devices) > 1:
-            timeout = float(parallel.distributed_timeout_seconds)
             library = choose_library(parallel.distributed_backend, devices[0])
             port = parallel.master_port + replica if parallel.master_port else 0
             self._store, address, port = open_store(parallel.master_addr, port, timeout)
@@ -70,7 +70,7 @@ class SpawnedExecutor:
             )
             for rank, device in enumerate(devices)
         ]
-        self._group = WorkerGroup(assignments, replica=replica, manifest=host.manifest())
+        self._group = WorkerGroup(assignments, replica=replica, manifest=host.manifest(), timeout=timeout)
 
     @property
     def vocab_size(self) -> int:
