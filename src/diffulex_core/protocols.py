@@ -314,14 +314,14 @@ class PartwiseSampler(Protocol):
 
 
 @runtime_checkable
-class BelievingSampler(Protocol):
+class BelievingSampler(PartwiseSampler, Protocol):
     """What the sampler of a strategy with self-conditioning offers besides `Sampler`."""
 
-    def sample_and_believe(self, logits: Tensor, batch: SamplingBatch) -> tuple[Sequence[Decision], Tensor]:
-        """As `Sampler.sample`, and the logits that were decided from.
+    def score_and_believe(self, logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+        """As `score`, and the logits that are decided from.
 
         Returns:
-            The decisions, and [rows, columns] float32 logits after temperature and limits, as
+            [facts, rows], and [rows, columns] float32 logits after temperature and limits, as
             `SelfConditioned.soft_embeddings` takes them.
         """
         ...

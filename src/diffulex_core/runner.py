@@ -70,10 +70,7 @@ class EagerRunner:
         count = len(step.head_rows)
         if count == 0:
             return StepOutput(decisions=tuple(_nothing() for _ in plan.windows), head_rows=0)
-        if step.remembered:
-            decisions = self._sample_and_believe(self._logits(chosen, step, 0, count), step)
-        else:
-            decisions = self._sample(chosen, step)
+        decisions = self._sample(chosen, step)
         return StepOutput(decisions=tuple(decisions), head_rows=len(chosen))
 
     def close(self) -> None:
@@ -88,6 +85,8 @@ class EagerRunner:
         parts = [(0, count)]
         if self._partwise is not None and self._max_logits_tokens is not None:
             parts = parts_of_head(count, step.guided.at, self._max_logits_tokens)
+        if step.remembered:
+            return self._sample_and_believe(chosen, step, parts)
         if self._partwise is None or len(parts) == 1:
             return self._sampler.sample(self._logits(chosen, step, 0, count), step.sampling)
         scored = [
@@ -112,17 +111,26 @@ class EagerRunner:
         own = own.float()
         return own.index_copy(0, at, without + weight * (own[at] - without))
 
-    def _sample_and_believe(self, logits: Tensor, step: PackedStep) -> Sequence[Decision]:
-        """Sample, and keep the embeddings that the remembered rows expect."""
+    def _sample_and_believe(
+        self, chosen: Tensor, step: PackedStep, parts: Sequence[tuple[int, int]]
+    ) -> Sequence[Decision]:
+        """As `_sample`, and keep the embeddings that the remembered rows expect."""
         model, sampler = self._model, self._sampler
         assert isinstance(model, SelfConditioned), "a strategy that remembers requires self_conditioning"
         assert isinstance(sampler, BelievingSampler), "a strategy that remembers brings a sampler that says what from"
-        decisions, believed = sampler.sample_and_believe(logits, step.sampling)
-        count = len(step.remembered_rows)
-        if count != len(believed) or count % ROW_MULTIPLE:
-            believed = believed[self._move(np.resize(step.remembered_rows, round_up(count)))]
-        self._beliefs.keep(step.remembered, model.soft_embeddings(believed)[:count])
-        return decisions
+        scored, embeddings = list[Tensor](), list[Tensor]()
+        for begin, end in parts:
+            logits = self._logits(chosen, step, begin, end)
+            facts, believed = sampler.score_and_believe(logits, step.sampling.part(begin, end))
+            scored.append(facts)
+            first, last = np.searchsorted(step.remembered_rows, (begin, end)).tolist()
+            rows = step.remembered_rows[first:last] - begin
+            if len(rows) != len(believed) or len(rows) % ROW_MULTIPLE:
+                believed = believed[self._move(np.resize(rows, round_up(len(rows))))]
+            if len(rows):
+                embeddings.append(model.soft_embeddings(believed)[: len(rows)])
+        self._beliefs.keep(step.remembered, torch.cat(embeddings))
+        return sampler.decide(torch.cat(scored, dim=1), step.sampling)
 
     def _soft_inputs(self, step: PackedStep) -> SoftInputs | None:
         if step.blended is not None:

@@ -98,6 +98,7 @@ class Service:
         max_num_reqs: int = 8,
         prefix_caching: bool = True,
         canvas: int = CANVAS,
+        max_logits_tokens: int | None = None,
     ) -> Service:
         pattern = CausalCanvas(block_size=canvas)
         pages = PagedKVCache(num_pages=num_pages, page_size=page_size, pattern=pattern, prefix_caching=prefix_caching)
@@ -115,6 +116,7 @@ class Service:
             kv_store=store,
             page_size=page_size,
             device=CPU,
+            max_logits_tokens=max_logits_tokens,
         )
         return cls(scheduler=scheduler, runner=runner)
 

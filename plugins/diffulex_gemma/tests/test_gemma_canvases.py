@@ -65,6 +65,11 @@ def test_prompts_and_finished_canvases_may_be_encoded_in_pieces(
     assert any(not window.span.groups for plan in service.plans for window in plan.windows)
 
 
+@pytest.mark.parametrize("most", [2, 3, 8, 11])
+def test_logits_of_a_step_may_be_looked_at_in_parts(model: DiffusionGemma, alone: list[list[int]], most: int) -> None:
+    assert Service.of(model, max_logits_tokens=most).run(requests_of()) == alone
+
+
 def test_a_preempted_canvas_goes_on_where_it_was(model: DiffusionGemma, alone: list[list[int]]) -> None:
     service = Service.of(model, num_pages=8, prefix_caching=False)
     asked = requests_of()

@@ -62,7 +62,8 @@ def sample(logits: Tensor, batch: SamplingBatch, tp: Communicator = ALONE) -> tu
     columns = WIDTH // tp.size
     sampler = CanvasSampler(vocab_size=VOCAB, forbidden=frozenset(), tp=tp, draws=TABLE)
     own = logits[:, tp.rank * columns : (tp.rank + 1) * columns]
-    decisions, believed = sampler.sample_and_believe(own, batch)
+    scored, believed = sampler.score_and_believe(own, batch)
+    decisions = sampler.decide(scored, batch)
     assert all(isinstance(decision, CanvasDecision) for decision in decisions)
     return [decision for decision in decisions if isinstance(decision, CanvasDecision)], believed
 

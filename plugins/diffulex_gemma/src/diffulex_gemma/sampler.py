@@ -40,11 +40,19 @@ class CanvasSampler:
         self._vocab_size, self._tp, self._draws = vocab_size, tp, draws
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
-        """See `Sampler`."""
-        return self.sample_and_believe(logits, batch)[0]
+        """See `Sampler`; the decisions are `CanvasDecision`s."""
+        return self.decide(self.score(logits, batch), batch)
 
-    def sample_and_believe(self, logits: Tensor, batch: SamplingBatch) -> tuple[Sequence[Decision], Tensor]:
-        """See `BelievingSampler`; the decisions are `CanvasDecision`s."""
+    def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """See `PartwiseSampler`: what `_settle` says of each row, then what requests want reported."""
+        return self.score_and_believe(logits, batch)[0]
+
+    def decide(self, scored: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        """See `PartwiseSampler`; the one copy to the host."""
+        return _decisions(scored.cpu().numpy(), batch)
+
+    def score_and_believe(self, logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+        """See `BelievingSampler`."""
         start = self._tp.rank * logits.shape[1]
         held = Range(start, min(max(self._vocab_size - start, 0), logits.shape[1]), self._vocab_size)
         own = biased(logits, batch, held)
@@ -54,7 +62,7 @@ class CanvasSampler:
         report = Reported.of(batch, own)
         if report is not None:
             told = torch.cat((told, report.measure(told[0].long(), held, self._tp)))
-        return _decisions(told.cpu().numpy(), batch), scores
+        return told, scores
 
     def _numbers(self, batch: SamplingBatch) -> np.typing.NDArray[np.floating]:
         seeds = np.array([seed_of(window.params) for window in batch.windows], dtype=np.int64)
@@ -107,7 +115,6 @@ def _mass_and_entropy(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decisions(host: np.typing.NDArray[np.float64], batch: SamplingBatch) -> list[Decision]:
-    """`host` holds what `_settle` says of each row, and below it what requests want reported."""
     tokens, drawn = host[0].astype(np.int64), host[2].astype(np.int64)
     confidence, entropy, finite = host[1].astype(np.float32), host[3], host[4] > 0
     bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
