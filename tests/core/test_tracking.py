@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffulex_core.blocks import BlockRequest
-from diffulex_core.outputs import ReqTrajectory
+from diffulex_core.outputs import ReqTrajectory, TokenLogprob
 from diffulex_core.pattern import FullPrefix
 from diffulex_core.tracking import Ticket, Totals
-from diffulex_core.types import CompletionReason, Window
+from diffulex_core.types import CompletionReason, LogProbabilities, Window
 from tests.core.fakes import MASK
 from tests.core.oracles import Ask, Setting
 from tests.core.serving import PLAIN, Service, ask, asks, request_of, settings_of_engines
@@ -135,3 +135,32 @@ def test_a_replayed_prompt_shows_no_block_that_it_did_not_feed_whole() -> None:
     assert [step.is_prefill for step in ticket.steps] == [False, True, False]
     assert [[block.num_mask_tokens for block in step.block_trace] for step in ticket.steps] == [[2, 4], [], [1, 4]]
     assert ticket.preemptions == 1
+
+
+def test_log_probabilities_are_those_of_the_tokens_that_positions_took_last() -> None:
+    request = make_request(3, buffer_size=1, logprobs=1)
+    ticket = Ticket(request=request, arrival=0.0, deliver=lambda record: None)
+    span = request.plan(0, None)
+    assert span is not None
+    window = Window(
+        request_id=0, span=span, prompt_len=3, page_table=np.arange(1), params=request.params, draw=request.draws
+    )
+    for token, chosen in ((5, -1.0), (6, -2.0)):
+        decision = attrs.evolve(
+            accept_first(span, 9, lambda position, token=token: token),
+            logprobs=LogProbabilities(
+                chosen=np.array([chosen], dtype=np.float32),
+                tokens=np.array([[4]]),
+                most=np.array([[-0.5]], dtype=np.float32),
+            ),
+        )
+        ticket.note(window, decision, step=0, began=0.0, ended=1.0, trace=None)
+
+    def told(*tokens: int) -> tuple[TokenLogprob | None, ...] | None:
+        record = ticket.trajectory(
+            req_id=0, tokens=tokens, text="", reason=CompletionReason.ABORTED, error=None, now=1.0
+        )
+        return record.logprobs
+
+    assert told(6) == (TokenLogprob(token_id=6, logprob=-2.0, top=((4, -0.5),)),)
+    assert told(5, 7) == (None, None)

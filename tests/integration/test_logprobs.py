@@ -117,3 +117,20 @@ def test_a_strategy_that_cannot_tell_them_refuses_to() -> None:
     check_logprobs(params(logprobs=None), silent)
     with pytest.raises(InvalidSamplingParams, match=r"'multi_bd' reports no log probabilities. Leave logprobs out"):
         check_logprobs(params(), silent)
+    with engine() as ready:
+        ready.config = attrs.evolve(ready.config, strategy=silent)
+        with pytest.raises(InvalidSamplingParams, match="reports no log probabilities"):
+            ready.add_request(PROMPTS[0], params())
+        assert ready.is_finished()
+
+
+def test_only_tokens_that_are_possible_are_told() -> None:
+    allowed = (40, 77)
+    with engine() as ready:
+        others = {token: -math.inf for token in range(len(ready.tokenizer)) if token not in allowed}
+        [answer] = ready.generate(PROMPTS[0], params(logprobs=5, logit_bias=others, max_tokens=6))
+    assert answer.logprobs is not None
+    for told in answer.logprobs:
+        assert told is not None
+        assert sorted(token for token, _ in told.top) == sorted(allowed)
+        assert sum(math.exp(logprob) for _, logprob in told.top) == pytest.approx(1.0, abs=1e-5)
