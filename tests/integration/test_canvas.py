@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,13 @@ import torch
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import InvalidSamplingParams, PromptTooLong
+from diffulex_core.host import Host
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import CompletionReason
-from tests.integration.engines import MASK, engine, prompt
+from tests.core.throwaway import Site
+from tests.families.oracle_canvas import network
+from tests.integration.engines import MASK, PARITY, SETTINGS, engine, host as installed, prompt
 
 EACH_STRATEGY = pytest.mark.parametrize(
     ("strategy", "checkpoint"), [("llada_canvas", "llada"), ("dream_canvas", "dream"), ("llada_canvas", "dream")]
@@ -230,6 +235,82 @@ def test_seeds_decide_drawn_answers_and_nothing_else_does() -> None:
         [other] = ready.generate(prompt(4), params(temperature=1.0, seed=9, gen_length=20, steps=5))
     assert company[1].token_ids == one.token_ids
     assert other.token_ids != one.token_ids
+
+
+CODE = """
+from diffulex_core.sampling import PackedSampler
+from diffulex_dream.canvas.request import make_request
+
+SEEN = []
+
+def rewrite(step, tokens):
+    SEEN.append((step, tokens.tolist()))
+    if step is None:
+        tokens[-1] = 46
+    if step == 1:
+        tokens[9] = 280
+    return tokens
+
+def make(**given):
+    return make_request(**given, tokens_hook=rewrite)
+
+class Reversed(PackedSampler):
+    def score(self, logits, batch):
+        return super().score(-logits, batch)
+"""
+
+PLUGIN = """
+@hookimpl
+def diffulex_register_components(register):
+    register(Component(kind="sampler", name="reversed", factory="hooked_code:Reversed"))
+
+@hookimpl
+def diffulex_register_strategies(register):
+    recipe = dict(
+        pattern="diffulex_core.canvas.pattern:full_canvas",
+        config_cls="diffulex_dream.canvas.options:DreamCanvasOptions",
+    )
+    register(DecodingStrategy(name="rewritten", req="hooked_code:make", **recipe))
+    make = "diffulex_dream.canvas.request:make_request"
+    register(DecodingStrategy(name="reversed", req=make, sampler="reversed", **recipe))
+"""
+
+
+@pytest.fixture
+def hooked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The installed plugins and one with strategies that hook into dream_canvas."""
+    installed()  # found, and remembered for other tests, before the site is there
+    site = Site(tmp_path / "site")
+    site.install("hooked", PLUGIN)
+    (site.path / "hooked_code.py").write_text(CODE)
+    monkeypatch.syspath_prepend(site.path)
+    return Host.discover()
+
+
+def test_a_plugins_tokens_hook_rewrites_the_sequence_between_steps(hooked: Host) -> None:
+    settings = {**SETTINGS, "decoding_strategy": "rewritten"}
+    with Diffulex(PARITY / "checkpoints" / "dream", host=hooked, strict=True, **settings) as ready:
+        with ready.stream(prompt(6), params(gen_length=6, steps=3, alg="maskgit_plus")) as generation:
+            events = list(generation)
+        [answer] = generation.outputs
+    seen = importlib.import_module("hooked_code").SEEN
+    assert [step for step, _ in seen] == [None, 0, 1, 2]
+    assert seen[0][1] == [*prompt(6), *[MASK] * 6]
+    assert answer.token_ids[-1] == 46
+    assert MASK not in answer.token_ids
+    assert all(tokens[-1] == 46 for _, tokens in seen[1:])
+    assert not events[1].canvas.decided[3]
+    assert 9 in events[2].newly_decided
+    assert 11 not in [position for event in events for position in event.newly_decided]
+
+
+def test_a_plugins_sampler_may_change_the_logits(hooked: Host) -> None:
+    settings = {**SETTINGS, "decoding_strategy": "reversed"}
+    with Diffulex(PARITY / "checkpoints" / "dream", host=hooked, strict=True, **settings) as ready:
+        [answer] = ready.generate(prompt(6), params(gen_length=1, alg="maskgit_plus"))
+    logits = network("dream")([*prompt(6), MASK])[6]
+    logits[MASK] = torch.inf
+    assert answer.token_ids[0] == int(logits[:282].argmin())
 
 
 def test_prefix_caching_is_off() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -17,6 +18,10 @@ from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import BoolArray, Canvas, CompletionReason, Decision, Guidance, SampleGroup, Span
 
 _SEED_BITS = 2**63 - 1
+
+TokensHook = Callable[[int | None, IntArray], IntArray]
+"""Called once before the first step (with None) and after each step (with its number): the whole sequence, [prompt +
+canvas] ids, and what it returns takes its place. Canvas positions that hold the mask token then are undecided."""
 
 
 class CanvasRequest:
@@ -40,12 +45,14 @@ class CanvasRequest:
         options: CanvasOptions,
         length: int,
         rule: CanvasRule,
+        tokens_hook: TokensHook | None = None,
     ) -> None:
         """
         Args:
             options: the settings, the request's own first.
             length: masks behind the prompt, see `canvas_length`.
             rule: what decides them.
+            tokens_hook: may rewrite the sequence between steps.
         """
         assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
         self._id = request_id
@@ -67,6 +74,8 @@ class CanvasRequest:
         self._frontier = len(prompt)
         self._nfe = 0
         self._completion: CompletionReason | None = None
+        self._hook = tokens_hook
+        self._rewrite(None)
 
     @property
     def request_id(self) -> int:
@@ -130,7 +139,8 @@ class CanvasRequest:
     def plan(self, stored: int, budget: int | None) -> Span | None:
         if budget is not None and self.most_rows() > budget:
             return None
-        asked = self._rule.ask(self._open()) + self._prompt_len
+        masks = self._open()
+        asked = (self._rule.ask(masks) if len(masks) else masks) + self._prompt_len
         group = SampleGroup(
             block=0,
             positions=asked,
@@ -158,15 +168,18 @@ class CanvasRequest:
         asked = np.concatenate([group.positions for group in span.groups]) if span.groups else self._tokens[:0]
         if not np.array_equal(decision.positions, asked):
             raise ValueError(f"request {self._id}: decided positions are not the ones that were asked")
-        origin = self._prompt_len
-        chosen = self._rule.choose(self._open(), asked - origin, decision.tokens, decision.confidence)
-        decision.accepted[:] = chosen
-        positions, tokens = asked[chosen], decision.tokens[chosen]
+        masks = self._open()
+        if len(masks):
+            decision.accepted[:] = self._rule.choose(
+                masks, asked - self._prompt_len, decision.tokens, decision.confidence
+            )
+        positions, tokens = asked[decision.accepted], decision.tokens[decision.accepted]
         self._tokens[positions] = tokens
         self._decided[positions] = True
         self._stop.notice(positions, tokens)
         while self._frontier < len(self._tokens) and self._decided[self._frontier]:
             self._frontier += 1
+        self._rewrite(self._nfe)
         self._nfe += 1
         self._completion = self._stop.reason(self._tokens, self._frontier, self._nfe)
 
@@ -179,6 +192,20 @@ class CanvasRequest:
     def _open(self) -> IntArray:
         """[n] undecided positions of the canvas, counted from its first."""
         return np.flatnonzero(~self._decided[self._prompt_len :])
+
+    def _rewrite(self, step: int | None) -> None:
+        """Let the hook replace the sequence, and look at all of it anew."""
+        if self._hook is None:
+            return
+        tokens = np.array(self._hook(step, self._tokens.copy()), dtype=np.int64)
+        if tokens.shape != self._tokens.shape:
+            raise ValueError(f"the tokens hook made {tokens.shape} of a sequence of {self._tokens.shape}")
+        self._tokens = tokens
+        self._decided[self._prompt_len :] = tokens[self._prompt_len :] != self._mask
+        at = np.flatnonzero(self._decided[self._prompt_len :]) + self._prompt_len
+        self._frontier = int(np.argmin(self._decided)) if not self._decided.all() else len(tokens)
+        self._stop.first_stop = None
+        self._stop.notice(at, tokens[at])
 
     def _guidance(self) -> Guidance | None:
         if not self.guided:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffulex_core.canvas.options import resolve
-from diffulex_core.canvas.request import CanvasRequest, canvas_length, seed_of
+from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of
 from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import ReqContext
@@ -12,8 +12,15 @@ from diffulex_llada.canvas.options import ALGORITHMS, LLaDACanvasOptions
 from diffulex_llada.canvas.rule import llada_rule
 
 
-def make_request(*, request_id: int, prompt: IntArray, params: SamplingParams, context: ReqContext) -> CanvasRequest:
-    """A canvas that is decided as LLaDA's own sampler does.
+def make_request(
+    *,
+    request_id: int,
+    prompt: IntArray,
+    params: SamplingParams,
+    context: ReqContext,
+    tokens_hook: TokensHook | None = None,
+) -> CanvasRequest:
+    """A canvas that is decided as LLaDA's own sampler does; for the hook see `TokensHook`.
 
     Raises:
         InvalidSamplingParams, PromptTooLong: it cannot be served.
@@ -44,4 +51,5 @@ def make_request(*, request_id: int, prompt: IntArray, params: SamplingParams, c
         options=options,
         length=length,
         rule=rule,
+        tokens_hook=tokens_hook,
     )
