@@ -46,8 +46,9 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
         return st.sampled_from(info.choices or choices_of(kind))
     if kind is bool:
         return st.booleans()
-    if kind is int:
-        return st.integers(int(info.minimum or 0), int(info.maximum or 10_000))
+    if kind in (int, int | None):
+        whole = st.integers(int(info.minimum or 0), int(info.maximum or 10_000))
+        return whole if kind is int else st.none() | whole
     if kind is float:
         low = info.minimum if info.above is None else info.above
         return st.floats(low, info.maximum, exclude_min=info.above is not None, allow_infinity=False)
