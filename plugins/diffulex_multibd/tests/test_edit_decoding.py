@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("rules", "length"), zip(SETTINGS.values(), cycle((16, 11)), strict=False), ids=SETTINGS)
+@pytest.mark.parametrize(("rules", "length"), [*zip(SETTINGS.values(), cycle((16, 11)), strict=False)], ids=SETTINGS)
 def test_tokens_and_forwards_are_the_oracles(rules: dict[str, Any], length: int) -> None:
     check(edit_step, prompt(length), EDIT, **rules)
 
