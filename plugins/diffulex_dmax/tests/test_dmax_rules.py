@@ -1,0 +1,115 @@
+"""The leftmost rule and the merge descriptors by themselves, and what discovery costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from diffulex_core.types import Alternatives
+from diffulex_dmax import plugin
+from diffulex_dmax.leftmost import judge
+from diffulex_dmax.merging import Merges
+from diffulex_dmax.options import DMaxOptions
+
+MASK = 99
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 3), st.sampled_from([0.0, 0.4, 0.6, 0.95, 1.0])),
+        min_size=1,
+        max_size=8,
+    ),
+    accept=st.sampled_from([0.0, 0.4, 0.6, 1.0]),
+    confident=st.sampled_from([0.0, 0.6, 1.0]),
+    exact=st.booleans(),
+)
+def test_a_step_fills_a_leftmost_run_of_at_least_one_mask_and_refreshes_all_tokens(
+    rows: list[tuple[int, bool, int, float]], accept: float, confident: float, exact: bool
+) -> None:
+    tokens, decided, proposed, confidence = (np.array(column) for column in zip(*rows, strict=True))
+    verdict = judge(
+        tokens=tokens,
+        decided=decided,
+        proposed=proposed,
+        confidence=confidence,
+        accept=accept,
+        confident=confident,
+        exact=exact,
+    )
+    masks = [at for at, each in enumerate(decided) if not each]
+    filled = [at for at in masks if verdict.write[at]]
+    assert filled == masks[: len(filled)]
+    assert bool(filled) == bool(masks)
+    assert all(confidence[at] >= accept for at in filled[1:])
+    if masks[len(filled) :]:
+        assert confidence[masks[len(filled)]] < accept or confidence[masks[0]] < accept
+    assert verdict.write[decided].all()
+    kept = [tokens[at] == proposed[at] for at in range(len(rows)) if decided[at]]
+    assert verdict.stability == pytest.approx(sum(kept) / len(kept) if kept else 1.0)
+    sure = [confidence[at] if exact or not decided[at] else 1.0 for at in range(len(rows))]
+    assert verdict.settled == ((not masks and all(kept)) or min(sure) >= confident)
+
+
+def replaced(options: DMaxOptions, confidence: list[float]) -> Merges:
+    """Descriptors of block 1 of width 4, whose positions 5, 6 and 7 hold tokens 1, 2 and none."""
+    merges = Merges(options, mask_token_id=MASK)
+    merges.replace(
+        1,
+        positions=np.array([5, 6, 7]),
+        tokens=np.array([1, 2, MASK]),
+        confidence=np.array(confidence),
+        decided=np.array([True, True, False]),
+        probable=Alternatives(
+            tokens=np.array([[1, 4], [5, 6], [7, 8]]),
+            probabilities=np.array([[0.75, 0.125], [0.5, 0.25], [0.5, 0.25]]),
+        ),
+    )
+    return merges
+
+
+def test_the_mask_takes_what_the_token_leaves_and_certain_tokens_are_fed_plainly() -> None:
+    blends = replaced(DMaxOptions(), [0.75, 1.0, 0.5]).between(4, 8, 4)
+    assert blends is not None
+    assert blends.positions.tolist() == [5]
+    assert blends.ids.tolist() == [[1, MASK]]
+    assert blends.weights.tolist() == [[0.75, 0.25]]
+    assert blends.match_norm
+
+
+def test_more_tokens_are_the_most_probable_ones_besides_the_chosen_one() -> None:
+    blends = replaced(DMaxOptions(token_merge_top_k=2), [0.75, 0.25, 0.5]).between(4, 8, 4)
+    assert blends is not None
+    assert blends.ids.tolist() == [[1, 4, MASK], [2, 5, MASK]]
+    assert blends.weights.tolist() == [[0.75, 0.125, 0.125], [0.25, 0.5, 0.25]]
+
+
+def test_smoothing_adds_to_the_tokens_own_embedding() -> None:
+    options = DMaxOptions(token_merge_mode="iter_smooth_topk", token_merge_top_k=2, token_merge_weight=2.0)
+    blends = replaced(options, [1.0, 1.0, 0.5]).between(4, 8, 4)
+    assert blends is not None
+    assert blends.ids.tolist() == [[1, 1, 4], [2, 5, 6]]
+    assert blends.weights.tolist() == [[1.0, 1.5, 0.25], [1.0, 1.0, 0.5]]
+    assert not blends.match_norm
+
+
+def test_descriptors_are_found_by_position_until_the_request_ends() -> None:
+    merges = replaced(DMaxOptions(), [0.75, 0.5, 0.5])
+    assert merges.between(0, 4, 4) is None
+    assert merges.between(8, 12, 4) is None
+    inside = merges.between(6, 16, 4)
+    assert inside is not None
+    assert inside.positions.tolist() == [6]
+
+
+def test_at_weight_0_nothing_is_kept() -> None:
+    assert replaced(DMaxOptions(token_merge_weight=0.0), [0.5, 0.5, 0.5]).between(0, 8, 4) is None
+
+
+def test_the_plugin_imports_no_torch() -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; import {plugin.__name__}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
