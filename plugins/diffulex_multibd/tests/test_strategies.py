@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import pytest
 
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.config import EngineConfig, resolve
-from diffulex_core.errors import IncompatibleError
+from diffulex_core.errors import ConfigError, IncompatibleError
 from diffulex_core.host import Host
 from diffulex_core.plugin import AttentionPattern, Capability, Extent, ModelFamily, Phase, hookimpl
 from diffulex_multibd import plugin as multibd
@@ -28,6 +29,7 @@ def toy(*capabilities: str) -> ModelFamily:
 
 
 EVERYTHING = toy(Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.FULL_PREFIX)
+EDITING = toy(Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.EDIT)
 
 
 def host_of(family: ModelFamily = EVERYTHING) -> Host:
@@ -107,6 +109,27 @@ def test_each_needs_a_mask_token_and_its_visibility(strategy: str, needed: set[s
 @pytest.mark.parametrize("strategy", ["multi_bd", "d2f"])
 def test_neither_edits_decided_tokens(strategy: str) -> None:
     assert configure(decoding_strategy=strategy).unused == ("edit_threshold", "remask_threshold")
+
+
+def test_edit_mode_brings_its_request_and_reads_all_thresholds_in_every_process() -> None:
+    config = configure(EDITING, decoding_strategy="multi_bd", sampling_mode="edit", penalty_lambda=0.5)
+    assert config.strategy.req == "diffulex_multibd.edit:edit_request"
+    assert config.unused == ()
+    assert config.strategy_options.penalty_lambda == 0.5
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_edit_mode_needs_a_family_that_was_trained_for_it() -> None:
+    with pytest.raises(IncompatibleError, match=r"does not provide edit; use sampling_mode='naive'"):
+        configure(decoding_strategy="multi_bd", sampling_mode="edit")
+    with pytest.raises(ConfigError, match=r"'d2f' has no such mode; .*'multi_bd'"):
+        configure(decoding_strategy="d2f", sampling_mode="edit")
+
+
+@pytest.mark.parametrize("options", [{"penalty_lambda": -1.0}, {"max_post_edit_steps": -1}, {"enable_remask": "maybe"}])
+def test_edit_keys_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        configure(EDITING, decoding_strategy="multi_bd", sampling_mode="edit", **options)
 
 
 def test_the_plugin_imports_no_torch() -> None:
