@@ -60,6 +60,7 @@ class PluginRecord:
         reason: why it does not; for a loaded plugin, the conflicts that cost it a name.
         hooks: hooks that it implements.
         registered: its descriptors.
+        given: it was handed over as a module, so that another process cannot find it.
         imports_torch: torch was first imported while this plugin was loaded, which makes every start slow.
     """
 
@@ -68,6 +69,7 @@ class PluginRecord:
     reason: str = ""
     hooks: tuple[str, ...] = ()
     registered: tuple[Registered, ...] = ()
+    given: bool = False
     imports_torch: bool = attrs.field(default=False, eq=False)
 
 
@@ -220,7 +222,13 @@ class _Draft:
         self.manager.register(module, name=provenance.plugin)
         imports_torch = not torch_was_there and "torch" in sys.modules
         self.records.append(
-            PluginRecord(provenance=provenance, status="loaded", hooks=contribution.hooks, imports_torch=imports_torch)
+            PluginRecord(
+                provenance=provenance,
+                status="loaded",
+                hooks=contribution.hooks,
+                given=candidate.module is not None and not provenance.permanent,
+                imports_torch=imports_torch,
+            )
         )
 
     def _refuse_clashes(self, descriptors: Sequence[Descriptor], provenance: Provenance) -> None:

@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import attrs
 import psutil
 import pytest
 
-from diffulex_core.distributed.torch_group import open_store
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import CheckpointError, ConfigError, PeerLost, PluginError, WorkerError
 from diffulex_core.host import Host
@@ -107,6 +106,10 @@ def workers() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
+def no_process(*arguments: object, **options: object) -> None:
+    raise AssertionError("a process was started")
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     before = {process.pid for process in workers()}
@@ -160,7 +163,8 @@ def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
         for process in workers():
-            process.send_signal(signal.SIGINT)  # as a terminal does: the engine is asked, its workers are not
+            assert os.getsid(process.pid) != os.getsid(0), "a terminal would interrupt it, too"
+            process.send_signal(signal.SIGINT)
         [answer] = ready.generate([prompt(9)], GOOD)
         assert answer.token_ids == wanted.token_ids
 
@@ -172,7 +176,6 @@ def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(
 
 
 def test_an_error_of_one_rank_ends_the_group_and_is_raised_once(faulty: Host) -> None:
-    open_store("localhost", 0, timeout=1)  # the first store of a process opens a pipe for all of them
     descriptors = psutil.Process().num_fds()
     ready = faulty_engine(faulty, tensor_parallel_size=2)
     group = workers()
@@ -199,7 +202,8 @@ def test_a_rank_that_is_killed_in_a_step_is_noticed_and_named(faulty: Host) -> N
         assert seconds_until(group) < 1
 
 
-def test_a_rank_that_stands_still_is_given_up_after_the_timeout(faulty: Host) -> None:
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_given_up_by_the_others_after_the_timeout(faulty: Host) -> None:
     with faulty_engine(faulty, tensor_parallel_size=2, distributed_timeout_seconds=1) as ready:
         group = workers()
         with pytest.raises(PeerLost, match=r"lost the other ranks.*1000ms") as caught:
@@ -208,40 +212,54 @@ def test_a_rank_that_stands_still_is_given_up_after_the_timeout(faulty: Host) ->
         assert seconds_until(group) < 1
 
 
-def test_a_replica_that_is_killed_at_rest_is_found_in_the_next_step(faulty: Host) -> None:
-    with faulty_engine(faulty, data_parallel_size=2) as ready:
+@pytest.mark.slow
+def test_a_replica_that_is_killed_at_rest_or_stands_still_is_found_in_the_next_step() -> None:
+    with engine(device="cpu", data_parallel_size=2, distributed_timeout_seconds=1) as ready:
         first, second = sorted(workers(), key=lambda process: process.pid)
         second.kill()
         with pytest.raises(WorkerError, match="replica 1 ") as caught:
             ready.generate([prompt(9), prompt(9, 1)], GOOD)
         assert (caught.value.replica, caught.value.exit_code) == (1, -signal.SIGKILL)
-        assert first.is_running()
+
+        assert len(ready.generate(prompt(9), GOOD)) == 1
+        first.suspend()
+        began = time.monotonic()
+        with pytest.raises(WorkerError, match=r"No answer for 1 seconds .*while executing a step.*replica 0") as caught:
+            ready.generate(prompt(9), GOOD)
+        assert (caught.value.replica, caught.value.exit_code) == (0, None)
+        assert time.monotonic() - began < 10
+        assert seconds_until([first]) < 1
 
 
-def test_workers_end_when_their_engine_is_killed_and_scripts_need_no_main_guard(tmp_path: Path) -> None:
-    script = tmp_path / "plain_script.py"
-    options = {**SETTINGS, "tensor_parallel_size": 2, "device": "cpu"}
+def test_workers_end_with_their_engine_whatever_surrounds_it(tmp_path: Path) -> None:
+    """A script without a main guard, in a directory with modules of well-known names, without a standard error."""
+    script, elsewhere, temporary = tmp_path / "plain_script.py", tmp_path / "elsewhere", tmp_path / "temporary"
+    elsewhere.mkdir()
+    temporary.mkdir()
+    for name in ("json", "signal", "torch"):
+        (elsewhere / f"{name}.py").write_text("raise SystemExit('found in the current directory')")
+    options = {**SETTINGS, "executor": "spawned", "device": "cpu"}
     script.write_text(
-        "import sys, psutil\n"
+        "import pathlib, sys, psutil\n"
         "from diffulex_core.engine import Diffulex\n"
+        "sys.path.append(pathlib.Path('ignored'))\n"
         f"made = Diffulex({str(CHECKPOINT)!r}, **{options!r})\n"
         f"print(len(made.generate({prompt(9)!r})), *[child.pid for child in psutil.Process().children()], flush=True)\n"
         "sys.stdin.read()\n"
     )
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     with subprocess.Popen(
-        [sys.executable, str(script)],
+        ["sh", "-c", 'exec "$0" "$1" 2>&-', sys.executable, str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=elsewhere,
         env={**os.environ, "TMPDIR": str(temporary)},
     ) as program:
         assert program.stdout is not None
         answers, *numbers = map(int, program.stdout.readline().split())
         assert answers == 1
         group = [psutil.Process(number) for number in numbers]
-        assert len(group) == 2
+        assert len(group) == 1
         program.kill()
         _, alive = psutil.wait_procs(group, timeout=20)
     assert not alive
@@ -261,12 +279,19 @@ def test_workers_with_other_plugins_refuse_to_start_and_name_both(faulty: Host) 
     assert "Only in the worker: faulty (diffulex-faulty 1.0)" in str(caught.value)
 
 
+def test_a_plugin_given_as_a_module_is_refused_before_any_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    given = Host.discover(extra=[ModuleType("handed_over")])
+    with pytest.raises(PluginError, match="cannot find 'handed_over', which came as a module"):
+        faulty_engine(given, decoding_strategy="multi_bd", executor="spawned")
+
+
 def test_a_damaged_checkpoint_is_one_error_of_one_worker(tmp_path: Path) -> None:
     written = write_llada_checkpoint(tmp_path / "ckpt", n_layers=1)
     lost = "model.transformer.blocks.0.attn_out.weight"
     write_weights(written.folder, {name: tensor for name, tensor in written.tensors.items() if name != lost})
     with pytest.raises(CheckpointError) as caught:
-        Diffulex(written.folder, tensor_parallel_size=2, device="cpu", max_model_len=64)
+        Diffulex(written.folder, executor="spawned", device="cpu", max_model_len=64)
     [problem] = caught.value.problems
     assert lost in problem
     assert caught.value.where == str(written.folder)
@@ -274,10 +299,25 @@ def test_a_damaged_checkpoint_is_one_error_of_one_worker(tmp_path: Path) -> None
     assert note.count("Traceback") == 1
 
 
-def test_an_engine_that_nobody_closes_takes_its_worker_with_it() -> None:
+def test_an_engine_that_nobody_closes_takes_its_worker_with_it_and_a_fork_leaves_it_alone() -> None:
     before = {process.pid for process in workers()}
     made = engine(device="cpu", executor="spawned")
     [worker] = [process for process in workers() if process.pid not in before]
+    wanted = made.generate(prompt(9), GOOD)[0].token_ids
+    fork = os.fork()
+    if fork == 0:
+        status = 1
+        try:
+            made.generate(prompt(9), GOOD)
+        except WorkerError:
+            made.close()
+            del made
+            gc.collect()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) == 0
+    assert made.generate(prompt(9), GOOD)[0].token_ids == wanted
     del made
     gc.collect()
     assert not worker.is_running()
@@ -297,14 +337,20 @@ def test_an_engine_that_nobody_closes_takes_its_worker_with_it() -> None:
 def test_what_cannot_be_divided_is_refused_before_any_process_is_started(
     settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*arguments: object, **options: object) -> None:
-        raise AssertionError("a process was started")
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", no_process)
     with pytest.raises(ConfigError) as caught:
         engine(**{"device": "cpu", **settings})
     assert len(caught.value.problems) == 1
     assert words in str(caught.value)
+
+
+def test_a_process_that_the_system_refuses_is_a_problem_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be started: .*temporarily unavailable"):
+        engine(device="cpu", data_parallel_size=2)
 
 
 def test_a_port_that_is_taken_is_refused_with_the_way_out() -> None:

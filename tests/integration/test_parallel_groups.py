@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from diffulex_core.distributed.torch_group import open_store
+from diffulex_core.distributed.torch_group import listen
 from diffulex_core.sampling_params import SamplingParams
 from tests.integration.engines import engine, vectors
 
@@ -19,7 +19,7 @@ from diffulex_core.distributed.torch_group import Rendezvous, join
 
 rank, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 meeting = Rendezvous(address=address, port=port, size=3, backend="gloo", timeout=30)
-group = join(meeting, rank, torch.device("cpu"))
+group = join(meeting, rank, torch.device("cpu"), int(sys.argv[4]) if rank == 0 else None)
 assert (group.rank, group.size) == (rank, 3)
 
 # (1 + 2**-24) rounds to 1 and (2**-24 + 2**-24) does not vanish: only one order gives these bits.
@@ -46,16 +46,20 @@ group.close()
 
 
 def test_three_processes_sum_in_rank_order_take_the_maximum_and_gather() -> None:
-    store, address, port = open_store("localhost", 0, timeout=30)
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(rank), address, str(port)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(3)
-    ]
+    listener, address, port = listen("localhost", 0)
+    with listener:
+        shared = listener.fileno()
+        members = [
+            subprocess.Popen(
+                [sys.executable, "-c", MEMBER, str(rank), address, str(port), str(shared)],
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=(shared,) if rank == 0 else (),
+            )
+            for rank in range(3)
+        ]
     errors = [member.communicate(timeout=120)[1] for member in members]
     assert [member.returncode for member in members] == [0, 0, 0], "\n".join(errors)
-    del store
 
 
 def test_four_ranks_that_hold_two_key_value_heads_twice_reproduce_the_recorded_tokens() -> None:

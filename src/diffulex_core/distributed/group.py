@@ -60,7 +60,8 @@ class WorkerGroup:
         self._lost: WorkerError | None = None
         try:
             for rank, assignment in enumerate(assignments):
-                worker = WorkerProcess.start(replica=replica, rank=rank)
+                inherited = () if assignment.listener is None else (assignment.listener,)
+                worker = WorkerProcess.start(replica=replica, rank=rank, inherited=inherited)
                 self._workers.append(worker)
                 worker.send(pickle.dumps(Greeting(replica=replica, rank=rank, manifest=manifest)))
                 worker.send(pickle.dumps(assignment))

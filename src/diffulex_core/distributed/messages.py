@@ -44,6 +44,7 @@ class Assignment:
         blueprint: what to build.
         device: where.
         meeting: how to find the other ranks; None = there are none.
+        listener: descriptor of the socket on which this rank keeps the group's store, inherited; None = it does not.
         sharers: processes of the engine that share the device's memory.
         threads: threads of this process's computations; None = torch's own choice.
         progress: show a progress bar while weights are loaded.
@@ -52,6 +53,7 @@ class Assignment:
     blueprint: Blueprint
     device: torch.device
     meeting: Rendezvous | None
+    listener: int | None
     sharers: int
     threads: int | None
     progress: bool

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import attrs
@@ -42,25 +45,25 @@ class WorkerProcess:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, *, replica: int, rank: int) -> WorkerProcess:
+    def start(cls, *, replica: int, rank: int, inherited: Sequence[int] = ()) -> WorkerProcess:
         """Start an interpreter; it waits for its greeting.
 
+        Args:
+            replica, rank: which worker it is.
+            inherited: descriptors that it has under the same numbers.
         Raises:
-            ConfigError: this system cannot, or allows no further process.
+            ConfigError: the system allows no further process.
         """
-        if sys.platform == "win32" or not sys.executable:
-            needs = "Worker processes need a POSIX system and a Python interpreter (sys.executable)."
-            raise ConfigError([f"{needs} Use tensor_parallel_size=1 and data_parallel_size=1."])
         paths = [path for path in sys.path if isinstance(path, str)]
         try:
-            ours, theirs = map(_apart, Pipe())
+            ours, theirs = (Connection(apart(end.detach())) for end in socket.socketpair())
             with theirs:
                 process = subprocess.Popen(
                     [sys.executable, "-c", _BOOT, str(theirs.fileno()), *paths],
                     stdin=subprocess.PIPE,
                     stdout=2 if sys.__stderr__ else subprocess.DEVNULL,
                     stderr=None if sys.__stderr__ else subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), *inherited),
                     start_new_session=True,
                 )
         except OSError as error:
@@ -127,12 +130,21 @@ def heard_from(workers: list[WorkerProcess], deadline: float) -> list[WorkerProc
     return heard
 
 
-def _apart(connection: Connection[Any, Any]) -> Connection[Any, Any]:
-    """The same connection with a number of its own.
+def check_platform() -> None:
+    """Raise a `ConfigError` where worker processes cannot be had at all."""
+    if sys.platform == "win32" or not sys.executable:
+        needs = "Worker processes need a POSIX system and a Python interpreter (sys.executable)."
+        raise ConfigError([f"{needs} Use tensor_parallel_size=1 and data_parallel_size=1."])
 
-    Where a program has closed its standard streams, the system gives their numbers to whatever is opened next.
+
+def apart(descriptor: int) -> int:
+    """The descriptor under a number that is no standard stream's; the old number is closed.
+
+    Where a program has closed its standard streams, the system gives their numbers to whatever is opened next, and a
+    new process gets streams of its own in their place.
     """
-    import fcntl
+    import fcntl  # not on every platform
 
-    with connection:
-        return Connection(fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return copy

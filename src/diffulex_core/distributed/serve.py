@@ -77,8 +77,7 @@ def same_plugins(manifest: Manifest) -> Host:
         only_there, only_here = sorted(set(manifest) - set(found)), sorted(set(found) - set(manifest))
         raise PluginError(
             f"A worker process found other plugins than the engine. Only in the engine: {_listing(only_there)}. "
-            f"Only in the worker: {_listing(only_here)}. "
-            "Restart the program after installing plugins; a plugin given as a module must be installed as a package."
+            f"Only in the worker: {_listing(only_here)}. Restart the program after installing plugins."
         )
     return host
 
@@ -99,7 +98,7 @@ def _load(greeting: Greeting, assignment: bytes, resources: ExitStack) -> Worker
     if task.meeting is not None:
         from diffulex_core.distributed.torch_group import join
 
-        group = join(task.meeting, greeting.rank, task.device)
+        group = join(task.meeting, greeting.rank, task.device, task.listener)
         resources.callback(group.close)
         tp = group
     worker = Worker(task.blueprint, host=host, device=task.device, tp=tp, sharers=task.sharers, progress=task.progress)

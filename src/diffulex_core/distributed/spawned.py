@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -10,7 +11,9 @@ from diffulex_core.devices import choose_dtype
 from diffulex_core.distributed.communicator import Seat
 from diffulex_core.distributed.group import WorkerGroup
 from diffulex_core.distributed.messages import Assignment
-from diffulex_core.distributed.torch_group import Rendezvous, choose_library, open_store
+from diffulex_core.distributed.process import check_platform
+from diffulex_core.distributed.torch_group import Rendezvous, choose_library, listen
+from diffulex_core.errors import PluginError
 from diffulex_core.host import Host
 from diffulex_core.sizing import Capacity
 from diffulex_core.types import StepOutput, StepPlan
@@ -45,32 +48,38 @@ class SpawnedExecutor:
         Raises:
             ConfigError: the network cannot be divided, or the processes cannot be started.
             IncompatibleError: no attention backend serves the divided network.
+            PluginError: a plugin was handed over as a module, so that workers could not find it.
         """
+        check_platform()
+        _refuse_given(host)
         dtype = choose_dtype(blueprint.config.model.dtype, blueprint.checkpoint, devices[0])
         network = build_network(blueprint, host=host, dtype=dtype, device=devices[0], tp=Seat(0, len(devices)))
         choose_backend(blueprint.config, network, host=host, dtype=dtype, device=devices[0])
         self._vocab_size = decidable_tokens(blueprint, network)
 
-        parallel, meeting = blueprint.config.parallel, None
+        parallel, meeting, listener = blueprint.config.parallel, None, None
         timeout = float(parallel.distributed_timeout_seconds)
-        if len(devices) > 1:
-            library = choose_library(parallel.distributed_backend, devices[0])
-            port = parallel.master_port + replica if parallel.master_port else 0
-            self._store, address, port = open_store(parallel.master_addr, port, timeout)
-            meeting = Rendezvous(address=address, port=port, size=len(devices), backend=library, timeout=timeout)
-        threads = max(1, torch.get_num_threads() // sharers) if devices[0].type == "cpu" else None
-        assignments = [
-            Assignment(
-                blueprint=blueprint,
-                device=device,
-                meeting=meeting,
-                sharers=sharers,
-                threads=threads,
-                progress=progress and rank == 0,
-            )
-            for rank, device in enumerate(devices)
-        ]
-        self._group = WorkerGroup(assignments, replica=replica, manifest=host.manifest(), timeout=timeout)
+        with ExitStack() as ours:
+            if len(devices) > 1:
+                library = choose_library(parallel.distributed_backend, devices[0])
+                port = parallel.master_port + replica if parallel.master_port else 0
+                listener, address, port = listen(parallel.master_addr, port)
+                ours.enter_context(listener)
+                meeting = Rendezvous(address=address, port=port, size=len(devices), backend=library, timeout=timeout)
+            threads = max(1, torch.get_num_threads() // sharers) if devices[0].type == "cpu" else None
+            assignments = [
+                Assignment(
+                    blueprint=blueprint,
+                    device=device,
+                    meeting=meeting,
+                    listener=listener.fileno() if listener is not None and rank == 0 else None,
+                    sharers=sharers,
+                    threads=threads,
+                    progress=progress and rank == 0,
+                )
+                for rank, device in enumerate(devices)
+            ]
+            self._group = WorkerGroup(assignments, replica=replica, manifest=host.manifest(), timeout=timeout)
 
     @property
     def vocab_size(self) -> int:
@@ -88,4 +97,12 @@ class SpawnedExecutor:
 
     def close(self) -> None:
         self._group.close()
-        self._store = None
+
+
+def _refuse_given(host: Host) -> None:
+    given = [record.provenance.plugin for record in host.records if record.given]
+    if given:
+        raise PluginError(
+            f"Worker processes cannot find {', '.join(map(repr, given))}, which came as a module. Install it as a "
+            "package with an entry point, or use tensor_parallel_size=1 and data_parallel_size=1."
+        )

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from diffulex_core.distributed.process import apart
 from diffulex_core.errors import ConfigError, PeerLost
 
 
@@ -24,7 +25,7 @@ class Rendezvous:
     """Where and how the processes of a group meet; it can be pickled.
 
     Attributes:
-        address: numeric address of the store.
+        address: numeric address at which the first process keeps the store.
         port: its port.
         size: processes in the group.
         backend: communication library.
@@ -106,44 +107,35 @@ def choose_library(wanted: str, device: torch.device) -> Literal["gloo", "nccl"]
     return "nccl"
 
 
-def open_store(address: str, port: int, timeout: float) -> tuple[object, str, int]:
-    """The store through which processes find each other. It listens on `address` only and ends with the object.
+def listen(address: str, port: int) -> tuple[socket.socket, str, int]:
+    """The socket on which the first process of a group will keep the store. It listens on `address` only.
 
     Args:
         address: a name or number of this machine.
         port: 0 = a free one.
-        timeout: longest wait of one operation, in seconds.
     Returns:
-        The store, its numeric address, its port.
+        The socket, its numeric address, its port.
     Raises:
         ConfigError: it cannot listen there.
     """
     try:
         family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(where[:2], family=family)
+        listener = socket.socket(fileno=apart(socket.create_server(where[:2], family=family).detach()))
     except OSError as error:
         advice = "Use an address of this machine, such as localhost, and master_port=0 for a free port."
         text = f"master_addr={address!r} with master_port={port} cannot be listened on ({error}). {advice}"
         raise ConfigError([text]) from error
-    numeric, chosen = listener.getsockname()[:2]
-    store = TCPStore(
-        numeric,
-        chosen,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=timeout),
-        master_listen_fd=listener.detach(),
-    )
-    return store, numeric, chosen
+    return listener, *listener.getsockname()[:2]
 
 
-def join(meeting: Rendezvous, rank: int, device: torch.device) -> TorchGroup:
+def join(meeting: Rendezvous, rank: int, device: torch.device, listener: int | None = None) -> TorchGroup:
     """Become `rank` of a group; returns when all processes have come. A process joins one group in its life.
 
     Args:
         meeting: equal in all processes.
         rank: this process, from 0.
         device: where the tensors will be that it sends.
+        listener: descriptor of the socket of `listen`, in the one process that keeps the store.
     Raises:
         PeerLost: the others did not come within the timeout.
     """
@@ -151,7 +143,14 @@ def join(meeting: Rendezvous, rank: int, device: torch.device) -> TorchGroup:
         _use_loopback(meeting.address)
     wait = timedelta(seconds=meeting.timeout)
     try:
-        store = TCPStore(meeting.address, meeting.port, wait_for_workers=False, timeout=wait)
+        store = TCPStore(
+            meeting.address,
+            meeting.port,
+            is_master=listener is not None,
+            wait_for_workers=False,
+            timeout=wait,
+            master_listen_fd=listener,
+        )
         dist.init_process_group(
             meeting.backend,
             store=store,
