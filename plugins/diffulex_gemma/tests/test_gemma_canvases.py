@@ -65,6 +65,18 @@ def test_prompts_and_finished_canvases_may_be_encoded_in_pieces(
     assert any(not window.span.groups for plan in service.plans for window in plan.windows)
 
 
+def test_pieces_of_the_prompt_are_prefill_and_those_of_a_canvas_are_not(model: DiffusionGemma) -> None:
+    service = Service.of(model, budget=CANVAS)
+    service.run([request(prompt(9), max_tokens=2 * CANVAS)])
+    pieces = [span for plan in service.plans for span in [plan.windows[0].span] if not span.groups]
+    assert [(span.start, span.end, span.advances, span.catch_up) for span in pieces] == [
+        (0, 4, False, 4),
+        (4, 8, False, 4),
+        (8, 9, False, 1),
+        (9, 13, True, 0),
+    ]
+
+
 @pytest.mark.parametrize("most", [2, 3, 8, 11])
 def test_logits_of_a_step_may_be_looked_at_in_parts(model: DiffusionGemma, alone: list[list[int]], most: int) -> None:
     assert Service.of(model, max_logits_tokens=most).run(requests_of()) == alone
