@@ -78,8 +78,6 @@ def test_the_most_confident_come_first_and_of_equals_the_first() -> None:
 def test_a_threshold_accepts_what_reaches_it_and_at_least_the_best() -> None:
     assert above(np.array([0.9, 0.89, 0.95]), 0.9).tolist() == [True, False, True]
     assert above(np.array([0.2, 0.3, 0.3]), 0.9).tolist() == [False, True, False]
-    assert above(np.array([0.9, 0.96, 0.95]), 0.9, most=2).tolist() == [False, True, True]
-    assert above(np.array([0.9, 0.96]), 0.9, most=0).tolist() == [False, True]
 
 
 def test_positions_are_drawn_without_replacement_by_their_weights() -> None:

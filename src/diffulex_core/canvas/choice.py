@@ -43,7 +43,6 @@ def weighted(confidence: FloatArray, count: int, temperature: float, numbers: ND
     return most_confident(confidence.astype(np.float64) / temperature + noise, count)
 
 
-def above(confidence: FloatArray, threshold: float, most: int | None = None) -> BoolArray:
-    """[n] those of the `most` most confident (None = all) that reach `threshold`, and in any case the very first."""
-    chosen = most_confident(confidence, len(confidence) if most is None else max(1, most)) & (confidence >= threshold)
-    return chosen | most_confident(confidence, 1)
+def above(confidence: FloatArray, threshold: float) -> BoolArray:
+    """[n] those that reach `threshold`, and in any case the most confident one."""
+    return (confidence >= threshold) | most_confident(confidence, 1)
