@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -38,11 +39,13 @@ def diffulex_register_strategies(register):
 """
 
 RUNNER = """
-import os, signal, sys, time
+import os, signal, sys, time, warnings
+print("printed by a plugin")
+os.write(1, b"written by a plugin\\n")
 from diffulex_core.errors import CheckpointError
 from diffulex_core.runner import EagerRunner
 
-RAISE, TYPED, ODD, EXIT, KILLED, STOPPED, SLOW, GREEDY = range(200, 208)
+RAISE, TYPED, ODD, EXIT, KILLED, STOPPED, SLOW, GREEDY, MUTE = range(200, 209)
 
 class Odd(Exception):
     def __init__(self, first, second):
@@ -55,7 +58,7 @@ class Faulty:
     def execute(self, plan):
         if self.group.rank == self.group.size - 1:
             self.misbehave(int(plan.windows[0].span.tokens[0]))
-        return self.inner.execute(plan)
+        return (lambda: None) if plan.windows[0].span.tokens[0] == MUTE else self.inner.execute(plan)
 
     def misbehave(self, token):
         if token == RAISE:
@@ -79,10 +82,11 @@ class Faulty:
         self.inner.close()
 
 def make(*, model, **parts):
+    warnings.warn("a plugin's warning")
     return Faulty(model, EagerRunner(model=model, **parts))
 """
 
-RAISE, TYPED, ODD, EXIT, KILLED, STOPPED, SLOW, GREEDY = range(200, 208)
+RAISE, TYPED, ODD, EXIT, KILLED, STOPPED, SLOW, GREEDY, MUTE = range(200, 209)
 GOOD = SamplingParams(temperature=0.0, max_tokens=16)
 
 
@@ -151,6 +155,9 @@ def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(
             ready.generate([ODD, 5], GOOD)
         assert odd.value.exit_code is None
 
+        with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+            ready.generate([MUTE, 5], GOOD)
+
         def interrupt(number: int, frame: FrameType | None) -> None:
             raise KeyboardInterrupt
 
@@ -175,7 +182,9 @@ def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(
             ready.generate([prompt(9)], GOOD)
 
 
-def test_an_error_of_one_rank_ends_the_group_and_is_raised_once(faulty: Host) -> None:
+def test_an_error_of_one_rank_ends_the_group_and_is_raised_once(
+    faulty: Host, capfd: pytest.CaptureFixture[str]
+) -> None:
     descriptors = psutil.Process().num_fds()
     ready = faulty_engine(faulty, tensor_parallel_size=2)
     group = workers()
@@ -189,6 +198,9 @@ def test_an_error_of_one_rank_ends_the_group_and_is_raised_once(faulty: Host) ->
         ready.generate([prompt(9)], GOOD)
     ready.close()
     assert psutil.Process().num_fds() == descriptors
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert (err.count("printed by"), err.count("written by"), err.count("UserWarning")) == (2, 2, 1)
 
 
 def test_a_rank_that_is_killed_in_a_step_is_noticed_and_named(faulty: Host) -> None:

@@ -59,7 +59,7 @@ class WorkerProcess:
             ours, theirs = (Connection(apart(end.detach())) for end in socket.socketpair())
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), *paths],
+                    [sys.executable, "-u", "-c", _BOOT, str(theirs.fileno()), *paths],
                     stdin=subprocess.PIPE,
                     stdout=2 if sys.__stderr__ else subprocess.DEVNULL,
                     stderr=None if sys.__stderr__ else subprocess.DEVNULL,
