@@ -115,6 +115,9 @@ def test_an_abort_leaves_the_others_alone_and_no_beliefs_behind(model: Diffusion
     assert [each.output_tokens.tolist() for each in asked if each.request_id != 1] == [alone[0], *alone[2:]]
     assert asked[1].completion is CompletionReason.ABORTED
     assert asked[1].output_tokens.tolist() == []
+    believed = next(plan for plan in service.plans if any(window.span.recall for window in plan.windows))
+    with pytest.raises(KeyError):
+        service.runner.execute(believed)
 
 
 def test_a_prefix_from_the_cache_gives_the_same_answer(model: DiffusionGemma, alone: list[list[int]]) -> None:
