@@ -42,6 +42,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
     for other in range(3):
         assert torch.equal(everyone[other], torch.arange(6).remainder(other + 2).reshape(2, 3).T.to(dtype))
 group.close()
+group.close()
 """
 
 

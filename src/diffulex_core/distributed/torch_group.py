@@ -51,7 +51,7 @@ class TorchGroup:
 
     def __init__(self, group: dist.ProcessGroup, *, ordered: bool) -> None:
         """`ordered` asks for sums in rank order, which cost the traffic of a gather."""
-        self._group = group
+        self._group: dist.ProcessGroup | None = group
         self._ordered = ordered
         self._rank, self._size = group.rank(), group.size()
 
@@ -83,8 +83,13 @@ class TorchGroup:
         return gathered
 
     def close(self) -> None:
-        """Leave the group; this process takes part in nothing any more."""
-        dist.destroy_process_group(self._group)
+        """Leave the group; this process takes part in nothing any more. Calling it again does nothing.
+
+        Nothing may hold the group until the interpreter ends: gloo's threads would still run then, and abort it.
+        """
+        group, self._group = self._group, None
+        if group is not None:
+            dist.destroy_process_group(group)
 
     def _together(self, collective: Callable[[], object]) -> None:
         try:
