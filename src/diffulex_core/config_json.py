@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import attrs
 
 from diffulex_core.errors import ConfigError
 from diffulex_core.layers.moe import MoESpec
 from diffulex_core.layers.spec import DecoderSpec
+
+LARGEST = 2**31 - 1
+"""No size of a network is larger."""
+MOST_LAYERS = 10_000
 
 
 @attrs.define
@@ -27,13 +32,14 @@ class ConfigReader:
     problems: list[str] = attrs.field(factory=list, init=False)
     wrong: set[str] = attrs.field(factory=set, init=False)
 
-    def size(self, key: str, *, default: int | None = None, minimum: int = 1) -> int:
+    def size(self, key: str, *, default: int | None = None, minimum: int = 1, maximum: int = LARGEST) -> int:
         """A whole number; a missing or null one is `default`, without a default it is a problem."""
         value = self.config.get(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            self.reject(key, f"a whole number of at least {minimum}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            most = f" and at most {maximum}" if isinstance(value, int) and value > maximum else ""
+            self.reject(key, f"a whole number of at least {minimum}{most}")
             return minimum
         return value
 
@@ -42,7 +48,7 @@ class ConfigReader:
         value = self.config.get(key)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not _is_positive(value):
             self.reject(key, "a positive number")
             return 1.0
         return float(value)
@@ -87,7 +93,7 @@ class ConfigReader:
         inner = nested.get(key) if isinstance(nested, Mapping) else None
         if inner is None:
             return self.number(key, default=default)
-        if isinstance(inner, bool) or not isinstance(inner, int | float) or not inner > 0:
+        if not _is_positive(inner):
             self.wrong.add(key)
             self.problems.append(f"{key} is {inner!r} in rope_parameters; config.json must give a positive number.")
             return 1.0
@@ -107,6 +113,10 @@ class ConfigReader:
         state = f"is {self.config[key]!r}" if key in self.config else "is missing"
         self.wrong.add(key)
         self.problems.append(f"{key} {state}; config.json must give {wanted}.")
+
+
+def _is_positive(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 @attrs.frozen(kw_only=True)
@@ -159,10 +169,14 @@ def standard_decoder(reader: ConfigReader, traits: StandardTraits) -> DecoderSpe
     head_dim = reader.size("head_dim", default=derived)
     if derived == head_dim and not reader.wrong and hidden % heads:
         reader.problems.append(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}.")
-    vocab_size, layers = reader.size("vocab_size"), reader.size("num_hidden_layers")
+    vocab_size, layers = reader.size("vocab_size"), reader.size("num_hidden_layers", maximum=MOST_LAYERS)
     kv_heads, ffn = reader.size("num_key_value_heads"), reader.size("intermediate_size")
     rope_theta, norm_eps = reader.rope_number("rope_theta"), reader.number("rms_norm_eps")
     rope_fraction = reader.rope_number("partial_rotary_factor", default=traits.rope_fraction)
+    if rope_fraction > 1:
+        reader.problems.append(
+            f"partial_rotary_factor is {rope_fraction}; config.json must give a number of at most 1."
+        )
     tied = reader.flag(
         "tie_word_embeddings", default=bool(traits.tie_embeddings), required=traits.tie_embeddings is None
     )

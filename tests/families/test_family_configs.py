@@ -20,7 +20,7 @@ from tests.families.subjects import PLAIN, Seat, Subject, host
 
 META = BuildContext(dtype=torch.float32, device=torch.device("meta"))
 BY_USER = Origin(source="user", detail="the caller")
-WRONG: tuple[object, ...] = (None, "many", {"a": 1}, -1, 0.5)
+WRONG: tuple[object, ...] = (None, "many", {"a": 1}, -1, 0.5, float("inf"), 2**70, 10**400)
 Path = tuple[str, ...]
 
 each_subject = pytest.mark.parametrize("subject", PLAIN, ids=str)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from diffulex_core.config_json import ConfigReader
+from diffulex_core.config_json import MOST_LAYERS, ConfigReader
 from diffulex_core.errors import ConfigError
 from diffulex_gemma.spec import GemmaSpec, LayerKind
 
@@ -76,7 +76,8 @@ def _read(config: Mapping[str, object]) -> tuple[GemmaSpec | None, list[str]]:
             f"use_bidirectional_attention is {section['use_bidirectional_attention']!r}; supported are null and"
             " 'vision', both of which read text causally."
         )
-    num_layers, heads = text.size("num_hidden_layers", default=30), text.size("num_attention_heads", default=8)
+    num_layers = text.size("num_hidden_layers", default=30, maximum=MOST_LAYERS)
+    heads = text.size("num_attention_heads", default=8)
     hidden, ffn = text.size("hidden_size", default=2304), text.size("intermediate_size", default=9216)
     vocab_size, window = text.size("vocab_size", default=262144), text.size("sliding_window", default=512)
     eps, softcap = text.number("rms_norm_eps", default=1e-6), text.number("final_logit_softcapping", default=30.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from diffulex_core.config_json import ConfigReader
+from diffulex_core.config_json import MOST_LAYERS, ConfigReader
 from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec
 
@@ -54,7 +54,7 @@ def _read(config: Mapping[str, object]) -> tuple[DecoderSpec | None, list[str]]:
         reader.only(key, only, required=True)
     for key, only in _OPTIONAL_VALUES.items():
         reader.only(key, only)
-    hidden, layers, heads = reader.size("d_model"), reader.size("n_layers"), reader.size("n_heads")
+    hidden, layers, heads = reader.size("d_model"), reader.size("n_layers", maximum=MOST_LAYERS), reader.size("n_heads")
     vocab_size = reader.size("vocab_size")
     rows = reader.size("embedding_size", default=vocab_size)
     kv_heads = reader.size("n_kv_heads", default=1 if reader.flag("multi_query_attention") else heads)
