@@ -6,17 +6,10 @@ Run: python benchmarks/throughput.py [--rounds N] [--json FILE]. Same weights, s
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from interleaved import measure, record, show
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.sampling_params import SamplingParams
@@ -44,32 +37,10 @@ def main() -> None:
         answers = {name: run() for name, run in contenders.items()}
         assert answers["one batch"] == answers["one at a time"], "the batch changed an answer"
         tokens = sum(map(len, answers["one batch"]))
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in track(range(arguments.rounds), description="Measuring"):
-            for name, run in contenders.items():
-                began = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - began)
-    ratios = [slow / fast for fast, slow in zip(seconds["one batch"], seconds["one at a time"], strict=True)]
-    table = Table(title=f"{COUNT} problems, {tokens} tokens, {torch.get_num_threads()} threads", title_justify="left")
-    for column in ("", "tokens/s, median", "lowest", "highest"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, times in seconds.items():
-        speeds = sorted(tokens / each for each in times)
-        table.add_row(name, *(f"{value:.0f}" for value in (statistics.median(speeds), speeds[0], speeds[-1])))
-    table.add_row("ratio", *(f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))))
-    Console().print(table)
+        seconds = measure(contenders, arguments.rounds)
+    medians = show(f"{COUNT} problems", seconds, tokens, base="one at a time")
     if arguments.json is not None:
-        record = {
-            "problems": COUNT,
-            "tokens": tokens,
-            "threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "seconds": seconds,
-            "ratio_median": statistics.median(ratios),
-        }
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        record(arguments.json, seconds, problems=COUNT, tokens=tokens, ratio_median=medians["one batch"])
 
 
 if __name__ == "__main__":
