@@ -23,6 +23,7 @@ from diffulex_core.generation import Generation, StepResult
 from diffulex_core.host import Host
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
+from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import Deciding
 from diffulex_core.sampling_params import SamplingParams
@@ -100,6 +101,19 @@ class Diffulex:
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer (a transformers tokenizer)."""
         return self._open.tokenizer
+
+    def preset(self, name: str, **settings: Any) -> SamplingParams:
+        """The sampling parameters that the strategy calls `name`, as `engine.preset("factual", max_tokens=32)`.
+
+        Args:
+            name: one of `config.strategy.presets`.
+            settings: fields of `SamplingParams`, in place of the preset's.
+        Raises:
+            UnknownNameError: the strategy has no such preset.
+            InvalidSamplingParams: a setting cannot be used.
+        """
+        chosen = preset_arguments(self.config.strategy, name, settings)
+        return SamplingParams(**{**self.config.sampling_defaults, **chosen})
 
     def generate(
         self,

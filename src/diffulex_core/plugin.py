@@ -29,6 +29,7 @@ from diffulex_core.protocols import (
     SelfConditioned,
     WeightResolver,
 )
+from diffulex_core.sampling_params import SamplingParams
 
 __all__ = [
     "AttentionBackend",
@@ -206,6 +207,20 @@ def _frozen_modes(value: Mapping[str, SamplingMode]) -> Mapping[str, SamplingMod
     return frozendict(value)
 
 
+def _frozen_presets(value: Mapping[str, Mapping[str, object]]) -> Mapping[str, Mapping[str, object]]:
+    return frozendict({name: frozendict(settings) for name, settings in value.items()})
+
+
+def _presets(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, Mapping[str, object]]) -> None:
+    """attrs validator: a mapping whose values are arguments of `SamplingParams`."""
+    known = {field.name for field in attrs.fields(SamplingParams)}
+    for name, settings in value.items():
+        if unknown := sorted(settings.keys() - known):
+            raise ValueError(f"the preset {name!r} sets {', '.join(unknown)}, which no request has")
+        arguments: dict[str, Any] = dict(settings)
+        SamplingParams(**arguments)
+
+
 @attrs.frozen(kw_only=True)
 class DecodingStrategy:
     """A recipe for decoding: it names only what differs from the engine's defaults.
@@ -226,6 +241,7 @@ class DecodingStrategy:
         config_cls: reference to a frozen attrs class with the strategy's own configuration keys; its requests find the
             instance in `ReqContext.options`.
         modes: the values of `sampling_mode` that it knows besides "naive", and what they change.
+        presets: arguments of `SamplingParams` that go well together, by a name that users ask for.
         logprobs: its sampler tells the log probabilities that requests ask for, as the engine's own does.
     """
 
@@ -245,6 +261,9 @@ class DecodingStrategy:
     sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
     modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, hash=False)
+    presets: Mapping[str, Mapping[str, object]] = attrs.field(
+        factory=dict, converter=_frozen_presets, validator=_presets, hash=False
+    )
     logprobs: bool = True
 
     def in_mode(self, name: str) -> DecodingStrategy:

@@ -26,6 +26,7 @@ from diffulex_core.host import Host
 @config_options
 @click.option("--tensor-parallel-size", type=int, help="Processes that share each layer.")
 @click.option("--data-parallel-size", type=int, help="Copies of the model that share the prompts.")
+@click.option("--preset", help="Named settings of the strategy, in place of what is not given; see `plugins show`.")
 @click.option("--temperature", type=float, help="0 = greedy.")
 @click.option("--max-tokens", type=int, help="Limit on new tokens of each answer.")
 @click.option("--max-nfe", type=int, help="Limit on forwards of each answer.")
@@ -36,6 +37,10 @@ from diffulex_core.host import Host
 @click.option("--min-p", type=float, help="Drop tokens below this share of the most probable one.")
 @click.option("--seed", type=int, help="Seed of the draws; the same seed gives the same answers.")
 @click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
+@click.option("--gen-length", type=int, help="Masks of a canvas (fixed-length generation).")
+@click.option("--steps", type=int, help="Steps in which a canvas is decided.")
+@click.option("--block-length", type=int, help="Decide a canvas in blocks of this length.")
+@click.option("--cfg-scale", type=float, help="Weight of classifier-free guidance on a canvas.")
 @click.option("--logprobs", type=int, help="With --json: log probabilities, and so many alternatives for each token.")
 @click.option("--live", is_flag=True, help="Show the answers while they are denoised.")
 @click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")
@@ -50,6 +55,7 @@ def generate(
     settings: Sequence[str],
     tensor_parallel_size: int | None,
     data_parallel_size: int | None,
+    preset: str | None,
     live: bool,
     machine: bool,
     **sampling: Any,
@@ -67,19 +73,25 @@ def generate(
     if sampling["logprobs"] is not None and not machine:
         raise click.UsageError("--logprobs are printed for machines only; add --json.")
 
+    from diffulex_core.canvas.params import CANVAS_FIELDS
     from diffulex_core.cli import render
     from diffulex_core.engine import Diffulex
     from diffulex_core.sampling_params import SamplingParams
 
     given = {name: value for name, value in sampling.items() if value is not None and value != ()}
     SamplingParams(**given)  # a mistake in the options shows before anything is loaded
+    _check_preset(preset, host)
     sizes = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
     options: dict[str, Any] = {
         **read_settings(settings),
         **{name: size for name, size in sizes.items() if size is not None},
     }
     with Diffulex(model, host=host, config_file=config_file, environ=os.environ, strict=True, **options) as engine:
-        params = SamplingParams(**{**engine.config.sampling_defaults, **given})
+        if preset is None:
+            params = SamplingParams(**{**engine.config.sampling_defaults, **given})
+        else:
+            configured = {name: None for name in CANVAS_FIELDS if name in options}
+            params = engine.preset(preset, **{**configured, **given})
         if live:
             outputs = render.live(engine, texts, params)
         else:
@@ -104,6 +116,16 @@ def _read_prompts(prompts: Sequence[str], prompt_file: TextIO | None) -> Sequenc
     if not lines:
         raise click.UsageError("No prompt: the input has no line with text.")
     return lines
+
+
+def _check_preset(name: str | None, host: Host) -> None:
+    """Refuse a name that no strategy knows before anything is loaded."""
+    known = {preset: strategy.name for strategy in host.strategies for preset in strategy.presets}
+    if name is not None and name not in known:
+        raise click.UsageError(
+            f"No strategy has a preset {name!r}. There is {', '.join(sorted(known)) or 'none'}; `diffulex plugins "
+            "show STRATEGY` shows what they set."
+        )
 
 
 def _is_text(text: str) -> bool:

@@ -163,7 +163,10 @@ def _print_finding(finding: Mapping[str, Any]) -> None:
     for key, value in finding.items():
         if key == "fields":
             for field, content in value.items():
-                table.add_row(escape(field), escape(_text(content)))
+                if field != "presets":
+                    table.add_row(escape(field), escape(_text(content)))
+            for preset, settings in value.get("presets", {}).items():
+                table.add_row(f"preset {escape(preset)}", escape(_text(settings)))
         elif key in ("strategies", "families"):
             for name, missing in value.items():
                 verdict = f"does not fit: misses {', '.join(missing)}" if missing else "fits"

@@ -160,7 +160,9 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_func(_is_literal, _literal)
     converter.register_structure_hook_factory(_is_homogeneous_tuple, _tuple_hook)
     converter.register_unstructure_hook(types.MappingProxyType, dict)
-    converter.register_unstructure_hook(frozendict, dict)
+    converter.register_unstructure_hook(
+        frozendict, lambda value: {name: converter.unstructure(each) for name, each in value.items()}
+    )
     converter.register_unstructure_hook_func(_is_frozenset, sorted)
     return converter
 

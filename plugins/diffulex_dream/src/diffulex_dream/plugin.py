@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffulex_core.hookspecs import Register
 from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
+from diffulex_dream.canvas.options import PRESETS
 
 STOP_TOKENS = ("<|im_end|>", "<|dlm_pad|>")
 """Ends of a turn; only DiffuCoder has the second."""
@@ -69,6 +70,7 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             requires={Capability.MASK_TOKEN, Capability.FULL_ATTENTION},
             thresholds={"accept_threshold"},
             config_cls="diffulex_dream.canvas.options:DreamCanvasOptions",
+            presets=PRESETS,
             # Any token of a canvas changes the K/V of all others.
             forces={"enable_prefix_caching": False},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffulex_core.hookspecs import Register
 from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
+from diffulex_llada.canvas.options import PRESETS
 
 PROVIDES = frozenset[str](
     (Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL, Capability.FULL_PREFIX, Capability.FULL_ATTENTION)
@@ -66,6 +67,7 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             requires={Capability.MASK_TOKEN, Capability.FULL_ATTENTION},
             thresholds={"accept_threshold"},
             config_cls="diffulex_llada.canvas.options:LLaDACanvasOptions",
+            presets=PRESETS,
             # Any token of a canvas changes the K/V of all others.
             forces={"enable_prefix_caching": False},
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import attrs
@@ -12,6 +14,15 @@ from diffulex_core.config.keys import key
 
 ALGORITHMS = ("origin", "maskgit_plus", "topk_margin", "entropy", "confidence_threshold")
 """What `alg` may be here; the first is Dream's default."""
+
+PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "factual": {"temperature": 0.0, "gen_length": 64, "steps": 64, "alg": "maskgit_plus"},
+        "creative": {"temperature": 0.7, "gen_length": 128, "steps": 128, "alg": "origin"},
+        "quality": {"temperature": 0.0, "cfg_scale": 0.5, "alg": "maskgit_plus"},
+    }
+)
+"""Those that dLLM-Serve recommends for LLaDA's algorithm, in the words of Dream's: confident or random positions."""
 
 
 @attrs.frozen(kw_only=True)

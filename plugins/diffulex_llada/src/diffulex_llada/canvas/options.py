@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import attrs
@@ -12,6 +14,15 @@ from diffulex_core.config.keys import key
 
 ALGORITHMS = ("quota", "confidence_threshold")
 """What `alg` may be here; the first is LLaDA's own."""
+
+PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "factual": {"temperature": 0.0, "gen_length": 64, "steps": 64, "remasking": "low_confidence"},
+        "creative": {"temperature": 0.7, "gen_length": 128, "steps": 128, "remasking": "random"},
+        "quality": {"temperature": 0.0, "cfg_scale": 0.5},
+    }
+)
+"""Those that dLLM-Serve recommends; of a range that it leaves open, one value."""
 
 
 @attrs.frozen(kw_only=True)
