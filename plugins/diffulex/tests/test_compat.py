@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import pytest
+import torch
 
 from diffulex import SamplingParams
 from diffulex.compat import LLM
 from diffulex_core.errors import EngineClosed, InvalidSamplingParams
-from tests.integration.engines import CHECKPOINT, engine, prompt
+from tests.integration.engines import CHECKPOINT, EOS, engine, prompt
 
 PARAMS = SamplingParams(temperature=0, gen_length=12, steps=4)
 
@@ -39,6 +41,32 @@ def test_defaults_are_those_of_dllm_serve(llm: LLM) -> None:
     assert config.schedule.max_logits_tokens == 64
     [output] = llm.generate([prompt(3)], [SamplingParams(temperature=0)], use_tqdm=False)
     assert len(output["token_ids"]) == 128
+
+
+def test_keys_of_dllm_serve_mean_here_what_they_do_there(caplog: pytest.LogCaptureFixture) -> None:
+    keys = {"torch_device": torch.device("cpu"), "eos": -1, "max_num_seqs": 3, "max_logprobs": 32}
+    with LLM(str(CHECKPOINT), num_kvcache_blocks=4, kvcache_block_size=512, log_optimize_level=0, **keys) as ready:
+        config = ready.engine.config
+    assert config.cache.num_pages * config.cache.page_size == 4 * 512
+    assert config.parallel.device == "cpu"
+    assert config.model.eos_token_ids == (EOS,)
+    assert (config.schedule.max_num_reqs, config.schedule.max_logits_tokens) == (3, 32)
+    [warning] = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert warning.startswith("log_optimize_level=0 has no effect here: logits are always made of the sampled rows")
+    assert "is ignored" not in caplog.text
+
+
+def test_the_size_of_its_pages_alone_changes_nothing(llm: LLM) -> None:
+    with LLM(str(CHECKPOINT), kvcache_block_size=256, num_kvcache_blocks=-1, torch_device=None, num_pages=64) as ready:
+        assert ready.engine.config == attrs.evolve(
+            llm.engine.config,
+            schedule=attrs.evolve(llm.engine.config.schedule, max_num_reqs=512, max_logits_tokens=1024),
+        )
+
+
+def test_presets_of_dllm_serve_are_run_by_its_calls(llm: LLM) -> None:
+    [output] = llm.generate([prompt(4)], llm.engine.preset("factual"), use_tqdm=False)
+    assert len(output["token_ids"]) == 64
 
 
 def test_a_text_is_cut_at_the_first_end_token_and_kept_whole_beside_it(llm: LLM) -> None:

@@ -6,17 +6,21 @@ Every request runs its whole canvas, as there. What differs on purpose: a text i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import attrs
 
 from diffulex_core.admission import Prompt
+from diffulex_core.config import CacheSection
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.tokenizer import decode
+
+logger = logging.getLogger(__name__)
 
 DEFAULTS = {
     "decoding_strategy": "llada_canvas",
@@ -29,8 +33,15 @@ DEFAULTS = {
 }
 """dLLM-Serve's, where they differ from Diffulex's. It runs LLaDA's algorithm on every model."""
 
-_OTHER_NAMES = {"max_num_seqs": "max_num_reqs", "max_logprobs": "max_logits_tokens"}
-_WITHOUT_MEANING = frozenset({"log_optimize_level"})
+_OTHER_NAMES = {"max_num_seqs": "max_num_reqs", "max_logprobs": "max_logits_tokens", "eos": "eos_token_ids"}
+_WITHOUT_MEANING = {
+    "log_optimize_level": "logits are always made of the sampled rows alone, at most max_logits_tokens at a time",
+    "hf_config": "config.json is read from the checkpoint's directory",
+    "model_type": "config.json names the model's family, and model_name can",
+}
+"""Keys of dLLM-Serve that are accepted with a warning, and why they do nothing."""
+_PAGE = 256
+"""Positions of a page of dLLM-Serve unless `kvcache_block_size` says otherwise."""
 
 
 class Output(TypedDict):
@@ -53,12 +64,12 @@ class LLM:
         """
         Args:
             model: a checkpoint, as for `Diffulex`.
-            options: keys of dLLM-Serve or of `Diffulex`; one that nobody owns is ignored with a warning.
+            options: keys of dLLM-Serve or of `Diffulex`; one that nobody owns is ignored with a warning. The number
+                of its pages is read as the positions that they hold.
         Raises:
             ConfigError, CheckpointError, UnknownNameError: see `Diffulex`.
         """
-        given = {_OTHER_NAMES.get(name, name): value for name, value in options.items() if name not in _WITHOUT_MEANING}
-        self._engine = Diffulex(model, **{**DEFAULTS, **given})
+        self._engine = Diffulex(model, **{**DEFAULTS, **_translated(options)})
 
     def __enter__(self) -> LLM:
         return self
@@ -132,6 +143,25 @@ class LLM:
         if answer.error is not None:
             output["error"] = answer.error
         return output
+
+
+def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
+    """dLLM-Serve's keys under Diffulex's names; the others as they are."""
+    given = {}
+    for name, value in options.items():
+        if name in _WITHOUT_MEANING:
+            logger.warning("%s=%r has no effect here: %s.", name, value, _WITHOUT_MEANING[name])
+        else:
+            given[_OTHER_NAMES.get(name, name)] = value
+    if given.get("eos_token_ids") == -1:  # "not known" there
+        del given["eos_token_ids"]
+    if "torch_device" in given:
+        device = given.pop("torch_device")
+        given |= {} if device is None else {"device": str(device)}
+    page, pages = given.pop("kvcache_block_size", _PAGE), given.pop("num_kvcache_blocks", -1)
+    if pages > 0:
+        given["num_pages"] = pages * page // given.get("page_size", CacheSection().page_size)
+    return given
 
 
 def _whole(params: SamplingParams) -> SamplingParams:
