@@ -83,6 +83,8 @@ class ReqTrajectory:
         arrival, admitted, first_token, first_commit, last_token, finished: seconds since the engine started; None when
             it never happened. `first_commit` is the forward that stored the first block with tokens of the answer.
         preemptions: times the request lost its pages and was resumed.
+        steps_saved: forwards that were planned and not needed, as nothing that they could decide would have been
+            visible; None where the strategy plans none ahead.
         logprobs: of each token of the answer; None when the request did not ask for them. An entry is None where the
             strategy took another token than those that the network was asked for.
     """
@@ -105,6 +107,7 @@ class ReqTrajectory:
     last_token: float | None = None
     finished: float = 0.0
     preemptions: int = 0
+    steps_saved: int | None = None
     logprobs: tuple[TokenLogprob | None, ...] | None = None
 
     @property
@@ -293,6 +296,11 @@ class GenerationOutputs:
         return _mean([each.nfe for each in self.trajectories])
 
     @property
+    def steps_saved(self) -> float:
+        """Mean planned forwards that were not needed, over requests whose strategy plans them."""
+        return _mean([each.steps_saved for each in self.trajectories if each.steps_saved is not None])
+
+    @property
     def ttft(self) -> float:
         """Mean seconds to the first token, over requests that have one."""
         return _mean([each.ttft for each in self.trajectories if each.ttft is not None])
@@ -321,11 +329,12 @@ class GenerationOutputs:
         return sum(step.step_time for each in self.trajectories for step in each.trajectory)
 
     def request_metrics(self, index: int) -> dict[str, float]:
-        """Numbers of one request: tokens, nfe, decode_steps, tpf, tpf_total, e2e_tps, decode_tps."""
+        """Numbers of one request: tokens, nfe, steps_saved, decode_steps, tpf, tpf_total, e2e_tps, decode_tps."""
         each = self.trajectories[index]
         return {
             "tokens": each.tokens_visible,
             "nfe": each.nfe,
+            "steps_saved": each.steps_saved or 0,
             "decode_steps": each.nfe_decode,
             "tpf": each.tpf,
             "tpf_total": each.tpf_total,
@@ -345,6 +354,7 @@ class GenerationOutputs:
             "tpf": self.tpf,
             "tpf_total": self.tpf_total,
             "nfe": self.nfe,
+            "steps_saved": self.steps_saved,
             "ttft": self.ttft,
             "tpot": self.tpot,
             "batch_step_count": self.batch_step_count,

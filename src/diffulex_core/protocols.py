@@ -145,6 +145,16 @@ class Deciding(Protocol):
 
 
 @runtime_checkable
+class Foreseeing(Protocol):
+    """A request whose forwards are planned ahead, so that it can say what an early end saves."""
+
+    @property
+    def steps_left(self) -> int | None:
+        """Forwards that would follow if nothing ended it early; None where that depends on what is decided."""
+        ...
+
+
+@runtime_checkable
 class KVCacheManager(Protocol):
     """Owner of the pages: who holds which, which are shared, which are free. Knows no tensors."""
 

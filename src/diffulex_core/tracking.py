@@ -8,8 +8,10 @@ import attrs
 import numpy as np
 
 from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory, TokenLogprob
-from diffulex_core.protocols import Req
+from diffulex_core.protocols import Foreseeing, Req
 from diffulex_core.types import Canvas, CompletionReason, Decision, StepOutput, StepPlan, Window
+
+_COMPLETE = frozenset({CompletionReason.STOP_EOS, CompletionReason.STOP_TOKEN, CompletionReason.STOP_STRING})
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -107,8 +109,14 @@ class Ticket:
             last_token=self.last_token,
             finished=now,
             preemptions=self.preemptions,
+            steps_saved=self._saved(reason),
             logprobs=self._told(tokens),
         )
+
+    def _saved(self, reason: CompletionReason) -> int | None:
+        """Planned forwards that a complete answer did without; None where none are planned."""
+        left = self.request.steps_left if isinstance(self.request, Foreseeing) else None
+        return 0 if left is not None and reason not in _COMPLETE else left
 
     def _told(self, tokens: Sequence[int]) -> tuple[TokenLogprob | None, ...] | None:
         """What is known of the answer's tokens; None when nobody asked."""

@@ -60,6 +60,7 @@ trajectories = st.builds(
     last_token=st.none() | times,
     finished=times,
     preemptions=counts,
+    steps_saved=st.none() | counts,
     logprobs=st.none() | st.lists(st.none() | logprobs, max_size=3).map(tuple),
 )
 outputs = st.builds(
@@ -129,6 +130,7 @@ EXAMPLE = GenerationOutputs(
             first_token=3.5,
             last_token=4.5,
             finished=5.0,
+            steps_saved=3,
         ),
         ReqTrajectory(
             req_id=1,
@@ -142,6 +144,7 @@ EXAMPLE = GenerationOutputs(
             first_token=3.5,
             last_token=3.5,
             finished=4.0,
+            steps_saved=1,
         ),
         ReqTrajectory(
             req_id=2,
@@ -197,6 +200,7 @@ def test_totals_and_means_are_those_of_the_example() -> None:
         "tpf": (2 + 1) / 2,
         "tpf_total": (1.5 + 1) / 2,
         "nfe": 5 / 3,
+        "steps_saved": 2.0,
         "ttft": (2.5 + 1.5) / 2,
         "tpot": 0.2,
         "batch_step_count": 4,
@@ -214,7 +218,16 @@ def test_totals_and_means_are_those_of_the_example() -> None:
 
 def test_numbers_of_one_request() -> None:
     assert EXAMPLE.request_metrics(0) == pytest.approx(
-        {"tokens": 6, "nfe": 4, "decode_steps": 3, "tpf": 2.0, "tpf_total": 1.5, "e2e_tps": 1.5, "decode_tps": 4.0}
+        {
+            "tokens": 6,
+            "nfe": 4,
+            "steps_saved": 3,
+            "decode_steps": 3,
+            "tpf": 2.0,
+            "tpf_total": 1.5,
+            "e2e_tps": 1.5,
+            "decode_tps": 4.0,
+        }
     )
 
 

@@ -60,14 +60,15 @@ class StopRules:
         if end == self.limit:
             return self._limit_reason
         generated = end - self._prompt_len
-        if nfe >= self._nfe_cap():
+        if nfe >= self.nfe_cap():
             return CompletionReason.NFE_LIMIT
         run = self._params.max_repetition_run
         if run is not None and generated >= run and (tokens[end - run : end] == tokens[end - 1]).all():
             return CompletionReason.REPETITION
         return None
 
-    def _nfe_cap(self) -> float:
+    def nfe_cap(self) -> float:
+        """Most forwards that the request may take."""
         if self._params.max_nfe is not None:
             return self._params.max_nfe
         if self._auto_nfe is None:

@@ -43,3 +43,11 @@ class CanvasRule(Protocol):
             tokens, confidence: [m] the sampler's proposals.
         """
         ...
+
+    def left(self, open: IntArray) -> int | None:
+        """Forwards that deciding the rest takes; None where that depends on what the sampler proposes.
+
+        Args:
+            open: [n] undecided positions, ascending.
+        """
+        ...

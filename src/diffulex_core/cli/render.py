@@ -25,6 +25,7 @@ STYLES = ((0.9, "green"), (0.6, "yellow"), (0.0, "red"))
 METRICS = (
     ("total_generated_tokens", "tokens", "{:.0f}"),
     ("nfe", "forwards per answer", "{:.1f}"),
+    ("steps_saved", "planned forwards saved by early ends, per answer", "{:.1f}"),
     ("tpf", "tokens per decode forward (TPF)", "{:.2f}"),
     ("tpf_total", "tokens per forward, prefill included", "{:.2f}"),
     ("throughput", "tokens per second, all answers", "{:.1f}"),
@@ -57,8 +58,10 @@ def metrics_table(outputs: GenerationOutputs) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     values = outputs.metrics()
+    planned = any(output.steps_saved is not None for output in outputs)
     for name, label, form in METRICS:
-        table.add_row(label, form.format(values[name]))
+        if planned or name != "steps_saved":
+            table.add_row(label, form.format(values[name]))
     reasons = [output.completion_reason.value for output in outputs]
     table.add_row("ended by", ", ".join(f"{reason} {reasons.count(reason)}" for reason in sorted(set(reasons))))
     return table
@@ -75,6 +78,7 @@ def as_json(prompts: Sequence[str], outputs: GenerationOutputs) -> str:
                 "completion_reason": output.completion_reason.value,
                 "error": output.error,
                 "nfe": output.nfe,
+                "steps_saved": output.steps_saved,
                 "tpf": output.tpf,
                 **({} if output.logprobs is None else {"logprobs": cattrs.unstructure(output.logprobs)}),
             }

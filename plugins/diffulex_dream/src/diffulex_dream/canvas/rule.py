@@ -84,6 +84,16 @@ class DreamRule:
             return weighted(rank, count, self.alg_temp, draws(self.seed, step, asked, _ORDER))
         return self._best(rank, asked, count)
 
+    def left(self, open: IntArray) -> int | None:
+        if self.alg == "confidence_threshold":
+            return None
+        step, forwards, rest = self._step, 0, open
+        while len(rest):
+            forwards += not self.skip_empty or self._decides(rest, step)
+            rest = rest[~self._due(rest, step)] if self.alg == "origin" else rest[self._count(rest, step) :]
+            step += 1
+        return forwards
+
     def _best(self, rank: FloatArray, positions: IntArray, count: int) -> BoolArray:
         """[n] the `count` highest. Where limits leave single tokens, many positions are equally sure; they fall as in
         the published sampler, which leaves them to `torch.topk` over the whole sequence."""

@@ -70,6 +70,13 @@ class LLaDARule:
         self._step += 1
         return chosen
 
+    def left(self, open: IntArray) -> int | None:
+        if self.threshold is not None:
+            return None
+        blocks, masks = np.unique(open // self.block_length, return_counts=True)
+        steps = [self.steps[block] - self._spent_in(block) for block in blocks.tolist()]
+        return int(np.maximum(np.minimum(masks, steps), 1).sum())
+
     def _current(self, open: IntArray) -> int:
         return int(open[0]) // self.block_length
 
