@@ -1,0 +1,1 @@
+"""The pictures of the strategy pages, drawn from the code that they are about: `python -m docs.pictures`."""
