@@ -133,6 +133,7 @@ def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_
         max_num_reqs=config.schedule.max_num_reqs,
         max_num_batched_tokens=config.schedule.max_num_batched_tokens,
         block_size=pattern.block_size,
+        max_refresh_tokens=config.schedule.max_refresh_tokens,
     )
     return scheduler
 
@@ -172,6 +173,7 @@ def _req_context(config: EngineConfig, pattern: AttentionPattern, vocab_size: in
         auto_nfe=auto if decoding.auto_max_nfe else None,
         options=config.strategy_options,
         vocab_size=vocab_size,
+        sparse=config.cache.sparse,
     )
 
 

@@ -36,6 +36,7 @@ def diffulex_register_attention(register: Register[AttentionBackendPlugin]) -> N
 def diffulex_register_components(register: Register[Component]) -> None:
     register(Component(kind="executor", name="in_process", factory="diffulex_core.worker:in_process"))
     register(Component(kind="executor", name="spawned", factory="diffulex_core.distributed.spawned:SpawnedExecutor"))
+    register(Component(kind="cache_policy", name="sparse_refresh", factory="diffulex_core.sparse.policy:SparseRefresh"))
     register(Component(kind="model_source", name="directory", factory="diffulex_core.sources:DirectorySource"))
     register(Component(kind="model_source", name="hub", factory="diffulex_core.sources:HubSource"))
     register(Component(kind="kernel", name="moe_gemm.torch", factory="diffulex_core.kernels.moe.grouped:TorchExperts"))

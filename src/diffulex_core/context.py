@@ -11,8 +11,8 @@ from torch import Tensor
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.kernels.moe.contract import ExpertsKernel
 from diffulex_core.kernels.moe.grouped import TorchExperts
-from diffulex_core.protocols import AttentionBackend
-from diffulex_core.types import AttentionBatch
+from diffulex_core.protocols import AttentionBackend, CachePolicy
+from diffulex_core.types import AttentionBatch, Refresh
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +53,22 @@ class SoftInputs:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class Refreshing:
+    """A sequence of the forward of which some K/V are kept once a layer has attended.
+
+    Attributes:
+        start, end: its rows.
+        slots: [keep] int64 physical slots of the kept K/V; they hold K/V of the same sequence until then.
+        refresh: what is kept.
+    """
+
+    start: int
+    end: int
+    slots: Tensor
+    refresh: Refresh
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class ForwardContext:
     """Pages, slots and visibility of one forward.
 
@@ -65,6 +81,8 @@ class ForwardContext:
             other rows are provisional. Networks that treat the two apart read it: DiffusionGemma runs final rows
             through its encoder and provisional ones through its decoder. None = all are final.
         soft: rows that are fed embeddings; None = every row is fed its token id alone.
+        refreshes: sequences of which some K/V are kept.
+        cache_policy: chooses them; None where nothing is ever refreshed.
     """
 
     slots: Tensor
@@ -74,9 +92,11 @@ class ForwardContext:
     backend: AttentionBackend
     final: Tensor | None = None
     soft: SoftInputs | None = None
+    refreshes: tuple[Refreshing, ...] = ()
+    cache_policy: CachePolicy | None = None
 
     def attend(self, layer: int, kind: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Store the rows' K/V of one layer, then attend.
+        """Store the rows' K/V of one layer, attend, and pack what is kept of sequences that are refreshed.
 
         Args:
             layer: index of the layer among those that store K/V.
@@ -91,4 +111,16 @@ class ForwardContext:
         slots = self.slots[keep]
         key_pages.view(-1, *key_pages.shape[2:])[slots] = key[keep].to(key_pages.dtype)
         value_pages.view(-1, *value_pages.shape[2:])[slots] = value[keep].to(value_pages.dtype)
-        return self.backend.attend(query, key_pages, value_pages, self.batches[kind], scale)
+        seen = self.backend.attend(query, key_pages, value_pages, self.batches[kind], scale)
+        for each in self.refreshes:
+            self._keep(each, layer, query, key, value)
+        return seen
+
+    def _keep(self, each: Refreshing, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put the K/V that the policy keeps into the sequence's first slots, for every KV head its own."""
+        assert self.cache_policy is not None, "a runner that is given refreshes needs a cache policy"
+        rows = slice(each.start, each.end)
+        kept = self.cache_policy.keep(layer, query[rows], key[rows], each.refresh)  # [kv_heads, keep]
+        at = kept.T[..., None].expand(-1, -1, key.shape[-1])
+        for pages, fresh in ((self.key_pages[layer], key), (self.value_pages[layer], value)):
+            pages.view(-1, *pages.shape[2:])[each.slots] = fresh[rows].gather(0, at).to(pages.dtype)

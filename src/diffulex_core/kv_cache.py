@@ -118,6 +118,16 @@ class PagedKVCache:
     def stored(self, sequence: int) -> int:
         return self._sequences[sequence].stored
 
+    def truncate(self, sequence: int, slots: int) -> None:
+        """Give back the pages that `[0, slots)` does not need."""
+        state = self._sequences[sequence]
+        if slots < state.stored:
+            raise ValueError(f"truncate to {slots} slots, but {state.stored} are stored")
+        kept = -(-slots // self._page_size)
+        for page in reversed(state.pages[kept:]):
+            self._drop(page)
+        del state.pages[kept:]
+
     def page_table(self, sequence: int) -> IntArray:
         return np.asarray(self._sequences[sequence].pages, dtype=np.int64)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import numpy as np
@@ -13,9 +13,11 @@ from diffulex_core.types import (
     BoolArray,
     FloatArray,
     Questions,
+    Refresh,
     RowRun,
     SampleGroup,
     SamplingBatch,
+    Span,
     StepPlan,
     Window,
 )
@@ -66,6 +68,22 @@ class BlendedRows:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class PackedRefresh:
+    """A full pass of one sequence of which some K/V are kept.
+
+    Attributes:
+        start, end: rows of the batch.
+        slots: [keep] int64 physical slots that the kept K/V go to.
+        refresh: what is kept.
+    """
+
+    start: int
+    end: int
+    slots: IntArray
+    refresh: Refresh
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class PackedStep:
     """The rows of a plan, padded to `ROW_MULTIPLE`.
 
@@ -87,6 +105,7 @@ class PackedStep:
         recalled: requests whose rows those are, in the order of their rows.
         remembered_rows: [s] rows among `head_rows`, by index there, whose beliefs are kept.
         remembered: requests that they are kept for, and how many rows each has, in the order of their rows.
+        refreshes: the sequences of which some K/V are kept.
     """
 
     input_ids: IntArray
@@ -107,6 +126,7 @@ class PackedStep:
     recalled: tuple[int, ...]
     remembered_rows: IntArray
     remembered: tuple[tuple[int, int], ...]
+    refreshes: tuple[PackedRefresh, ...]
 
 
 def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None], page_size: int) -> PackedStep:
@@ -129,13 +149,18 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     extents = [_extent(window) for window in laid.windows]
     positions = np.concatenate(ranges)
     final_end = np.repeat([extent.final_end for extent in extents], lengths)
+    packed = [window.span.packed is not None for window in laid.windows]
     key_end = np.concatenate(
-        [np.minimum(pattern.key_end(at, extent), extent.end) for at, extent in zip(ranges, extents, strict=True)]
+        [
+            np.full_like(at, extent.end) if sparse else np.minimum(pattern.key_end(at, extent), extent.end)
+            for at, extent, sparse in zip(ranges, extents, packed, strict=True)
+        ]
     )
 
     def key_start(width: int | None) -> IntArray:
         if width is None:
             return np.zeros_like(positions)
+        assert not any(packed), "slots of kept K/V are no positions, so a sliding window cannot find its own"
         return np.concatenate(
             [pattern.key_start(at, extent, width) for at, extent in zip(ranges, extents, strict=True)]
         )
@@ -143,8 +168,11 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
     page_tables = np.full((len(lengths), max(len(window.page_table) for window in laid.windows)), -1, dtype=np.int64)
     for index, window in enumerate(laid.windows):
         page_tables[index, : len(window.page_table)] = window.page_table
-    slots = page_tables[row_sequence, positions // page_size] * page_size + positions % page_size
-    slots[positions < np.repeat([window.span.store_from for window in laid.windows], lengths)] = -1
+    logical = positions + np.repeat([_shift(window.span) for window in laid.windows], lengths)
+    unstored = positions < np.repeat([window.span.store_from for window in laid.windows], lengths)
+    logical[unstored] = 0
+    slots = page_tables[row_sequence, logical // page_size] * page_size + logical % page_size
+    slots[unstored] = -1
     head_rows, carried = _head_rows(laid, offsets)
     kept_rows, kept = _kept_rows(laid, offsets)
     recalled_rows, recalled = _recalled_rows(laid, offsets)
@@ -168,6 +196,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         recalled=recalled,
         remembered_rows=remembered_rows,
         remembered=remembered,
+        refreshes=tuple(_refreshes(laid, offsets, page_size)),
     )
 
 
@@ -201,8 +230,22 @@ def _pad(values: IntArray, length: int, fill: int) -> IntArray:
 
 def _extent(window: Window) -> Extent:
     span = window.span
-    end = span.end if span.visible_end is None else span.visible_end
+    end = span.slots if span.visible_end is None else span.visible_end
     return Extent(prompt_len=window.prompt_len, phase=span.phase, final_end=span.store_until, end=end)
+
+
+def _shift(span: Span) -> int:
+    """Distance from a row's position to its slot."""
+    return 0 if span.packed is None else span.packed - span.first_stored
+
+
+def _refreshes(plan: StepPlan, offsets: IntArray, page_size: int) -> Iterator[PackedRefresh]:
+    for window, start, end in zip(plan.windows, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        refresh = window.span.refresh
+        if refresh is not None:
+            at = np.arange(refresh.keep)
+            slots = window.page_table[at // page_size] * page_size + at % page_size
+            yield PackedRefresh(start=start, end=end, slots=slots, refresh=refresh)
 
 
 def _visibility(key_start: IntArray, key_end: IntArray, row_sequence: IntArray, padded: int) -> Visibility:

@@ -17,6 +17,7 @@ from diffulex_core.pattern import AttentionPattern, BlockCausal, Extent, FullPre
 from diffulex_core.protocols import (
     AttentionBackend,
     BelievingSampler,
+    CachePolicy,
     DiffusionModel,
     Executor,
     ForceRule,
@@ -37,6 +38,7 @@ __all__ = [
     "AttentionPattern",
     "BelievingSampler",
     "BlockCausal",
+    "CachePolicy",
     "Capability",
     "Component",
     "ComponentKind",
@@ -87,7 +89,9 @@ class Capability:
     """Rows that are not final read, beside their token, what the step before believed (`SelfConditioned`)."""
 
 
-ComponentKind = Literal["scheduler", "kv_cache", "runner", "sampler", "executor", "model_source", "kernel"]
+ComponentKind = Literal[
+    "scheduler", "kv_cache", "cache_policy", "runner", "sampler", "executor", "model_source", "kernel"
+]
 
 
 def _reference(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:

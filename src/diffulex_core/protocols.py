@@ -12,12 +12,14 @@ import attrs
 
 from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
+from diffulex_core.sparse.config import SparseConfig
 from diffulex_core.types import (
     AttentionBatch,
     Canvas,
     CompletionReason,
     Decision,
     KVGeometry,
+    Refresh,
     SamplingBatch,
     Span,
     StepOutput,
@@ -200,6 +202,14 @@ class KVCacheManager(Protocol):
         """Slots whose K/V are final."""
         ...
 
+    def truncate(self, sequence: int, slots: int) -> None:
+        """Give back the pages that `[0, slots)` does not need.
+
+        Args:
+            slots: at least those whose K/V are final.
+        """
+        ...
+
     def page_table(self, sequence: int) -> IntArray:
         """[pages] physical page ids of the sequence, a copy."""
         ...
@@ -359,6 +369,27 @@ class AttentionBackend(Protocol):
 
 
 @runtime_checkable
+class CachePolicy(Protocol):
+    """Says which K/V of a full pass are kept for the passes after it (the sparse cache).
+
+    Where several processes share a layer, each has its own heads; all call it for the same passes in the same order.
+    """
+
+    def keep(self, layer: int, query: Tensor, key: Tensor, refresh: Refresh) -> Tensor:
+        """Which rows of one sequence's pass are kept in one layer.
+
+        Args:
+            layer: index of the layer among those that store K/V.
+            query: [rows, heads, head_dim] of the whole sequence, rotated.
+            key: [rows, kv_heads, head_dim], rotated. Query head `h` reads KV head `h // (heads // kv_heads)`.
+            refresh: the region, which is not chosen from, and how many rows of the others are wanted.
+        Returns:
+            [kv_heads, refresh.keep] int64 rows, ascending for each KV head.
+        """
+        ...
+
+
+@runtime_checkable
 class DiffusionModel(Protocol):
     """A model family's network (a torch.nn.Module). Holds weights, no decoding state."""
 
@@ -451,6 +482,7 @@ class ReqContext:
         auto_nfe: derived NFE cap, or None when it is off.
         options: instance of the strategy's `config_cls`; None where it has none.
         vocab_size: ids below this may be fed and decided; None = unknown, which only a hand-made context may say.
+        sparse: the cache of canvas requests that say nothing of it.
     """
 
     pattern: AttentionPattern
@@ -464,6 +496,7 @@ class ReqContext:
     auto_nfe: AutoNFE | None = None
     options: Any = None
     vocab_size: int | None = None
+    sparse: SparseConfig = SparseConfig(enabled=False)
 
 
 @attrs.frozen(kw_only=True)

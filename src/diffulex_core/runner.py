@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffulex_core.beliefs import Beliefs
-from diffulex_core.context import ForwardContext, SoftInputs
+from diffulex_core.context import ForwardContext, Refreshing, SoftInputs
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import ROW_MULTIPLE, BlendedRows, PackedStep, pack, parts_of_head, round_up
@@ -17,6 +17,7 @@ from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.protocols import (
     AttentionBackend,
     BelievingSampler,
+    CachePolicy,
     DiffusionModel,
     PartwiseSampler,
     Sampler,
@@ -44,6 +45,7 @@ class EagerRunner:
         page_size: int,
         device: torch.device,
         max_logits_tokens: int | None = None,
+        cache_policy: CachePolicy | None = None,
     ) -> None:
         self._model: DiffusionModel | None = model
         self._sampler = sampler
@@ -56,6 +58,7 @@ class EagerRunner:
         self._beliefs = Beliefs()
         self._partwise = sampler if isinstance(sampler, PartwiseSampler) else None
         self._max_logits_tokens = max_logits_tokens
+        self._cache_policy = cache_policy
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -173,6 +176,11 @@ class EagerRunner:
             backend=self._backend,
             final=self._move(step.final),
             soft=self._soft_inputs(step),
+            refreshes=tuple(
+                Refreshing(start=each.start, end=each.end, slots=self._move(each.slots), refresh=each.refresh)
+                for each in step.refreshes
+            ),
+            cache_policy=self._cache_policy,
         )
 
     def _move(self, values: IntArray | BoolArray) -> Tensor:

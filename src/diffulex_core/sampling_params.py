@@ -11,6 +11,7 @@ import numpy as np
 
 from diffulex_core.canvas.params import CanvasParams
 from diffulex_core.errors import InvalidSamplingParams
+from diffulex_core.sparse.config import SparseConfig
 
 Confidence = Literal["prob", "margin", "neg_entropy"]
 CONFIDENCES: tuple[Confidence, ...] = ("prob", "margin", "neg_entropy")
@@ -126,6 +127,7 @@ class SamplingParams(CanvasParams):
         logprobs: report the log probability of every token of the answer in the forward that decided it, before
             temperature, top_p, top_k and min_p, and so many of the most probable tokens beside it (0 to 20); None = no.
         skip_special_tokens: leave special tokens out of the text.
+        sparse: the sparse cache of a canvas; None = as the engine's configuration says.
     """
 
     temperature: float = attrs.field(default=1.0, converter=_number)
@@ -144,6 +146,7 @@ class SamplingParams(CanvasParams):
     logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=_by_token)
     logprobs: int | None = attrs.field(default=None, converter=_whole_or_none)
     skip_special_tokens: bool = attrs.field(default=True, converter=_flag)
+    sparse: SparseConfig | None = None
 
     def __attrs_post_init__(self) -> None:
         problems = [*self._number_problems(), *self._other_problems(), *self.canvas_problems()]
@@ -200,6 +203,10 @@ class SamplingParams(CanvasParams):
                 f"logit_bias maps token ids to numbers between {-STRONGEST_BIAS:g} and {STRONGEST_BIAS:g}, or -inf to "
                 "forbid a token; another kind of key or value was given."
             )
+        if isinstance(self.sparse, SparseConfig):
+            problems += self.sparse.problems()
+        elif self.sparse is not None:
+            problems.append(f"sparse is of type {type(self.sparse).__name__}; give a SparseConfig or None.")
         names = [field.name for field in attrs.fields(DecodingThresholds)]
         if not isinstance(self.thresholds, Mapping):
             problems.append(f"thresholds is {self.thresholds!r}; give a dict from threshold names to numbers.")

@@ -20,6 +20,8 @@ class _Entry:
     """Its sequences in the KV cache."""
     last_step: int = -1
     """Step in which it was fed last; those fed longest ago choose first."""
+    lent: int = 0
+    """Pages that it gave back after that step, and will want again."""
 
 
 @attrs.define
@@ -28,17 +30,22 @@ class _Draft:
 
     left: int
     block_size: int
+    most_refreshed: int | None
+    """Most rows of full passes, but for the first of them."""
+    refreshed: int = 0
     spans: dict[int, Span] = attrs.field(factory=dict)
     prefills: list[tuple[Req, int]] = attrs.field(factory=list)
 
     def fit(self, request: Req, stored: int) -> Span | None:
         """A request's whole span, or one block's rows of a span that can be cut; None when that does not fit."""
-        return request.plan(stored, min(self.left, self.block_size) if request.chunkable(stored) else self.left)
+        span = request.plan(stored, min(self.left, self.block_size) if request.chunkable(stored) else self.left)
+        return None if span is not None and self._too_many(span) else span
 
     def place(self, request: Req, stored: int, span: Span) -> None:
         """Take in what `fit` found."""
         self.spans[request.request_id] = span
         self.left -= span.rows
+        self.refreshed += span.rows * span.full_pass
         if request.chunkable(stored):
             self.prefills.append((request, stored))
 
@@ -52,6 +59,11 @@ class _Draft:
             self.left -= span.rows - rows
         return self.spans
 
+    def _too_many(self, span: Span) -> bool:
+        if self.most_refreshed is None or not span.full_pass or self.refreshed == 0:
+            return False
+        return self.refreshed + span.rows > self.most_refreshed
+
 
 class ContinuousScheduler:
     """Scheduler of independent requests.
@@ -60,12 +72,22 @@ class ContinuousScheduler:
     prefills take one block each and then share what is left of the budget, so a long prompt never stalls the others.
     Those fed longest ago are placed first, so nobody starves. Pages go to the oldest request first; when they run out
     the youngest running request is preempted: it loses its pages, keeps its tokens and returns to the queue.
+
+    Pages that a span needs for one step only (`Span.held`) are worth waiting for: nobody is preempted for them, except
+    by the oldest request, so that it always goes on. Newcomers leave alone what was lent in this way.
     """
 
     def __init__(
-        self, kv_cache: KVCacheManager, *, max_num_reqs: int, max_num_batched_tokens: int, block_size: int
+        self,
+        kv_cache: KVCacheManager,
+        *,
+        max_num_reqs: int,
+        max_num_batched_tokens: int,
+        block_size: int,
+        max_refresh_tokens: int | None = None,
     ) -> None:
         self._kv = kv_cache
+        self._most_refreshed = max_refresh_tokens
         self._max_num_reqs = max_num_reqs
         self._budget = max_num_batched_tokens
         self._block_size = block_size
@@ -119,16 +141,18 @@ class ContinuousScheduler:
 
     def schedule(self) -> StepPlan | None:
         spans: dict[int, Span] = {}
+        stuck = False
         while self._known and not spans:
-            draft = _Draft(left=self._budget, block_size=self._block_size)
-            newcomers_first, self._head_waits = self._head_waits, False
+            draft = _Draft(left=self._budget, block_size=self._block_size, most_refreshed=self._most_refreshed)
+            newcomers_first, self._head_waits = self._head_waits and not stuck, False
             if newcomers_first:
                 self._admit(draft)
-            self._place_running(draft)
+            self._place_running(draft, oldest_first=stuck)
             if not newcomers_first:
                 self._admit(draft)
                 self._head_waits = bool(self._waiting) and len(self._running) < self._max_num_reqs
             spans = self._reserve(draft.finish())
+            stuck = True
         if not spans:
             return None
         windows = tuple(self._window(self._running[request_id], span) for request_id, span in spans.items())
@@ -154,6 +178,8 @@ class ContinuousScheduler:
             if request.completion is not None:
                 self._forget(entry)
                 done.append(request)
+            else:
+                self._take_back(entry, window.span)
         return done
 
     def check_integrity(self) -> None:
@@ -165,9 +191,16 @@ class ContinuousScheduler:
         assert self._known or self._kv.num_free_pages == self._kv.num_pages, "pages leak"
         self._kv.check_integrity()
 
-    def _place_running(self, draft: _Draft) -> None:
-        """Spans of the running requests, those fed longest ago first."""
-        for entry in sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival)):
+    def _place_running(self, draft: _Draft, *, oldest_first: bool) -> None:
+        """Spans of the running requests, those fed longest ago first.
+
+        Args:
+            oldest_first: place the oldest before them; it gets its pages in any case.
+        """
+        entries = sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival))
+        if oldest_first:
+            entries.sort(key=lambda entry: entry is not self._oldest)
+        for entry in entries:
             request = entry.request
             if request.request_id not in draft.spans:
                 stored = self._kv.stored(request.request_id)
@@ -177,6 +210,7 @@ class ContinuousScheduler:
 
     def _admit(self, draft: _Draft) -> None:
         """Start waiting requests, oldest first, while rows and pages last. Nobody is preempted for them."""
+        lent = sum(entry.lent for entry in self._running.values())
         while self._waiting and len(self._running) < self._max_num_reqs:
             _, entry = self._waiting[0]
             request = entry.request
@@ -186,7 +220,7 @@ class ContinuousScheduler:
             span = draft.fit(request, stored)
             try:
                 if span is not None:
-                    self._reserve_all(entry, len(request.stored_tokens))
+                    self._reserve_all(entry, len(request.stored_tokens), leaving=lent)
             except OutOfPages:
                 span = None
             if span is None:
@@ -199,23 +233,56 @@ class ContinuousScheduler:
     def _reserve(self, spans: dict[int, Span]) -> dict[int, Span]:
         """Pages for the spans, oldest request first, preempting the youngest running one whenever they run out.
 
-        The oldest always gets its pages, since it fits alone; a request may have to preempt itself.
+        The oldest always gets its pages, since it fits alone; a request may have to preempt itself. Others that need
+        pages for this step only are left out when there are none.
         """
         granted: dict[int, Span] = {}
         for request_id in sorted(spans, key=lambda request_id: self._running[request_id].arrival):
-            while request_id in self._running:
+            entry, span = self._running.get(request_id), spans[request_id]
+            while entry is not None and request_id in self._running:
                 try:
-                    self._reserve_all(self._running[request_id], spans[request_id].end)
+                    self._reserve_all(entry, span.slots)
                 except OutOfPages:
-                    self._preempt(max(self._running.values(), key=lambda other: other.arrival))
+                    if span.held is not None and entry is not self._oldest:
+                        break
+                    self._preempt(max(filter(self._pages, self._running.values()), key=lambda other: other.arrival))
                 else:
-                    granted[request_id] = spans[request_id]
+                    granted[request_id] = span
                     break
         return granted
 
-    def _reserve_all(self, entry: _Entry, slots: int) -> None:
+    @property
+    def _oldest(self) -> _Entry:
+        return min(self._running.values(), key=lambda entry: entry.arrival)
+
+    def _pages(self, entry: _Entry) -> int:
+        """Pages that the request holds."""
+        return sum(len(self._kv.page_table(sequence)) for sequence in entry.sequences)
+
+    def _reserve_all(self, entry: _Entry, slots: int, leaving: int = 0) -> None:
+        """Pages for all sequences of a request, or none.
+
+        Args:
+            leaving: pages that must be free afterwards.
+        Raises:
+            OutOfPages: they do not suffice.
+        """
+        if leaving or len(entry.sequences) > 1:
+            missing = len(entry.sequences) * -(-slots // self._kv.page_size) - self._pages(entry)
+            if missing + leaving > self._kv.num_free_pages:
+                raise OutOfPages(f"{missing} pages needed and {leaving} to be left, {self._kv.num_free_pages} free")
         for sequence in entry.sequences:
             self._kv.reserve(sequence, slots)
+
+    def _take_back(self, entry: _Entry, span: Span) -> None:
+        """The pages that a request needed for one step only."""
+        entry.lent = 0
+        if span.held is None:
+            return
+        held = self._pages(entry)
+        for sequence in entry.sequences:
+            self._kv.truncate(sequence, span.held)
+        entry.lent = held - self._pages(entry)
 
     def _release(self, entry: _Entry) -> None:
         for sequence in entry.sequences:
@@ -225,6 +292,7 @@ class ContinuousScheduler:
         request_id = entry.request.request_id
         del self._running[request_id]
         self._release(entry)
+        entry.lent = 0
         entry.request.preempted()
         heapq.heappush(self._waiting, (entry.arrival, entry))
 

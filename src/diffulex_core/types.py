@@ -117,6 +117,24 @@ class Alternatives:
     probabilities: FloatArray
 
 
+@attrs.frozen(kw_only=True)
+class Refresh:
+    """Which K/V of a full pass are worth keeping: a cache policy chooses among the rows outside a region.
+
+    Attributes:
+        start, end: the region, by row of the span. Its queries tell what the others are worth.
+        keep: tokens that are kept of those outside.
+        per_head: every KV head keeps tokens of its own; otherwise all heads keep the same.
+        pool: width of the window whose highest score counts for a token; odd.
+    """
+
+    start: int
+    end: int
+    keep: int
+    per_head: bool
+    pool: int
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Span:
     """What a request wants to feed next: consecutive positions `[start, start + len(tokens))`.
@@ -138,6 +156,12 @@ class Span:
         recall: the sampled rows are fed, beside their tokens, what the runner keeps of the step that sampled them last.
         remember: the runner keeps what this step believes of the sampled rows (`SelfConditioned`), in place of what it
             has. It keeps it through preemption, until the request ends.
+        refresh: afterwards the sequence's slots `[0, keep)` hold the K/V that the cache policy keeps, in place of those
+            of the first positions. None = K/V stay where they were stored.
+        packed: the sequence's slots `[0, packed)` hold kept K/V. Those of the rows that are stored go right behind
+            them, and every row sees all of both. None = slots are positions.
+        held: slots that are still needed once the step is over; the pages behind them are given back. Such a span waits
+            when pages run out, unless its request is the oldest. None = all are needed.
     """
 
     start: int
@@ -154,10 +178,28 @@ class Span:
     guidance: Guidance | None = None
     recall: bool = False
     remember: bool = False
+    refresh: Refresh | None = None
+    packed: int | None = None
+    held: int | None = None
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def slots(self) -> int:
+        """Slots of a sequence that executing it needs."""
+        return self.end if self.packed is None else self.packed + self.end - self.first_stored
+
+    @property
+    def first_stored(self) -> int:
+        """Position of the first row whose K/V are stored."""
+        return max(self.start, self.store_from)
+
+    @property
+    def full_pass(self) -> bool:
+        """Whether it feeds a whole canvas for the sake of a few positions, and needs pages for this step only."""
+        return self.held is not None and self.packed is None
 
     @property
     def rows(self) -> int:
@@ -173,7 +215,7 @@ class Window:
         request_id: owner.
         span: the rows.
         prompt_len: length of the request's prompt, for visibility.
-        page_table: [pages] int64 physical page of each logical page; covers `span.end` and `span.visible_end`.
+        page_table: [pages] int64 physical page of each logical page; covers `span.slots` and `span.visible_end`.
         params: the request's sampling parameters.
         draw: counter of sampling steps, so that every draw of a request is a pure function of (seed, draw, position).
         second_table: the pages of the request's second sequence; None where the span has no guidance.
@@ -349,11 +391,17 @@ class SamplingBatch:
 
 @attrs.frozen(kw_only=True)
 class KVGeometry:
-    """Shape of one layer's attention: query heads over key/value heads, `head_dim` numbers each."""
+    """Shape of one layer's attention: query heads over key/value heads, `head_dim` numbers each.
+
+    Attributes:
+        num_heads, num_kv_heads: heads that this process holds.
+        copies: neighbouring processes that hold the same key/value head, each for some of its query heads.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    copies: int = 1
 
 
 @attrs.frozen(kw_only=True)

@@ -20,7 +20,7 @@ from diffulex_core.host import Host
 from diffulex_core.kernels.moe import ExpertsCase, select_experts_kernel
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.pattern import AttentionPattern
-from diffulex_core.protocols import AttentionBackend, DiffusionModel, ModelRunner, Sampler
+from diffulex_core.protocols import AttentionBackend, CachePolicy, DiffusionModel, ModelRunner, Sampler
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sizing import Capacity, free_memory
@@ -134,6 +134,7 @@ class Worker:
             page_size=config.cache.page_size,
             device=self._device,
             max_logits_tokens=config.schedule.max_logits_tokens,
+            cache_policy=self._cache_policy(network),
         )
         if not config.runtime.skip_warmup:
             warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)
@@ -149,6 +150,11 @@ class Worker:
         runner, self._runner, self._network = self._runner, None, None
         if runner is not None:
             runner.close()
+
+    def _cache_policy(self, network: DiffusionModel) -> CachePolicy:
+        make = component(self._host, "cache_policy", self._config.cache.cache_policy, None)
+        policy: CachePolicy = make(geometry=network.kv_geometry, tp=self._tp)
+        return policy
 
     @property
     def _kv_dtype(self) -> torch.dtype:

@@ -44,12 +44,23 @@ DEFAULTS: dict[str, Any] = {
     "max_num_batched_tokens": 4096,
     "max_logits_tokens": None,
     "max_num_reqs": 128,
+    "max_refresh_tokens": None,
     "page_size": 32,
     "num_pages": -1,
     "gpu_memory_utilization": 0.9,
     "enable_prefix_caching": True,
     "kv_cache_layout": "unified",
     "kv_cache_dtype": "auto",
+    "cache_policy": "sparse_refresh",
+    "sparse.enabled": False,
+    "sparse.retention_ratio": 0.5,
+    "sparse.delay_step": 1,
+    "sparse.default_block_len": 32,
+    "sparse.head_select": False,
+    "sparse.pool_kernel": 3,
+    "sparse.refresh_every": None,
+    "sparse.refresh_drift": None,
+    "sparse.force_first": False,
     "tensor_parallel_size": 1,
     "data_parallel_size": 1,
     "expert_parallel_size": 1,
@@ -139,12 +150,23 @@ REFUSED: dict[str, list[object]] = {
     "max_num_batched_tokens": [0, 95],
     "max_logits_tokens": [1, 2.5, "all"],
     "max_num_reqs": [0, "many"],
+    "max_refresh_tokens": [0, 1.5, "all"],
     "page_size": [0, 12, 64, 16],
     "num_pages": [0, -2],
     "gpu_memory_utilization": [0, -0.5, 1.01, float("nan")],
     "enable_prefix_caching": ["on", 1],
     "kv_cache_layout": ["split"],
     "kv_cache_dtype": ["fp8"],
+    "cache_policy": [3],
+    "sparse.enabled": ["on", 1],
+    "sparse.retention_ratio": [0, -0.5, 1.01, float("nan")],
+    "sparse.delay_step": [-1, 32, 0.5],
+    "sparse.default_block_len": [0, 2.5],
+    "sparse.head_select": ["on", 1],
+    "sparse.pool_kernel": [0, -1, 2, 4],
+    "sparse.refresh_every": [0, 1.5],
+    "sparse.refresh_drift": [0, 1.01, float("nan")],
+    "sparse.force_first": ["on", 1],
     "tensor_parallel_size": [0, 9],
     "data_parallel_size": [0, 1025],
     "expert_parallel_size": [0, 32769],
@@ -313,7 +335,7 @@ def test_a_key_of_a_package_that_is_not_in_use_is_refused_with_the_packages_name
 
 
 def test_a_per_request_setting_is_sent_to_sampling_params() -> None:
-    assert {field.name for field in attrs.fields(SamplingParams)} - {"thresholds"} == PER_REQUEST
+    assert {field.name for field in attrs.fields(SamplingParams)} - {"thresholds", "sparse"} == PER_REQUEST
     [warning] = configure({"temperature": 0}).warnings
     assert "SamplingParams(temperature=...)" in warning
 

@@ -106,6 +106,18 @@ class Pages(RuleBasedStateMachine):
         self._execute(sequence, end, in_flight, then_commit=then_commit)
 
     @precondition(lambda self: self.open)
+    @rule(pick=PICK, more=st.integers(0, LENGTH))
+    def truncates(self, pick: int, more: int) -> None:
+        """Pages behind what is stored may go; fewer slots than those are refused."""
+        sequence = self._pick(pick)
+        stored = self.open[sequence].stored
+        if stored:
+            with pytest.raises(ValueError, match=f"{stored} are stored"):
+                self.cache.truncate(sequence, stored - 1)
+        self.cache.truncate(sequence, stored + more)
+        self.tables[sequence] = self.tables[sequence][: -(-(stored + more) // self.page)]
+
+    @precondition(lambda self: self.open)
     @rule(pick=PICK)
     def releases(self, pick: int) -> None:
         sequence = self._pick(pick)

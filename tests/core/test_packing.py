@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.packing import PackedStep, pack, round_up
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import CARRIED, SampleGroup, Span, StepPlan, Window
+from diffulex_core.types import CARRIED, Guidance, Refresh, SampleGroup, Span, StepPlan, Window
 from tests.core.oracles import visible_end
 
 
@@ -229,6 +229,80 @@ def test_rows_to_keep_are_those_of_the_positions_that_the_spans_name(step: Step)
     found = {request: rows[row][1:] for request, row in zip(result.kept, result.kept_rows, strict=True)}
     named = [window for window in step.plan.windows if window.span.keep is not None]
     assert found == {window.request_id: (window, window.span.keep) for window in named}
+
+
+@given(
+    page_size=st.sampled_from([1, 2, 4]),
+    packed_slots=st.integers(1, 9),
+    region=st.tuples(st.integers(1, 30), st.integers(1, 6)),
+    before=st.booleans(),
+)
+def test_rows_behind_kept_pairs_follow_them_in_the_pages_and_all_see_both(
+    page_size: int, packed_slots: int, region: tuple[int, int], *, before: bool
+) -> None:
+    start, length = region
+    first = start - before
+    span = Span(
+        start=first,
+        tokens=np.arange(start + length - first),
+        catch_up=0,
+        store_until=0,
+        phase=Phase.DECODE,
+        groups=(),
+        advances=True,
+        store_from=start,
+        packed=packed_slots,
+        held=packed_slots,
+    )
+    assert span.slots == packed_slots + length
+    assert not span.full_pass
+    table = np.arange(-(-span.slots // page_size))[::-1] + 3
+    window = Window(request_id=0, span=span, prompt_len=1, page_table=table, params=SamplingParams(), draw=0)
+    result = pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=2), [None], page_size)
+    rows = length + before
+    expected = [table[slot // page_size] * page_size + slot % page_size for slot in range(packed_slots, span.slots)]
+    assert result.slots[:rows].tolist() == [-1] * before + expected
+    assert result.positions[:rows].tolist() == list(range(first, start + length))
+    assert result.visibility[0].key_start[:rows].tolist() == [0] * rows
+    assert result.visibility[0].key_end[:rows].tolist() == [span.slots] * rows
+    assert not result.final.any()
+    with pytest.raises(AssertionError, match="sliding window"):
+        pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=2), [8], page_size)
+
+
+def test_a_refresh_names_the_rows_of_its_sequence_and_the_first_slots_of_its_own_pages() -> None:
+    refresh = Refresh(start=4, end=6, keep=3, per_head=False, pool=1)
+    guidance = Guidance(tokens=np.arange(8), scale=1.0)
+    span = Span(
+        start=0,
+        tokens=np.arange(8),
+        catch_up=0,
+        store_until=0,
+        phase=Phase.DECODE,
+        groups=(),
+        advances=True,
+        guidance=guidance,
+        refresh=refresh,
+        held=3,
+    )
+    assert span.full_pass
+    assert span.slots == 8
+    window = Window(
+        request_id=0,
+        span=span,
+        prompt_len=4,
+        page_table=np.array([5, 1, 7, 0]),
+        second_table=np.array([2, 6, 3, 4]),
+        params=SamplingParams(),
+        draw=0,
+    )
+    plain = attrs.evolve(window, request_id=1, span=attrs.evolve(span, refresh=None, guidance=None))
+    result = pack(StepPlan(step=0, windows=(plain, window)), BlockCausal(block_size=2), [None], 2)
+    first, second = result.refreshes
+    assert (first.start, first.end, second.start, second.end) == (8, 16, 16, 24)
+    assert first.slots.tolist() == [10, 11, 2]
+    assert second.slots.tolist() == [4, 5, 12]
+    assert first.refresh is second.refresh is refresh
 
 
 def test_a_step_that_samples_nothing_has_empty_arrays_of_whole_numbers() -> None:

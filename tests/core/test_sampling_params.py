@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
+from diffulex_core.sparse import SparseConfig
 
 WHOLE = [0, -1, 1.5, "3", True, math.nan, [4]]
 FLAGS = ["no", 1, None, 0.0]
@@ -54,6 +55,26 @@ BAD: dict[str, list[Any]] = {
     "alg_temp": [-0.1, math.nan, math.inf, "1", True],
     "eps": [0, 1, -0.5, math.nan, "small"],
     "skip_empty_steps": ["no", 0],
+    "sparse": [
+        True,
+        {"retention_ratio": 0.5},
+        0.5,
+        *(
+            SparseConfig(**{name: value})
+            for name, values in {
+                "enabled": [1, "on", None],
+                "retention_ratio": [0, -0.1, 1.01, math.nan, "0.5", None, True],
+                "delay_step": [-1, 0.5, None, True, 32],
+                "default_block_len": [0, 2.5, None, 1],
+                "head_select": [1, None],
+                "pool_kernel": [0, 2, -1, 1.0, None],
+                "refresh_every": [0, 1.5, True],
+                "refresh_drift": [0, 1.1, math.nan, "0.5"],
+                "force_first": [1, None],
+            }.items()
+            for value in values
+        ),
+    ],
 }
 
 

@@ -33,6 +33,8 @@ def check_together(settings: Settings, report: Report) -> None:
         (_budget_holds_a_window, ("max_num_batched_tokens", "block_size", "buffer_size")),
         (_profiler_has_a_place, ("profiler_config.profiler", "profiler_config.torch_profiler_dir")),
         (_adapter_has_a_place, ("use_lora", "lora_path")),
+        (_pool_is_odd, ("sparse.pool_kernel",)),
+        (_delay_is_within_a_block, ("sparse.delay_step", "sparse.default_block_len")),
         (_devices_suffice, ("device", "device_ids", "tensor_parallel_size", "data_parallel_size")),
     ):
         if not report.unusable.intersection(keys):
@@ -41,6 +43,10 @@ def check_together(settings: Settings, report: Report) -> None:
         for name in ("auto_max_nfe_warmup_steps", "auto_max_nfe_tpf_floor"):
             if settings[name].origin.by_user:
                 report.warn(f"{name} ({settings[name].origin}) has no effect while auto_max_nfe is off; turn it on.")
+    if not settings["sparse.enabled"].value:
+        for name, setting in settings.items():
+            if name.startswith("sparse.") and name != "sparse.enabled" and setting.origin.by_user:
+                report.warn(f"{name} ({setting.origin}) has no effect while sparse.enabled is off; turn it on.")
     if not settings["use_lora"].value:
         # A path without a word about use_lora is a problem, see _adapter_has_a_place.
         for name in ("lora_path", "pre_merge_lora") if settings["use_lora"].origin.by_user else ("pre_merge_lora",):
@@ -140,6 +146,18 @@ def _adapter_has_a_place(settings: Settings) -> Iterator[str]:
         yield place.problem("use_lora needs the adapter's directory; name it, or turn use_lora off")
     elif place.value and not use.value and not use.origin.by_user:
         yield place.problem("an adapter is named, but nothing turns it on; set use_lora, or leave lora_path out")
+
+
+def _pool_is_odd(settings: Settings) -> Iterator[str]:
+    pool = settings["sparse.pool_kernel"]
+    if pool.value % 2 == 0:
+        yield pool.problem("as many neighbours count on both sides; give an odd number")
+
+
+def _delay_is_within_a_block(settings: Settings) -> Iterator[str]:
+    delay, length = settings["sparse.delay_step"], settings["sparse.default_block_len"]
+    if delay.value >= length.value:
+        yield delay.problem(f"give less than sparse.default_block_len, which is {length.value}")
 
 
 def _devices_suffice(settings: Settings) -> Iterator[str]:

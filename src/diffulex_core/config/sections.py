@@ -7,6 +7,7 @@ import attrs
 
 from diffulex_core.config.keys import KeyInfo, group, key
 from diffulex_core.sampling_params import DecodingThresholds
+from diffulex_core.sparse.config import SparseConfig
 
 SIZES = (4, 8, 16, 32)
 """Block and page sizes for every family and strategy; their descriptors may add others (`sizes`)."""
@@ -127,9 +128,35 @@ class ScheduleSection:
         aliases=("max_logprobs",),
         minimum=2,
     )
+    max_refresh_tokens: int | None = key(
+        None,
+        "Most rows of full passes of sparse canvases in one forward, so that they take turns; the first always passes, "
+        "null = no limit.",
+        minimum=1,
+    )
     max_num_reqs: int = key(
         128, "Most requests that run at once on each copy of the model.", aliases=("max_num_seqs",), minimum=1
     )
+
+
+@attrs.frozen(kw_only=True)
+class SparseDefaults(SparseConfig):
+    """The sparse cache of requests that say nothing of it: none, unless it is turned on."""
+
+    enabled: bool = key(False, "Keep some K/V of canvases and feed one block in most steps.")
+    retention_ratio: float = key(0.5, "Share of the tokens outside the block that are kept.", above=0, maximum=1)
+    delay_step: int = key(1, "Full passes of a block before the one that stores; below default_block_len.", minimum=0)
+    default_block_len: int = key(32, "Length of blocks where no block_length is given.", minimum=1)
+    head_select: bool = key(False, "Every KV head keeps tokens of its own.")
+    pool_kernel: int = key(3, "A token counts as much as the best of so many around it; odd.", minimum=1)
+    refresh_every: int | None = key(None, "Store anew after so many steps; null = once for each block.", minimum=1)
+    refresh_drift: float | None = key(
+        None,
+        "Store anew once this share of the block's tokens has changed; null = never.",
+        above=0,
+        maximum=1,
+    )
+    force_first: bool = key(False, "Decide each block's first position first, as dLLM-Serve does.")
 
 
 @attrs.frozen(kw_only=True)
@@ -158,6 +185,10 @@ class CacheSection:
         "unified", "Memory layout of the pages.", built=False, honoured=("unified",)
     )
     kv_cache_dtype: Dtype = key("auto", "Dtype of cached keys and values; auto = the model's.")
+    cache_policy: str = key(
+        "sparse_refresh", "What a sparse cache keeps: sparse_refresh, or a policy that a plugin registers."
+    )
+    sparse: SparseDefaults = group(SparseDefaults())
 
 
 @attrs.frozen(kw_only=True)

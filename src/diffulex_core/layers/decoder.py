@@ -27,7 +27,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: DecoderSpec, ctx: BuildContext) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.ranks = spec, ctx.tp.size
         self.num_heads = even_range(spec.num_heads, ctx.tp, "the number of query heads").length
         self.num_kv_heads = kv_head_range(spec.num_heads, spec.num_kv_heads, ctx.tp).length
         self.rope = Rope(theta=spec.rope_theta, rotary_dim=spec.rotary_dim)
@@ -41,7 +41,12 @@ class Decoder(nn.Module):
     @property
     def kv_geometry(self) -> tuple[KVGeometry, ...]:
         """Equal for all layers: the heads that this process holds."""
-        geometry = KVGeometry(num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, head_dim=self.spec.head_dim)
+        geometry = KVGeometry(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            copies=max(1, self.ranks // self.spec.num_kv_heads),
+        )
         return (geometry,) * self.spec.num_layers
 
     @property

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffulex_core.engine import Diffulex
     from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
+    from diffulex_core.sparse import SparseConfig
 
-__all__ = ["DecodingThresholds", "Diffulex", "SamplingParams"]
+__all__ = ["DecodingThresholds", "Diffulex", "SamplingParams", "SparseConfig"]
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ _HOMES = {
     "DecodingThresholds": "diffulex_core.sampling_params",
     "Diffulex": "diffulex_core.engine",
     "SamplingParams": "diffulex_core.sampling_params",
+    "SparseConfig": "diffulex_core.sparse",
 }
 
 
