@@ -386,9 +386,11 @@ def _questions(groups: Sequence[SampleGroup]) -> Questions | None:
     def each(tokens: IntArray | None, group: SampleGroup) -> IntArray:
         return np.full(len(group.positions), -1, dtype=np.int64) if tokens is None else tokens
 
+    sizes = [len(group.positions) for group in groups]
     return Questions(
         most=max(group.alternatives for group in groups),
         discouraged=np.concatenate([each(group.discouraged, group) for group in groups]),
-        penalty=np.repeat([group.penalty for group in groups], [len(group.positions) for group in groups]),
+        penalty=np.repeat([group.penalty for group in groups], sizes),
         watched=np.concatenate([each(group.watched, group) for group in groups]),
+        raw=np.repeat([group.watched_raw for group in groups], sizes),
     )

@@ -57,6 +57,8 @@ class SampleGroup:
         discouraged: [n] token whose logit is lowered by `penalty` in each row, -1 for none; None = no token.
         penalty: see `discouraged`.
         watched: [n] token whose probability comes back for each row; None = none.
+        watched_raw: that probability is of the network's own distribution: nothing is lowered, and the tokens that are
+            never chosen have their share.
     """
 
     block: int
@@ -72,6 +74,7 @@ class SampleGroup:
     discouraged: IntArray | None = None
     penalty: float = 0.0
     watched: IntArray | None = None
+    watched_raw: bool = False
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -279,6 +282,7 @@ class Decision:
         alternatives: of every position, as many as the window's group that asked for most; None when none did.
         watched: [n] float32 probability of the token that the group watches, 0 where it watches none, of the
             distribution before temperature and top-p, top-k, min-p; None when no group watches.
+        watched_log: [n] float64 natural logarithm of `watched`, also where that is too small for a float32.
         logprobs: of every position; None when the request does not ask for them.
     """
 
@@ -289,6 +293,7 @@ class Decision:
     finite: bool = True
     alternatives: Alternatives | None = None
     watched: FloatArray | None = None
+    watched_log: FloatArray | None = None
     logprobs: LogProbabilities | None = None
 
 
@@ -335,17 +340,23 @@ class Questions:
         discouraged: [rows] token whose logit is lowered, -1 for none.
         penalty: [rows] float32, by how much.
         watched: [rows] token whose probability comes back, -1 for none.
+        raw: [rows] bool, whether the row is answered from the network's own distribution; None = nowhere.
     """
 
     most: int
     discouraged: IntArray
     penalty: FloatArray
     watched: IntArray
+    raw: BoolArray | None = None
 
     def part(self, rows: slice) -> Questions:
         """Those of some of the rows."""
         return attrs.evolve(
-            self, discouraged=self.discouraged[rows], penalty=self.penalty[rows], watched=self.watched[rows]
+            self,
+            discouraged=self.discouraged[rows],
+            penalty=self.penalty[rows],
+            watched=self.watched[rows],
+            raw=None if self.raw is None else self.raw[rows],
         )
 
 

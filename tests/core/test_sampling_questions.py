@@ -37,8 +37,12 @@ def ask(
     first, *others = ThreadGroup(ranks).run(decide)
     for other in others:
         assert other.tokens.tobytes() == first.tokens.tobytes()
-        assert first.alternatives is not None
-        assert other.alternatives is not None
+        assert other.watched_log is not None
+        assert first.watched_log is not None
+        assert other.watched_log.tobytes() == first.watched_log.tobytes()
+        assert (other.alternatives is None) == (first.alternatives is None)
+        if first.alternatives is None or other.alternatives is None:
+            continue
         assert other.alternatives.tokens.tobytes() == first.alternatives.tokens.tobytes()
         assert other.alternatives.probabilities.tobytes() == first.alternatives.probabilities.tobytes()
     return first
@@ -61,6 +65,7 @@ def rows_and_questions(draw: st.DrawFn) -> tuple[list[list[float]], Questions]:
         discouraged=draw(each),
         penalty=np.full(count, draw(st.sampled_from([0.0, 0.75, 4.0]))),
         watched=draw(each),
+        raw=draw(st.none() | st.lists(st.booleans(), min_size=count, max_size=count).map(np.array)),
     )
     return logits, questions
 
@@ -75,18 +80,25 @@ def test_answers_are_those_of_plain_arithmetic_before_temperature_and_limits(
     decision = ask(logits, questions, ranks=ranks, params=params)
     assert decision.alternatives is not None
     assert decision.watched is not None
+    assert decision.watched_log is not None
     for row, scores in enumerate(logits):
         lowered = list(scores)
         if questions.discouraged[row] >= 0:
             lowered[questions.discouraged[row]] -= questions.penalty[row]
         lowered[FORBIDDEN] = -np.inf
         chances = np.exp(lowered) / np.exp(lowered).sum()
+        np.testing.assert_allclose(decision.confidence[row], chances[decision.tokens[row]], rtol=1e-5)
+        if questions.raw is not None and questions.raw[row]:
+            lowered = list(scores)
+            chances = np.exp(lowered) / np.exp(lowered).sum()
         order = sorted(range(VOCAB), key=lambda token: (-lowered[token], -token))[: questions.most]
         assert decision.alternatives.tokens[row].tolist() == order
         np.testing.assert_allclose(decision.alternatives.probabilities[row], chances[order], rtol=1e-6)
         watched = questions.watched[row]
-        np.testing.assert_allclose(decision.watched[row], chances[watched] if watched >= 0 else 0.0, rtol=1e-6)
-        np.testing.assert_allclose(decision.confidence[row], chances[decision.tokens[row]], rtol=1e-5)
+        chance = chances[watched] if watched >= 0 else 0.0
+        np.testing.assert_allclose(decision.watched[row], chance, rtol=1e-6)
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(decision.watched_log[row], np.log(chance), rtol=1e-6, atol=1e-6)
 
 
 def test_who_asks_nothing_is_told_nothing() -> None:
@@ -95,6 +107,19 @@ def test_who_asks_nothing_is_told_nothing() -> None:
     )
     assert decision.alternatives is None
     assert decision.watched is None
+    assert decision.watched_log is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_logarithm_is_told_where_the_probability_is_too_small(ranks: int) -> None:
+    scores = [0.0] * VOCAB
+    scores[0], scores[9] = 300.0, -500.0
+    questions = Questions(most=0, discouraged=np.array([-1]), penalty=np.zeros(1), watched=np.array([9]))
+    decision = ask([scores], questions, ranks=ranks)
+    assert decision.watched is not None
+    assert decision.watched_log is not None
+    assert decision.watched.tolist() == [0.0]
+    assert decision.watched_log == pytest.approx([-800.0])
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -17,7 +17,7 @@ from diffulex_core.sampling.accept import accept
 from diffulex_core.sampling.confidence import settle
 from diffulex_core.sampling.filters import restrict
 from diffulex_core.sampling.logprobs import Reported, reported
-from diffulex_core.sampling.questions import alternatives, answer, discourage, watched
+from diffulex_core.sampling.questions import alternatives, answer, discourage, restore, watched, watched_log
 from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import Decision, SamplingBatch
@@ -82,6 +82,7 @@ class PackedSampler:
         scored = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
         parts = [scored]
         if batch.questions is not None and asked is not None:
+            restore(asked, logits, held, batch.questions)
             parts.append(answer(asked, held, batch.questions, self._tp))
         if report is not None:
             parts.append(report.measure(settled.tokens, held, self._tp))
@@ -137,6 +138,7 @@ class PackedSampler:
                     finite=bool(finite[rows].all()),
                     alternatives=alternatives(host[3:asked, rows], batch.questions),
                     watched=watched(host[3:, rows], batch.questions),
+                    watched_log=watched_log(host[3:, rows], batch.questions),
                     logprobs=reported(host[asked:, rows], window.params),
                 )
             )

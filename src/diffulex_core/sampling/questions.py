@@ -23,6 +23,20 @@ def discourage(scores: Tensor, held: Range, questions: Questions) -> None:
         scores[at, torch.from_numpy(local[rows]).to(scores.device)] -= penalty
 
 
+def restore(scores: Tensor, logits: Tensor, held: Range, questions: Questions) -> None:
+    """Undo in place what was done to the scores of rows that are answered from the network's own distribution.
+
+    Args:
+        scores: [rows, columns] float32, this process's.
+        logits: [rows, columns or more] as the network gave them.
+        held: the ids of the columns.
+    """
+    if questions.raw is None or not questions.raw.any():
+        return
+    rows = torch.from_numpy(np.flatnonzero(questions.raw)).to(scores.device)
+    scores[rows, : held.length] = logits[rows, : held.length].float()
+
+
 def answer(scores: Tensor, held: Range, questions: Questions, tp: Communicator) -> Tensor:
     """What the questions ask for; a collective, which moves a few numbers for each row.
 
@@ -32,13 +46,13 @@ def answer(scores: Tensor, held: Range, questions: Questions, tp: Communicator) 
         questions: of these rows.
         tp: the processes that hold the vocabulary.
     Returns:
-        [1 + 2 * questions.most, rows] float64: probability of the watched token, then the most probable tokens, then
-        their probabilities.
+        [1 + 2 * questions.most, rows] float64: log probability of the watched token, then the most probable tokens,
+        then their probabilities.
     """
     tokens, logs = log_probabilities(
         scores, held, torch.from_numpy(questions.watched).to(scores.device), questions.most, tp
     )
-    return torch.cat((logs[:1].exp(), tokens, logs[1:].exp()))
+    return torch.cat((logs[:1], tokens, logs[1:].exp()))
 
 
 def log_probabilities(
@@ -71,7 +85,12 @@ def log_probabilities(
 
 def watched(answers: NDArray[np.float64], questions: Questions | None) -> FloatArray | None:
     """[n] probabilities of the watched tokens, out of `answer`'s result for n rows."""
-    return None if questions is None else answers[0].astype(np.float32)
+    return None if questions is None else np.exp(answers[0]).astype(np.float32)
+
+
+def watched_log(answers: NDArray[np.float64], questions: Questions | None) -> FloatArray | None:
+    """[n] their logarithms."""
+    return None if questions is None else answers[0]
 
 
 def alternatives(answers: NDArray[np.float64], questions: Questions | None) -> Alternatives | None:
