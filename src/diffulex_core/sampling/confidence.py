@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffulex_core.distributed import Communicator
+from diffulex_core.sampling.sums import log_sum, never_alone
 
 
 class Measure(Protocol):
@@ -52,7 +53,7 @@ class InversePerplexity:
     def told(self, scores: Tensor) -> Tensor:
         logs = scores.log_softmax(dim=1)
         terms = torch.where(logs.isfinite(), logs.exp() * logs, 0.0)
-        return _never_alone(terms).sum(dim=1)[: len(scores)][None]
+        return never_alone(terms).sum(dim=1)[: len(scores)][None]
 
     def settled(self, told: Tensor, weights: Tensor) -> Tensor:
         total = (weights * told[:, 0] + torch.xlogy(weights, weights)).sum(dim=0)
@@ -67,7 +68,7 @@ class NegativeEntropy:
     def told(self, scores: Tensor) -> Tensor:
         logs = scores.log_softmax(dim=1)
         terms = torch.where(logs.isfinite(), logs.exp() * (logs.exp() + 1e-10).log(), 0.0)
-        return _never_alone(terms).sum(dim=1)[: len(scores)][None]
+        return never_alone(terms).sum(dim=1)[: len(scores)][None]
 
     def settled(self, told: Tensor, weights: Tensor) -> Tensor:
         total: Tensor = (weights * told[:, 0] + torch.xlogy(weights, weights)).sum(dim=0).float()
@@ -118,8 +119,7 @@ def settle(
     """
     basis = scores if basis is None else basis
     offered, weighed = _at(scores, columns), _at(basis, columns)
-    log_sum = _never_alone(basis).logsumexp(dim=1)[: len(scores)]
-    told = [torch.stack((offered.double(), columns.double() + start, log_sum.double(), weighed.double()))]
+    told = [torch.stack((offered.double(), columns.double() + start, log_sum(basis), weighed.double()))]
     asked = []
     for kind, measure in MEASURES.items():
         at = np.flatnonzero(kinds == kind)
@@ -132,7 +132,7 @@ def settle(
     tokens = torch.where(offers == offers.amax(dim=0), ids, 0.0).amax(dim=0)
     total = log_sums.logsumexp(dim=0)
     score = torch.where(ids == tokens, weights, -torch.inf).amax(dim=0)
-    confidence = (score.float() - total.float()).exp()
+    confidence = (score - total).exp().float()
     for (measure, rows), heard in zip(asked, others, strict=True):
         confidence[rows] = measure.settled(heard, (log_sums[:, rows] - total[rows]).exp())
     return Settled(
@@ -152,8 +152,3 @@ def _gather(told: Sequence[Tensor], tp: Communicator) -> list[Tensor]:
     heard = tp.gather(torch.cat([each.flatten() for each in told]))
     parts = heard.split([each.numel() for each in told], dim=1)
     return [part.unflatten(1, each.shape) for part, each in zip(parts, told, strict=True)]
-
-
-def _never_alone(rows: Tensor) -> Tensor:
-    """The rows, or two copies of a single one: torch splits a single sum among threads, which changes its bits."""
-    return rows.expand(2, -1) if len(rows) == 1 else rows

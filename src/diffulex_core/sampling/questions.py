@@ -10,6 +10,7 @@ from torch import Tensor
 from diffulex_core.distributed import Communicator
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.sampling.choose import greedy
+from diffulex_core.sampling.sums import log_sum
 from diffulex_core.types import Alternatives, FloatArray, Questions
 
 
@@ -69,7 +70,7 @@ def log_probabilities(
     local = watched - held.start
     here = (local >= 0) & (local < held.length)
     asked = scores.gather(1, local.clamp(0, scores.shape[1] - 1)[:, None]).squeeze(1)
-    told = [_log_sum(scores), asked.masked_fill(~here, -torch.inf).double()]
+    told = [log_sum(scores), asked.masked_fill(~here, -torch.inf).double()]
     rest = scores.clone()
     for _ in range(most):
         best = greedy(rest)[:, None]
@@ -99,9 +100,3 @@ def alternatives(answers: NDArray[np.float64], questions: Questions | None) -> A
         return None
     tokens, probabilities = answers[1 : 1 + questions.most], answers[1 + questions.most :]
     return Alternatives(tokens=tokens.T.astype(np.int64), probabilities=probabilities.T.astype(np.float32))
-
-
-def _log_sum(scores: Tensor) -> Tensor:
-    """[rows] float64. A single row is summed twice: torch splits a single sum among threads, which changes its bits."""
-    rows = scores.expand(2, -1) if len(scores) == 1 else scores
-    return rows.logsumexp(dim=1)[: len(scores)].double()
