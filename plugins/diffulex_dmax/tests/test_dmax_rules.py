@@ -88,6 +88,46 @@ def test_more_tokens_are_the_most_probable_ones_besides_the_chosen_one() -> None
     assert blends.weights.tolist() == [[0.75, 0.125, 0.125], [0.25, 0.5, 0.25]]
 
 
+def test_a_token_is_merged_once_where_fewer_tokens_are_possible_than_are_merged() -> None:
+    merges = Merges(DMaxOptions(token_merge_top_k=4), mask_token_id=MASK, vocab_size=100)
+    assert merges.alternatives == 4
+    merges.replace(
+        0,
+        positions=np.array([0]),
+        tokens=np.array([98]),
+        confidence=np.array([0.75]),
+        decided=np.array([True]),
+        probable=Alternatives(
+            tokens=np.array([[98, 4, 98, 98]]), probabilities=np.array([[0.75, 0.25, 0.0, 0.0]], dtype=np.float32)
+        ),
+    )
+    blends = merges.between(0, 4, 4)
+    assert blends is not None
+    shares = {token: blends.weights[blends.ids == token].sum() for token in (98, 4, MASK)}
+    assert shares == {98: 0.75, 4: 0.25, MASK: 0.0}
+
+
+def test_no_more_tokens_are_merged_than_there_are() -> None:
+    assert Merges(DMaxOptions(token_merge_top_k=1000), mask_token_id=MASK, vocab_size=7).alternatives == 7
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_confidence_that_is_a_hair_below_its_threshold_stops_the_run(exact: bool) -> None:
+    below = np.float32(0.9)
+    assert float(below) < 0.9
+    verdict = judge(
+        tokens=np.array([MASK, MASK]),
+        decided=np.array([False, False]),
+        proposed=np.array([1, 2]),
+        confidence=np.array([1.0, below], dtype=np.float32),
+        accept=0.9,
+        confident=0.9,
+        exact=exact,
+    )
+    assert verdict.write.tolist() == [True, False]
+    assert not verdict.settled
+
+
 def test_smoothing_adds_to_the_tokens_own_embedding() -> None:
     options = DMaxOptions(token_merge_mode="iter_smooth_topk", token_merge_top_k=2, token_merge_weight=2.0)
     blends = replaced(options, [1.0, 1.0, 0.5]).between(4, 8, 4)

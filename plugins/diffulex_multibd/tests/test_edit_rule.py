@@ -107,6 +107,15 @@ def test_unsure_edits_are_not_made() -> None:
     assert request.canvas.running_blocks[0] == (1, "to_cache")
 
 
+@pytest.mark.parametrize(("sure", "replaced"), [(0.2, True), (0.19999999, False)])
+def test_an_edit_is_judged_by_its_float32_probability_and_the_exact_threshold(sure: float, replaced: bool) -> None:
+    assert (float(np.float32(sure)) > 0.2) is replaced
+    request = request_of()
+    step(request, 0, {})
+    step(request, 4, {5: 8}, sure=sure)
+    assert request.blocks.tokens[5] == (8 if replaced else 7)
+
+
 def test_a_filled_block_that_never_agrees_is_stored_without_the_last_edits() -> None:
     request = request_of(options=EditOptions(max_post_edit_steps=2))
     step(request, 0, {})

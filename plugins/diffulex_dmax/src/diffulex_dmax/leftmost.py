@@ -54,7 +54,9 @@ def judge(
         confident: the block may be settled when every position's confidence is at least this.
         exact: decided positions have a confidence too; otherwise they count as certain.
     """
-    sure = confidence.astype(np.float64) if exact else np.where(decided, 1.0, confidence)
+    sure = confidence.astype(np.float64)
+    if not exact:
+        sure[decided] = 1.0
     masks = np.flatnonzero(~decided)
     doubtful = np.flatnonzero(sure[masks] < accept)
     run = int(doubtful[0]) if len(doubtful) else len(masks)

@@ -25,8 +25,10 @@ class Merges:
     They are kept past a block's store, so that a request that lost its pages rebuilds the same K/V.
     """
 
-    def __init__(self, options: DMaxOptions, *, mask_token_id: int) -> None:
+    def __init__(self, options: DMaxOptions, *, mask_token_id: int, vocab_size: int | None = None) -> None:
+        """`vocab_size` bounds the tokens that are merged; None = unknown."""
         self._options = options
+        self._top_k = min(options.token_merge_top_k, vocab_size or options.token_merge_top_k)
         self._mask = mask_token_id
         self._parts: dict[int, _Part] = {}
 
@@ -34,9 +36,9 @@ class Merges:
     def alternatives(self) -> int:
         """Probable tokens that are needed of each row besides the chosen one."""
         options = self._options
-        if not options.merges or (options.token_merge_mode == "dmax_topk" and options.token_merge_top_k == 1):
+        if not options.merges or (options.token_merge_mode == "dmax_topk" and self._top_k == 1):
             return 0
-        return options.token_merge_top_k
+        return self._top_k
 
     def replace(
         self,
@@ -95,15 +97,17 @@ class Merges:
         self, tokens: IntArray, confidence: FloatArray, probable: Alternatives | None
     ) -> tuple[IntArray, FloatArray]:
         """The chosen token, the most probable others, and the mask with what is left: ids and weights, [n, k + 1]."""
-        others = self._options.token_merge_top_k - 1
+        others = self._top_k - 1
         ids = np.full((len(tokens), others + 2), self._mask, dtype=np.int64)
         weights = np.zeros(ids.shape)
         ids[:, 0], weights[:, 0] = tokens, np.clip(confidence, 0.0, 1.0)
         if others:
             assert probable is not None
             # Where the chosen token is not among them, the least probable one is left over.
-            order = np.argsort(probable.tokens == tokens[:, None], axis=1, kind="stable")[:, :others]
+            chosen = probable.tokens == tokens[:, None]
+            order = np.argsort(chosen, axis=1, kind="stable")[:, :others]
             ids[:, 1:-1] = np.take_along_axis(probable.tokens, order, axis=1)
-            weights[:, 1:-1] = np.take_along_axis(probable.probabilities, order, axis=1)
+            # Where fewer tokens are possible than are merged, the last ones repeat others at probability 0.
+            weights[:, 1:-1] = np.take_along_axis(np.where(chosen, 0.0, probable.probabilities), order, axis=1)
         weights[:, -1] = np.maximum(0.0, 1.0 - weights.sum(axis=1))
         return ids, weights

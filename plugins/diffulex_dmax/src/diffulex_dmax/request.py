@@ -29,18 +29,19 @@ def dmax_request(*, request_id: int, prompt: IntArray, params: SamplingParams, c
     assert isinstance(options, DMaxOptions), "the strategy's config_cls is DMaxOptions"
     assert mask is not None, "the strategy requires the mask_token capability"
     accept = params.resolve_thresholds(context.thresholds).accept_threshold
-    rule = DMaxRule(accept=accept, options=options, block_size=context.pattern.block_size, mask_token_id=mask)
+    merges = Merges(options, mask_token_id=mask, vocab_size=context.vocab_size)
+    rule = DMaxRule(accept=accept, options=options, block_size=context.pattern.block_size, merges=merges)
     return BlockRequest(request_id=request_id, prompt=prompt, params=params, context=context, rule=rule)
 
 
 class DMaxRule:
     """Masks are filled from the left, decided tokens refreshed in every step, and both are fed as blends."""
 
-    def __init__(self, *, accept: float, options: DMaxOptions, block_size: int, mask_token_id: int) -> None:
+    def __init__(self, *, accept: float, options: DMaxOptions, block_size: int, merges: Merges) -> None:
         self._accept = accept
         self._options = options
         self._block_size = block_size
-        self._merges = Merges(options, mask_token_id=mask_token_id)
+        self._merges = merges
         self._full_steps: Counter[int] = Counter()
         """Forwards in which each running block had no mask."""
         self._stability: dict[int, float] = {}

@@ -84,7 +84,7 @@ def judge(
         believed: [n] probability of the token that stands at each position; None = not known.
         may_reopen: [n] positions that never returned to mask.
     """
-    decided, confidence = proposal.decided, proposal.confidence
+    decided, confidence = proposal.decided, proposal.confidence.astype(np.float64)
     masks = ~decided
     differs = decided & (proposal.proposed != proposal.tokens)
     edit = differs & (confidence > limits.edit)
@@ -97,7 +97,7 @@ def judge(
         return Verdict(write=nothing, reopen=nothing, settled=True, stability=stability)
     reopen = nothing
     if masks.any() and limits.remask is not None and believed is not None:
-        reopen = decided & ~edit & may_reopen & (believed < limits.remask)
+        reopen = decided & ~edit & may_reopen & (believed.astype(np.float64) < limits.remask)
     return Verdict(write=moved, reopen=reopen, settled=False, stability=stability)
 
 
