@@ -50,6 +50,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Random requests on random engines for ten minutes, every step watched: `nox -s soak -- --minutes 60 --seed 3`."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("python", "-m", "tests.soak", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's checks and format, and the import contracts."""
     session.install("ruff>=0.8", "import-linter>=2.1")

@@ -310,6 +310,15 @@ class Watched:
             assert self.steps - began < MOST_STEPS, "no end in sight"
         assert self.kv.num_free_pages == self.kv.num_pages, "pages leak"
 
+    def check_nothing_is_left(self) -> None:
+        """Nothing is kept of requests that ended, but for what the next plan will drop."""
+        scheduler, runner = self.parts.scheduler, self.parts.runner._runner
+        assert not scheduler.has_work()
+        kept = (scheduler._running, scheduler._waiting, scheduler._known, self.kv._sequences, self.engine._tickets)
+        assert not any(kept)
+        assert {*runner._kept._place, *runner._beliefs._of} <= set(scheduler._ended)
+        assert len(self.kv._entry_of_key) <= self.kv.num_pages
+
     def serve(
         self,
         prompts: Iterable[Sequence[int]],
