@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.hookspecs import Register
@@ -9,6 +10,10 @@ from diffulex_core.plugin import AttentionBackendPlugin, Component, hookimpl
 
 if TYPE_CHECKING:
     import click
+
+    from diffulex_core.config import EngineConfig
+
+_ADVICE = "Leave it out, or choose a strategy such as llada_canvas or dream_canvas."
 
 
 @hookimpl
@@ -42,6 +47,16 @@ def diffulex_register_components(register: Register[Component]) -> None:
     register(Component(kind="kernel", name="moe_gemm.torch", factory="diffulex_core.kernels.moe.grouped:TorchExperts"))
     register(Component(kind="kernel", name="moe_gemm.triton", factory="diffulex_core.kernels.moe.fused:TritonExperts"))
     register(Component(kind="kernel", name="moe_gemm.naive", factory="diffulex_core.kernels.moe.naive:NaiveExperts"))
+
+
+@hookimpl
+def diffulex_validate_config(config: EngineConfig) -> Sequence[str]:
+    from diffulex_core.canvas.options import CanvasOptions
+
+    if not config.cache.sparse.enabled or isinstance(config.strategy_options, CanvasOptions):
+        return ()
+    name = config.strategy.name
+    return [f"sparse.enabled is True, but the strategy '{name}' generates no canvas of fixed length. {_ADVICE}"]
 
 
 @hookimpl

@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 
-from diffulex import SamplingParams
+from diffulex import SamplingParams, SparseConfig
 from diffulex.compat import LLM
 from diffulex_core.errors import EngineClosed, InvalidSamplingParams
 from tests.integration.engines import CHECKPOINT, EOS, engine, prompt
@@ -100,13 +100,26 @@ def test_requests_can_be_stepped_by_hand(llm: LLM) -> None:
     assert llm.step() == ([], 0)
 
 
-def test_lists_of_unequal_length_and_sparse_configurations_are_refused(llm: LLM) -> None:
+def test_lists_of_unequal_length_are_refused(llm: LLM) -> None:
     with pytest.raises(InvalidSamplingParams, match="1 prompts but 2"):
         llm.generate([prompt(3)], [PARAMS, PARAMS], use_tqdm=False)
-    with pytest.raises(InvalidSamplingParams, match="sparse cache does not exist"):
-        llm.generate([prompt(3)], PARAMS, sparse_configs=object(), use_tqdm=False)
-    with pytest.raises(InvalidSamplingParams, match="sparse cache does not exist"):
-        llm.add_request(prompt(3), PARAMS, object())
+    with pytest.raises(InvalidSamplingParams, match="1 prompts but 2 sparse configurations"):
+        llm.generate([prompt(3)], PARAMS, sparse_configs=[SparseConfig(), None], use_tqdm=False)
+
+
+def test_a_sparse_cache_is_for_one_prompt_or_for_all(llm: LLM) -> None:
+    prompts, sparse = [prompt(9), prompt(9)], SparseConfig(retention_ratio=0.3, default_block_len=6)
+    one = [output["token_ids"] for output in llm.generate(prompts, PARAMS, [sparse, None], use_tqdm=False)]
+    both = [output["token_ids"] for output in llm.generate(prompts, PARAMS, sparse, use_tqdm=False)]
+    none = [output["token_ids"] for output in llm.generate(prompts, PARAMS, use_tqdm=False)]
+    assert one == [both[0], none[1]]
+    assert both[0] != none[0]
+    llm.add_request(prompt(9), attrs.evolve(PARAMS, sparse=attrs.evolve(sparse, enabled=False)), sparse)
+    finished = []
+    while not llm.is_finished():
+        done, _ = llm.step()
+        finished += done
+    assert [tokens for _, tokens in finished] == both[:1]
 
 
 def test_after_exit_it_is_closed() -> None:

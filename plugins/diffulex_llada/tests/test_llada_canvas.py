@@ -86,6 +86,22 @@ def test_positions_that_would_become_an_end_token_come_last_when_deferred() -> N
     assert chosen.tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize("settings", [{}, {"block_length": 5}], ids=["one block", "blocks"])
+def test_every_end_token_is_deferred_or_suppressed(settings: dict[str, int]) -> None:
+    net, block = network("llada"), settings.get("block_length", 14)
+    free, _ = llada(net, prompt(7), 14, block, 7)
+    ends = sorted({free[1], free[5], free[11]})
+    asked = {"gen_length": 14, "steps": 7, **settings}
+    deferred, barred = ask(
+        [prompt(7)] * 2,
+        [params(**asked, defer_eos=True), params(**asked, suppress_eos=True)],
+        eos_token_ids=ends,
+    )
+    assert tokens(deferred) == llada(net, prompt(7), 14, block, 7, deferred=ends)[0] != free
+    assert tokens(barred) == llada(net, prompt(7), 14, block, 7, suppressed=ends)[0]
+    assert not set(tokens(barred)) & set(ends)
+
+
 def test_random_order_asks_only_for_what_it_decides_and_depends_on_the_seed() -> None:
     with engine(decoding_strategy="llada_canvas") as ready:
         settings = {"gen_length": 24, "steps": 6, "remasking": "random"}
@@ -152,7 +168,7 @@ def test_drawn_tokens_keep_their_confidence_before_temperature() -> None:
 
 
 def test_a_block_that_is_full_early_costs_no_further_steps() -> None:
-    rule = LLaDARule(block_length=4, steps=(8, 2))
+    rule = LLaDARule(block_length=4, steps=(8, 2), length=8)
     masks = np.arange(8)
     for left in (4, 3, 2, 1):
         assert len(rule.ask(masks)) == left

@@ -9,6 +9,7 @@ import attrs
 from diffulex_core.canvas.params import CANVAS_FIELDS, LONGEST, CanvasParams
 from diffulex_core.config.keys import key
 from diffulex_core.errors import InvalidSamplingParams
+from diffulex_core.sampling_params import SamplingParams
 
 
 @attrs.frozen(kw_only=True)
@@ -60,7 +61,7 @@ def resolve(options: Options, params: CanvasParams, *, algorithms: tuple[str, ..
     return attrs.evolve(options, **given)
 
 
-def check_applies(params: CanvasParams, options: object) -> None:
+def check_applies(params: SamplingParams, options: object) -> None:
     """Refuse settings of a canvas where requests have none.
 
     Args:
@@ -70,7 +71,10 @@ def check_applies(params: CanvasParams, options: object) -> None:
     """
     if isinstance(options, CanvasOptions):
         return
-    given = [field.name for field in attrs.fields(CanvasParams) if attrs.asdict(params)[field.name] is not None]
+    values = attrs.asdict(params, recurse=False)
+    given = [field.name for field in attrs.fields(CanvasParams) if values[field.name] is not None]
+    if params.sparse is not None and params.sparse.enabled:
+        given.append("sparse")
     if given:
         raise InvalidSamplingParams(
             f"{', '.join(given)} {'is a setting' if len(given) == 1 else 'are settings'} of fixed-length generation, "

@@ -10,11 +10,13 @@ import numpy as np
 
 from diffulex_core.blocks.limits import StopRules
 from diffulex_core.canvas.options import CanvasOptions
-from diffulex_core.canvas.rule import CanvasRule
+from diffulex_core.canvas.rule import CanvasRule, Region
 from diffulex_core.errors import PromptTooLong
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.sparse.config import SparseConfig
+from diffulex_core.sparse.state import SparseState
 from diffulex_core.types import BoolArray, Canvas, CompletionReason, Decision, Guidance, SampleGroup, Span
 
 _SEED_BITS = 2**63 - 1
@@ -30,6 +32,8 @@ class CanvasRequest:
     Every step feeds prompt and canvas, because any new token changes the K/V of all others: nothing is ever stored in
     final form, no page is shared, and losing the pages costs nothing. What is sampled and what is decided is the
     rule's. A guided request feeds a second sequence beside it, in which the prompt is masked.
+
+    With a sparse cache most steps feed only what the rule works on, and read K/V that an earlier step kept of the rest.
 
     It ends when everything before an end token is decided, since nothing behind it can change the answer, or when the
     canvas is full.
@@ -62,6 +66,8 @@ class CanvasRequest:
         self._shifted = context.shifted
         self._scale = options.cfg_scale
         self._rule = rule
+        sparse = sparse_of(params, context)
+        self._sparse = None if sparse is None else SparseState(config=sparse)
         self._tokens: IntArray = np.concatenate((prompt, np.full(length, self._mask, dtype=np.int64)))
         self._decided: BoolArray = np.arange(len(self._tokens)) < len(prompt)
         self._stop = StopRules(
@@ -142,29 +148,23 @@ class CanvasRequest:
         return len(self._tokens) * (2 if self.guided else 1)
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
-        if budget is not None and self.most_rows() > budget:
-            return None
         masks = self._open()
+        span = self._frame(masks)
+        if budget is not None and span.rows > budget:
+            return None
         asked = (self._rule.ask(masks) if len(masks) else masks) + self._prompt_len
+        if len(asked) == 0 or not span.advances:
+            return span
         group = SampleGroup(
             block=0,
             positions=asked,
-            rows=np.maximum(asked - 1, 0) if self._shifted else asked,
+            rows=(np.maximum(asked - 1, 0) if self._shifted else asked) - span.start,
             accept_threshold=math.inf,
             force_one=False,
             clean_confidence=self._rule.clean,
             measure=self._rule.measure,
         )
-        return Span(
-            start=0,
-            tokens=self._tokens.copy(),
-            catch_up=0,
-            store_until=0,
-            phase=Phase.DECODE,
-            groups=(group,) if len(asked) else (),
-            advances=True,
-            guidance=self._guidance(),
-        )
+        return attrs.evolve(span, groups=(group,))
 
     def chunkable(self, stored: int) -> bool:
         return False
@@ -174,6 +174,10 @@ class CanvasRequest:
         if not np.array_equal(decision.positions, asked):
             raise ValueError(f"request {self._id}: decided positions are not the ones that were asked")
         masks = self._open()
+        if self._sparse is not None and len(masks):
+            self._sparse.took(span, self._region(masks))
+        if not span.advances:
+            return
         if len(masks):
             decision.accepted[:] = self._rule.choose(
                 masks, asked - self._prompt_len, decision.tokens, decision.confidence
@@ -189,7 +193,8 @@ class CanvasRequest:
         self._completion = self._stop.reason(self._tokens, self._frontier, self._nfe)
 
     def preempted(self) -> None:
-        """Nothing to do: every step computes all K/V anew."""
+        if self._sparse is not None:
+            self._sparse.preempted()
 
     def finish(self, reason: CompletionReason) -> None:
         self._completion = reason
@@ -197,6 +202,29 @@ class CanvasRequest:
     def _open(self) -> IntArray:
         """[n] undecided positions of the canvas, counted from its first."""
         return np.flatnonzero(~self._decided[self._prompt_len :])
+
+    def _frame(self, masks: IntArray) -> Span:
+        """What the next step feeds, with nothing to sample."""
+        whole = Span(
+            start=0,
+            tokens=self._tokens.copy(),
+            catch_up=0,
+            store_until=0,
+            phase=Phase.DECODE,
+            groups=(),
+            advances=True,
+            guidance=self._guidance(),
+        )
+        if self._sparse is None or len(masks) == 0:
+            return whole
+        region = self._region(masks)
+        forced = self._sparse.config.force_first and bool(self._decided[region.start])
+        return self._sparse.frame(whole, region, row_before=self._shifted and not forced)
+
+    def _region(self, masks: IntArray) -> Region:
+        """The rule's region, counted from the sequence's first position."""
+        region = self._rule.region(masks)
+        return attrs.evolve(region, start=region.start + self._prompt_len, end=region.end + self._prompt_len)
 
     def _rewrite(self, step: int | None) -> None:
         """Let the hook replace the sequence, and look at all of it anew."""
@@ -235,6 +263,12 @@ def canvas_length(options: CanvasOptions, params: SamplingParams, prompt_len: in
             f"{context.max_model_len}. Set gen_length to {room} or less, or raise max_model_len."
         )
     return options.gen_length
+
+
+def sparse_of(params: SamplingParams, context: ReqContext) -> SparseConfig | None:
+    """The sparse cache that the request wants, or the engine for it; None = none."""
+    config = context.sparse if params.sparse is None else params.sparse
+    return config if config.enabled else None
 
 
 def seed_of(params: SamplingParams) -> int:

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import attrs
+
 from diffulex_core.pattern import IntArray
 from diffulex_core.types import BoolArray, FloatArray
+
+
+@attrs.frozen(kw_only=True)
+class Region:
+    """The part of a canvas that is being decided: a block, or all of it.
+
+    Attributes:
+        start, end: `[start, end)`.
+        last: the next step decides all that is left of it, whatever the sampler proposes.
+    """
+
+    start: int
+    end: int
+    last: bool
 
 
 class CanvasRule(Protocol):
@@ -41,6 +57,16 @@ class CanvasRule(Protocol):
             open: [n] undecided positions before the step.
             asked: [m] what `ask` gave for them.
             tokens, confidence: [m] the sampler's proposals.
+        """
+        ...
+
+    def region(self, open: IntArray) -> Region:
+        """What the next step works on: it holds all that `ask` gives for the same positions.
+
+        As long as it stays the same, a sparse cache takes what is outside it for settled.
+
+        Args:
+            open: [n] undecided positions, ascending, at least one.
         """
         ...
 

@@ -18,6 +18,7 @@ from diffulex_core.engine import Diffulex
 from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.sparse import SparseConfig
 from diffulex_core.tokenizer import decode
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class LLM:
         self,
         prompts: list[str] | list[list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams],
-        sparse_configs: object = None,
+        sparse_configs: SparseConfig | Sequence[SparseConfig | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[Output]:
         """Answer all prompts, in the order given.
@@ -94,25 +95,33 @@ class LLM:
         Args:
             prompts: texts, or lists of token ids.
             sampling_params: one for all, or one for each prompt.
-            sparse_configs: None; the sparse cache does not exist yet.
+            sparse_configs: the sparse cache, one for all or one (or None) for each prompt; None = as the sampling
+                parameters or else the engine's keys say.
             use_tqdm: show a progress bar.
         Raises:
-            InvalidSamplingParams: the lists differ in length, or a sparse configuration is given.
+            InvalidSamplingParams: the lists differ in length, or a sparse configuration cannot be used.
         """
-        _refuse_sparse(sparse_configs)
         if isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params] * len(prompts)
-        params = [_whole(each) for each in sampling_params]
+        if sparse_configs is None or isinstance(sparse_configs, SparseConfig):
+            sparse_configs = [sparse_configs] * len(sampling_params)
+        if len(sparse_configs) != len(sampling_params):
+            raise InvalidSamplingParams(
+                f"{len(sampling_params)} prompts but {len(sparse_configs)} sparse configurations; give one for all, or "
+                "one for each prompt."
+            )
+        params = [_whole(each, sparse) for each, sparse in zip(sampling_params, sparse_configs, strict=True)]
         return [self._output(answer) for answer in self._engine.generate(prompts, params, use_tqdm=use_tqdm)]
 
-    def add_request(self, prompt: Prompt, sampling_params: SamplingParams, sparse_config: object = None) -> int:
+    def add_request(
+        self, prompt: Prompt, sampling_params: SamplingParams, sparse_config: SparseConfig | None = None
+    ) -> int:
         """Queue a prompt; returns its id.
 
         Raises:
             RequestError: it cannot be served.
         """
-        _refuse_sparse(sparse_config)
-        return self._engine.add_request(prompt, _whole(sampling_params))
+        return self._engine.add_request(prompt, _whole(sampling_params, sparse_config))
 
     def step(self) -> tuple[list[tuple[int, list[int]]], int]:
         """Run one forward.
@@ -164,14 +173,6 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _whole(params: SamplingParams) -> SamplingParams:
-    """The same, run to the end of the canvas."""
-    return attrs.evolve(params, ignore_eos=True)
-
-
-def _refuse_sparse(config: object) -> None:
-    if config is not None:
-        raise InvalidSamplingParams(
-            "A sparse configuration is given, but the sparse cache does not exist yet. Leave it out: every request "
-            "runs with the full cache."
-        )
+def _whole(params: SamplingParams, sparse: SparseConfig | None) -> SamplingParams:
+    """The same, run to the end of the canvas, with this sparse cache unless it is None."""
+    return attrs.evolve(params, ignore_eos=True, sparse=params.sparse if sparse is None else sparse)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from diffulex_core.canvas.options import resolve
-from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of
+from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of, sparse_of
 from diffulex_core.canvas.schedule import time_grid
+from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
@@ -26,6 +27,12 @@ def make_request(
         InvalidSamplingParams, PromptTooLong: it cannot be served.
     """
     assert isinstance(context.options, DreamCanvasOptions)
+    sparse = sparse_of(params, context)
+    if sparse is not None and sparse.force_first:
+        raise InvalidSamplingParams(
+            "sparse.force_first is a rule for blocks, and this decoding strategy has none. Leave it out, or choose "
+            "llada_canvas."
+        )
     options = resolve(context.options, params, algorithms=ALGORITHMS)
     length = canvas_length(options, params, len(prompt), context)
     rule = DreamRule(

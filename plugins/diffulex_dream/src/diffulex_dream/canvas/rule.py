@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffulex_core.canvas.choice import draws, weighted
+from diffulex_core.canvas.rule import Region
 from diffulex_core.canvas.schedule import decided_share, grid_quota
 from diffulex_core.pattern import IntArray
 from diffulex_core.types import BoolArray, FloatArray
@@ -83,6 +84,15 @@ class DreamRule:
         if self.alg_temp > 0:
             return weighted(rank, count, self.alg_temp, draws(self.seed, step, asked, _ORDER))
         return self._best(rank, asked, count)
+
+    def region(self, open: IntArray) -> Region:
+        """The whole canvas."""
+        step = self._next(open)
+        if self.alg == "origin":
+            last = bool(self._due(open, step).all())
+        else:
+            last = len(open) == (1 if self.alg == "confidence_threshold" else self._count(open, step))
+        return Region(start=0, end=self.length, last=last)
 
     def left(self, open: IntArray) -> int | None:
         if self.alg == "confidence_threshold":

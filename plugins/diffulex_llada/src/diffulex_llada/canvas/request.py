@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffulex_core.canvas.options import resolve
-from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of
+from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of, sparse_of
 from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import ReqContext
@@ -34,14 +34,16 @@ def make_request(
             "remasking='low_confidence', or alg='quota'."
         )
     length = canvas_length(options, params, len(prompt), context)
+    sparse = sparse_of(params, context)
     rule = llada_rule(
         length=length,
-        block_length=options.block_length,
+        block_length=options.block_length or (None if sparse is None else sparse.default_block_len),
         steps=options.steps,
         random=random,
         threshold=params.resolve_thresholds(context.thresholds).accept_threshold if by_threshold else None,
         deferred=context.eos_token_ids if options.defer_eos else frozenset(),
         seed=seed_of(params),
+        force_first=sparse is not None and sparse.force_first,
     )
     return CanvasRequest(
         request_id=request_id,

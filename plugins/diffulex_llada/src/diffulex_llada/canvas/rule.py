@@ -6,6 +6,7 @@ import attrs
 import numpy as np
 
 from diffulex_core.canvas.choice import above, draws, most_confident
+from diffulex_core.canvas.rule import Region
 from diffulex_core.canvas.schedule import block_steps, quota
 from diffulex_core.pattern import IntArray
 from diffulex_core.types import BoolArray, FloatArray
@@ -29,14 +30,18 @@ class LLaDARule:
             asks for.
         deferred: tokens whose positions come last.
         seed: of the request's draws.
+        length: positions of the canvas.
+        force_first: decide a block's first position in its first step.
     """
 
     block_length: int
     steps: tuple[int, ...]
+    length: int
     random: bool = False
     threshold: float | None = None
     deferred: frozenset[int] = frozenset()
     seed: int = 0
+    force_first: bool = False
     _block: int = attrs.field(default=0, init=False)
     _spent: int = attrs.field(default=0, init=False)
     """Steps taken in the block."""
@@ -56,19 +61,30 @@ class LLaDARule:
         """The masks of the leftmost unfinished block; of a random order only those that will be decided."""
         inside = self._inside(open)
         if self.random and not self.deferred:
-            return inside[most_confident(self._random(inside), self._count(open))]
+            return inside[most_confident(self._forced(self._random(inside), inside), self._count(open))]
         return inside
 
     def choose(self, open: IntArray, asked: IntArray, tokens: IntArray, confidence: FloatArray) -> BoolArray:
         rank = self._random(asked) if self.random else confidence.astype(np.float64)
         if self.deferred:
             rank = np.where(np.isin(tokens, sorted(self.deferred)), -np.inf, rank)
+        rank = self._forced(rank, asked)
         chosen = most_confident(rank, self._count(open)) if self.threshold is None else above(rank, self.threshold)
         block = self._current(open)
         self._spent = self._spent_in(block) + 1
         self._block = block
         self._step += 1
         return chosen
+
+    def region(self, open: IntArray) -> Region:
+        """The leftmost unfinished block."""
+        block, masks = self._current(open), len(self._inside(open))
+        start = block * self.block_length
+        return Region(
+            start=start,
+            end=min(start + self.block_length, self.length),
+            last=masks == (1 if self.threshold is not None else self._count(open)),
+        )
 
     def left(self, open: IntArray) -> int | None:
         if self.threshold is not None:
@@ -90,6 +106,13 @@ class LLaDARule:
         block = self._current(open)
         return quota(len(self._inside(open)), self.steps[block] - self._spent_in(block))
 
+    def _forced(self, rank: FloatArray, positions: IntArray) -> FloatArray:
+        """The ranks, the highest for a block's first position in its first step where that is asked for."""
+        block = int(positions[0]) // self.block_length
+        if not self.force_first or self._spent_in(block):
+            return rank
+        return np.where(positions == block * self.block_length, np.inf, rank)
+
     def _random(self, positions: IntArray) -> FloatArray:
         return draws(self.seed, self._step, positions, _REMASKING)
 
@@ -103,6 +126,7 @@ def llada_rule(
     threshold: float | None,
     deferred: frozenset[int],
     seed: int,
+    force_first: bool = False,
 ) -> LLaDARule:
     """The rule of a canvas of `length` positions; None = one block, and one step for each position."""
     block_length = min(block_length or length, length)
@@ -113,4 +137,6 @@ def llada_rule(
         threshold=threshold,
         deferred=deferred,
         seed=seed,
+        length=length,
+        force_first=force_first,
     )

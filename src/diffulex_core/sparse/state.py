@@ -1,0 +1,95 @@
+"""What a canvas knows of its kept K/V, and the spans that follow from it."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from diffulex_core.canvas.rule import Region
+from diffulex_core.pattern import IntArray
+from diffulex_core.sparse.config import SparseConfig
+from diffulex_core.sparse.phases import CachePhase, phase
+from diffulex_core.types import Refresh, Span
+
+
+@attrs.define(kw_only=True, eq=False)
+class SparseState:
+    """Counts the steps of the current block and remembers the pass that kept K/V. Positions are absolute.
+
+    Attributes:
+        config: how the request wants it.
+    """
+
+    config: SparseConfig
+    _bounds: tuple[int, int] | None = attrs.field(default=None, init=False)
+    _step: int = attrs.field(default=0, init=False)
+    _since: int = attrs.field(default=0, init=False)
+    """Steps since the pass that kept K/V, itself included."""
+    _refreshed: Span | None = attrs.field(default=None, init=False)
+    """That pass, without anything to sample; None where nothing is kept."""
+    _lost: bool = attrs.field(default=False, init=False)
+
+    def frame(self, whole: Span, region: Region, *, row_before: bool) -> Span:
+        """The part of a full pass that the next step feeds, with what becomes of its K/V; changes nothing.
+
+        Args:
+            whole: prompt and canvas, with nothing to sample.
+            region: what is being decided.
+            row_before: the row before the region is needed.
+        Returns:
+            The span, with nothing to sample. One that does not advance only restores what was kept.
+        """
+        start, end = region.start, region.end
+        keep = self.config.kept_of(len(whole.tokens) - (end - start))
+        match self._phase(whole.tokens, region):
+            case CachePhase.FULL:
+                return attrs.evolve(whole, held=0)
+            case CachePhase.REFRESH:
+                refresh = Refresh(
+                    start=start, end=end, keep=keep, per_head=self.config.head_select, pool=self.config.pool_kernel
+                )
+                return attrs.evolve(whole, refresh=refresh, held=keep)
+        if self._lost and self._refreshed is not None:
+            return self._refreshed
+        first = start - row_before
+        guidance = whole.guidance
+        return attrs.evolve(
+            whole,
+            start=first,
+            tokens=whole.tokens[first:end],
+            guidance=None if guidance is None else attrs.evolve(guidance, tokens=guidance.tokens[first:end]),
+            store_from=start,
+            packed=keep,
+            held=0 if region.last else keep,
+        )
+
+    def took(self, span: Span, region: Region) -> None:
+        """The step is over: the span of `frame` was executed."""
+        if not span.advances:
+            self._lost = False
+            return
+        if self._bounds != (region.start, region.end):
+            self._bounds, self._step = (region.start, region.end), 0
+        self._step += 1
+        self._since += 1
+        if span.refresh is not None:
+            self._since = 1
+            self._refreshed = attrs.evolve(span, groups=(), advances=False)
+        if not span.held:
+            self._refreshed = None
+        self._lost = False
+
+    def preempted(self) -> None:
+        """The pages are gone."""
+        self._lost = self._refreshed is not None
+
+    def _phase(self, tokens: IntArray, region: Region) -> CachePhase:
+        inside = slice(region.start, region.end)
+        if self._bounds != (region.start, region.end):
+            return phase(self.config, step=0, since=None, drift=0.0, last=region.last)
+        since, drift = None, 0.0
+        if self._refreshed is not None:
+            changed = tokens != self._refreshed.tokens
+            drift = float(changed[inside].mean())
+            since = self._since if np.count_nonzero(changed) == np.count_nonzero(changed[inside]) else None
+        return phase(self.config, step=self._step, since=since, drift=drift, last=region.last)
