@@ -505,6 +505,7 @@ class AutoNFE:
 
     A request may take `max_tokens / tpf_floor` forwards, but at least `warmup_steps`: one whose mean over the whole
     answer stays below the floor is cut off. The mean so far is not used, so a slow stretch after a fast start is fine.
+    Forwards that only read the prompt, or read it again after a preemption, are not counted.
     """
 
     warmup_steps: int = 8

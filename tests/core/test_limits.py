@@ -234,6 +234,17 @@ def test_an_automatic_cap_acts_on_the_first_forward_after_the_warm_up() -> None:
     assert (request.completion, request.nfe) == (CompletionReason.NFE_LIMIT, 4)
 
 
+def test_an_automatic_cap_counts_no_pieces_of_the_prompt() -> None:
+    request = make_request(40, max_tokens=4, auto_nfe=AutoNFE(warmup_steps=1, tpf_floor=1.0))
+    for stored in range(0, 36, 4):
+        span = request.plan(stored, 4)
+        assert span is not None
+        request.apply(span, accept_first(span, 1))
+    run(request, 1, counting)
+    assert request.completion is CompletionReason.LENGTH_TOKENS
+    assert len(request.output_tokens) == 4
+
+
 def test_an_explicit_forward_limit_replaces_the_automatic_one() -> None:
     request = make_request(4, buffer_size=1, max_tokens=64, max_nfe=40, auto_nfe=AutoNFE(warmup_steps=2, tpf_floor=8.0))
     _run_at_pace(request, lambda nfe: 1)

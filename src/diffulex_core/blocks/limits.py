@@ -51,8 +51,16 @@ class StopRules:
         end = min(frontier, self.limit)
         return end if self.first_stop is None else min(end, self.first_stop)
 
-    def reason(self, tokens: IntArray, frontier: int, nfe: int) -> CompletionReason | None:
-        """Why the request is done now, or None. A stop token outranks the limits."""
+    def reason(self, tokens: IntArray, frontier: int, nfe: int, *, rereads: int = 0) -> CompletionReason | None:
+        """Why the request is done now, or None. A stop token outranks the limits.
+
+        Args:
+            tokens: of the whole sequence.
+            frontier: everything before this position is decided.
+            nfe: forwards so far.
+            rereads: those of them that only fed known tokens, as many as the schedule cut them into. The automatic cap
+                leaves them out.
+        """
         end = self.output_end(frontier)
         if self.first_stop is not None and end == self.first_stop < self.limit and self.first_stop < frontier:
             eos = int(tokens[self.first_stop]) in self._eos
@@ -60,7 +68,7 @@ class StopRules:
         if end == self.limit:
             return self._limit_reason
         generated = end - self._prompt_len
-        if nfe >= self.nfe_cap():
+        if nfe - (rereads if self._params.max_nfe is None else 0) >= self.nfe_cap():
             return CompletionReason.NFE_LIMIT
         run = self._params.max_repetition_run
         if run is not None and generated >= run and (tokens[end - run : end] == tokens[end - 1]).all():

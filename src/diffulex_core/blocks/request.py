@@ -164,7 +164,9 @@ class BlockRequest:
         if span.keep is not None:
             self._carried = span.keep
         self._nfe += 1
-        self._completion = self._stop.reason(self._table.tokens, self._final_end(), self._nfe)
+        self._completion = self._stop.reason(
+            self._table.tokens, self._final_end(), self._nfe, rereads=self._nfe - self._draws
+        )
 
     def preempted(self) -> None:
         """Nothing to do: a step needs no K/V that is not final."""

@@ -169,7 +169,9 @@ class DualCacheRequest:
             self._table.settle()
             self._draws += 1
         self._nfe += 1
-        self._completion = self._stop.reason(self._table.tokens, self._table.frontier, self._nfe)
+        self._completion = self._stop.reason(
+            self._table.tokens, self._table.frontier, self._nfe, rereads=self._nfe - self._draws
+        )
 
     def preempted(self) -> None:
         self._full_pass_stored = False

@@ -141,7 +141,7 @@ class CanvasRequest:
             assert isinstance(decision, CanvasDecision), "the strategy's own sampler decides"
             self._draws += 1
             self._take(decision)
-        self._completion = self._stop.reason(self._tokens, self._start, self._nfe)
+        self._completion = self._stop.reason(self._tokens, self._start, self._nfe, rereads=self._nfe - self._draws)
 
     def preempted(self) -> None:
         """Nothing to do: the canvas is here, and the runner keeps what was believed of it."""
