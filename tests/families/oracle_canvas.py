@@ -56,6 +56,7 @@ def llada(
     *,
     scale: float = 0.0,
     suppressed: Sequence[int] = (),
+    deferred: Sequence[int] = (),
 ) -> tuple[list[int], int]:
     """The canvas and how many forwards it took. Blocks that do not divide evenly: as docs/strategies say."""
     x = [*prompt, *[MASK] * length]
@@ -73,7 +74,9 @@ def llada(
             logits[:, [MASK, *suppressed]] = -torch.inf
             sure = logits.double().softmax(-1).max(-1)
             forwards += 1
-            order = sorted((at for at in range(begin, end) if x[at] == MASK), key=lambda at: (-sure.values[at], at))
+            late = torch.isin(sure.indices, torch.tensor([*deferred], dtype=torch.int64))
+            worth = sure.values.masked_fill(late, -torch.inf).tolist()
+            order = sorted((at for at in range(begin, end) if x[at] == MASK), key=lambda at: (-worth[at], at))
             for at in order[:count]:
                 x[at] = int(sure.indices[at])
     return x[len(prompt) :], forwards
@@ -90,6 +93,8 @@ def dream(
     top_p: float = 1.0,
     top_k: int | None = None,
     scale: float = 0.0,
+    suppressed: Sequence[int] = (),
+    deferred: Sequence[int] = (),
 ) -> tuple[list[int], list[int]]:
     """The canvas and how many positions each step decided."""
     x = torch.tensor([*prompt, *[MASK] * length])
@@ -102,8 +107,9 @@ def dream(
         if count == 0:
             continue
         logits = guided(net, x.tolist(), len(prompt), scale)
-        logits[:, MASK] = -torch.inf
+        logits[:, [MASK, *suppressed]] = -torch.inf
         sure, token = _measured(_limited(logits, top_p, top_k).softmax(-1), alg)
+        sure[torch.isin(token, torch.tensor([*deferred], dtype=torch.int64))] = torch.finfo(torch.float32).min
         order = torch.where(masked, sure, -torch.inf).topk(count).indices
         x[order] = token[order]
     return x[len(prompt) :].tolist(), counts

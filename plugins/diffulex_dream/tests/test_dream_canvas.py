@@ -11,6 +11,7 @@ import torch
 from diffulex_core.canvas.schedule import decided_share, time_grid
 from diffulex_core.errors import InvalidSamplingParams
 from diffulex_core.outputs import ReqTrajectory
+from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_dream.canvas.rule import DreamRule
 from tests.families.oracle_canvas import dream, network
@@ -61,6 +62,40 @@ def test_steps_that_decide_nothing_are_forwards_of_their_own_when_not_left_out()
     assert tokens(taken) == tokens(left_out)
     assert [step.num_generated_tokens for step in taken.trajectory] == counts
     assert left_out.nfe == sum(count > 0 for count in counts) < taken.nfe
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 90, 400])
+@pytest.mark.parametrize("alg", ["origin", "maskgit_plus"])
+def test_steps_left_out_are_those_that_decide_nothing(alg: str, steps: int) -> None:
+    grid, nothing = time_grid(steps, 1e-3), np.zeros(0, dtype=np.int64)
+    for masks in (1, 2, 5):
+        left = np.arange(masks)
+        skipping, walking = (
+            DreamRule(alg=alg, grid=grid, prompt_len=3, length=masks, seed=masks, skip_empty=skip)
+            for skip in (True, False)
+        )
+        while len(left):
+            while len(walking.ask(left)) == 0:
+                walking.choose(left, nothing, nothing, np.zeros(0))
+            asked = walking.ask(left)
+            assert skipping.ask(left).tolist() == asked.tolist()
+            tokens, sure = np.zeros_like(asked), np.linspace(0.9, 0.1, len(asked))
+            chosen = walking.choose(left, asked, tokens, sure)
+            assert skipping.choose(left, asked, tokens, sure).tolist() == chosen.tolist()
+            left = np.setdiff1d(left, asked[chosen])
+
+
+def test_a_grid_of_very_many_steps_is_not_walked_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return uniform(*given)
+
+    monkeypatch.setattr("diffulex_core.canvas.choice.uniform", counted)
+    rule = DreamRule(alg="origin", grid=time_grid(1 << 20, 1e-3), prompt_len=1, length=1)
+    assert rule.ask(np.arange(1)).tolist() == [0]
+    assert len(calls) < 100
 
 
 def test_origin_decides_each_mask_with_the_share_of_the_step() -> None:
@@ -138,6 +173,21 @@ def test_positions_that_would_become_an_end_token_come_last_when_deferred() -> N
     at = np.arange(4)
     chosen = rule.choose(at, at, np.array([3, EOS, 5, EOS]), np.array([0.1, 0.9, 0.2, 0.8], dtype=np.float32))
     assert chosen.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+def test_every_end_token_is_deferred_or_suppressed(alg: str) -> None:
+    settings = {"gen_length": 12, "steps": 6, "alg": alg}
+    free, _ = dream(network("dream"), prompt(6), 12, 6, alg=alg)
+    ends = sorted({free[1], free[4], free[9]})
+    deferred, barred = ask(
+        [prompt(6)] * 2,
+        [params(**settings, defer_eos=True), params(**settings, suppress_eos=True)],
+        eos_token_ids=ends,
+    )
+    assert tokens(deferred) == dream(network("dream"), prompt(6), 12, 6, alg=alg, deferred=ends)[0] != free
+    assert tokens(barred) == dream(network("dream"), prompt(6), 12, 6, alg=alg, suppressed=ends)[0]
+    assert not set(tokens(barred)) & set(ends)
 
 
 def test_equally_sure_positions_fall_where_the_published_sampler_puts_them() -> None:

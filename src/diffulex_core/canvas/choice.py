@@ -13,10 +13,11 @@ _STREAM = 1 << 40
 """Distance between the streams of draws of one request, so that none of them repeats the sampler's."""
 
 
-def draws(seed: int, step: int, positions: IntArray, stream: int) -> NDArray[np.float64]:
+def draws(seed: int, step: int | IntArray, positions: IntArray, stream: int) -> NDArray[np.float64]:
     """[n] numbers in [0, 1), one for each position: a function of the request's seed, its step and the position.
 
     Args:
+        step: one for all, or [n] one for each.
         stream: at least 1; streams of one request are independent.
     """
     rows = np.ones(len(positions), dtype=np.int64)

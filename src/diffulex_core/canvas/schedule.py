@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffulex_core.pattern import IntArray
+
 
 def spread(total: int, parts: int) -> tuple[int, ...]:
     """`total` as the sum of `parts` numbers that differ by one at most, the larger first."""
@@ -38,9 +40,15 @@ def time_grid(steps: int, eps: float) -> NDArray[np.float32]:
 
 def decided_share(grid: NDArray[np.float32], step: int) -> np.float32:
     """Share of the masks left that step `step` of a time grid decides; 1 in the last step and after it."""
-    if step >= len(grid) - 2:
-        return np.float32(1)
-    return np.float32(np.float32(1) - grid[step + 1] / grid[step])
+    return np.float32(decided_shares(grid, np.array([step]))[0])
+
+
+def decided_shares(grid: NDArray[np.float32], steps: IntArray) -> NDArray[np.float32]:
+    """[n] `decided_share` of several steps."""
+    last = len(grid) - 2
+    at = np.minimum(steps, last)
+    shares = np.float32(1) - grid[at + 1] / grid[at]
+    return np.where(steps >= last, np.float32(1), shares)
 
 
 def grid_quota(masks: int, grid: NDArray[np.float32], step: int) -> int:

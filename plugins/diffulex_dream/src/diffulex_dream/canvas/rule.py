@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diffulex_core.canvas.choice import draws, weighted
 from diffulex_core.canvas.rule import Region
-from diffulex_core.canvas.schedule import decided_share, grid_quota
+from diffulex_core.canvas.schedule import decided_share, decided_shares, grid_quota
 from diffulex_core.pattern import IntArray
 from diffulex_core.types import BoolArray, FloatArray
 
@@ -18,6 +18,9 @@ _TRANSFER, _ORDER = 1, 2
 
 _LAST = np.finfo(np.float32).min
 """Rank of what comes after everything else."""
+
+_AT_ONCE = 1 << 16
+"""Numbers that are drawn at once when steps are looked for."""
 
 MEASURES = {"topk_margin": "margin", "entropy": "entropy"}
 """Algorithms whose confidence is not the probability of the token."""
@@ -99,9 +102,10 @@ class DreamRule:
             return None
         step, forwards, rest = self._step, 0, open
         while len(rest):
-            forwards += not self.skip_empty or self._decides(rest, step)
-            rest = rest[~self._due(rest, step)] if self.alg == "origin" else rest[self._count(rest, step) :]
-            step += 1
+            deciding = self._first_deciding(rest, step)
+            forwards += 1 if self.skip_empty else deciding - step + 1
+            rest = rest[~self._due(rest, deciding)] if self.alg == "origin" else rest[self._count(rest, deciding) :]
+            step = deciding + 1
         return forwards
 
     def _best(self, rank: FloatArray, positions: IntArray, count: int) -> BoolArray:
@@ -114,13 +118,32 @@ class DreamRule:
 
     def _next(self, open: IntArray) -> int:
         """The step at hand: the next one, or the next that decides something."""
-        step = self._step
-        while self.skip_empty and not self._decides(open, step):
-            step += 1
-        return step
+        return self._first_deciding(open, self._step) if self.skip_empty else self._step
 
-    def _decides(self, open: IntArray, step: int) -> bool:
-        return bool(self._due(open, step).any() if self.alg == "origin" else self._count(open, step))
+    def _first_deciding(self, open: IntArray, step: int) -> int:
+        """The first step from `step` on that decides something. Looked for in ever more steps at once, because most of
+        a long grid decides nothing."""
+        if self.alg == "confidence_threshold":
+            return step
+        width = 1
+        while True:
+            steps = np.arange(step, step + width)
+            found = np.flatnonzero(self._decides(open, steps))
+            if len(found):
+                return step + int(found[0])
+            step += width
+            width = min(2 * width, max(1, _AT_ONCE // len(open)))
+
+    def _decides(self, open: IntArray, steps: IntArray) -> BoolArray:
+        """[n] whether each step decides any of the masks."""
+        shares = decided_shares(self.grid, steps)
+        if self.alg != "origin":
+            counts = np.full_like(shares, len(open)) * shares
+            some: BoolArray = counts >= 1
+            return some
+        numbers = draws(self.seed, np.repeat(steps, len(open)), np.tile(open, len(steps)), _TRANSFER)
+        due: BoolArray = np.logical_or.reduce(numbers.reshape(len(steps), len(open)) < shares[:, None], axis=1)
+        return due
 
     def _due(self, open: IntArray, step: int) -> BoolArray:
         """Which masks `origin` decides: each with the share of the step, independently."""
