@@ -1,8 +1,11 @@
-"""Synthetic two-step word problems with worked answers, and the train / evaluation split.
+"""Synthetic word problems with worked answers, and the train / evaluation split.
 
-A problem is three operands, two operations and a template that tells a story about them. The split is a
-hash of the operands alone: every prompt shows its operands in order, so a prompt of one split cannot occur in
-the other, whatever its names and wording.
+A problem is a number, some operations with one operand each, and a template that tells a story about them. The split
+is a hash of the operands alone: every prompt shows its operands in order, so a prompt of one split cannot occur in the
+other, whatever its names and wording.
+
+There are two tasks. `two_step` problems have two operations and answers of 17 tokens: two equations and the result.
+`long` problems have four to six operations and answers of 69 to 113 tokens that go through the story in sentences.
 """
 
 from __future__ import annotations
@@ -14,78 +17,69 @@ from typing import Literal
 
 import attrs
 
+from diffulex_tiny import long_form, short_form
+
 Split = Literal["train", "eval"]
+Task = Literal["two_step", "long"]
 
 MAX_OPERAND = 30
 LARGEST_NUMBER = 150
 """Largest number with a token of its own; leaves room for wider operands."""
 
 EVAL_SHARE = 16
-"""One operand triple in this many belongs to the evaluation split."""
+"""One sequence of operands in this many belongs to the evaluation split."""
 
-NAMES = (
-    "Ann", "Ben", "Cara", "Dan", "Eva", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kim", "Leo",
-    "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tara", "Udo", "Vera", "Will", "Yara", "Zoe",
-)  # fmt: skip
-ITEMS = (
-    "apples", "books", "cards", "coins", "cups", "eggs", "flowers", "keys", "marbles", "nuts",
-    "oranges", "pears", "pens", "plums", "shells", "stamps", "stickers", "stones", "tickets", "toys",
-)  # fmt: skip
-
-GAINS = ("buys {n} more", "finds {n} more", "gets {n} more", "picks up {n} more", "wins {n} more")
-LOSSES = ("gives away {n}", "loses {n}", "sells {n}", "throws away {n}", "drops {n}")
-PUTS = ("puts in {n}", "adds {n}")
-TAKES = ("takes out {n}", "removes {n}")
-ARRIVALS = ("gets {n} more", "buys {n} more")
-SALES = ("sells {n}", "returns {n}")
+LONG_STEPS = (4, 5, 6)
+"""Operations of a `long` problem."""
 
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """One word problem: `prompt` is what the model reads, `answer` what it must write, character for character."""
+    """One word problem: `prompt` is what the model reads, `answer` what it must write, character for character.
+
+    Attributes:
+        operands: the number to start from, and one for each operation.
+        results: what each operation gives.
+    """
 
     prompt: str
     answer: str
-    operands: tuple[int, int, int]
-    results: tuple[int, int]
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
 
 
-def split_of(operands: tuple[int, int, int]) -> Split:
-    """Split that owns an operand triple: a hash of the numbers, the same on every machine."""
+def split_of(operands: tuple[int, ...]) -> Split:
+    """Split that owns a sequence of operands: a hash of the numbers, the same on every machine."""
     digest = hashlib.sha256(",".join(map(str, operands)).encode()).digest()
     return "eval" if int.from_bytes(digest[:4], "big") % EVAL_SHARE == 0 else "train"
 
 
-def sample(rng: random.Random, split: Split, *, largest: int = MAX_OPERAND, spell_names: float = 0.0) -> Problem:
+def sample(
+    rng: random.Random,
+    split: Split,
+    *,
+    task: Task = "two_step",
+    largest: int = MAX_OPERAND,
+    spell_names: float = 0.0,
+) -> Problem:
     """Draw one problem of `split`.
 
     Args:
         rng: source of randomness; the same state gives the same problem.
-        split: which operand triples are allowed.
-        largest: largest operand.
-        spell_names: share of problems whose name is a random spelling that the vocabulary does not hold.
+        split: which sequences of operands are allowed.
+        task: which kind of problem.
+        largest: largest operand; results of a `long` problem are at most twice as large.
+        spell_names: share of `two_step` problems whose name is a random spelling that the vocabulary does not hold.
     """
-    while True:
-        operands = (rng.randint(1, largest), rng.randint(1, largest), rng.randint(1, largest))
-        signs = (rng.choice((1, -1)), rng.choice((1, -1)))
-        first = operands[0] + signs[0] * operands[1]
-        second = first + signs[1] * operands[2]
-        if first >= 0 and second >= 0 and split_of(operands) == split:
-            break
-    return Problem(
-        prompt=_tell(rng, operands, signs, spell_names),
-        answer=_work(operands, signs, (first, second)),
-        operands=operands,
-        results=(first, second),
-    )
+    return _long(rng, split, largest) if task == "long" else _two_step(rng, split, largest, spell_names)
 
 
-def problems(seed: int, split: Split, count: int) -> Iterator[Problem]:
+def problems(seed: int, split: Split, count: int, task: Task = "two_step") -> Iterator[Problem]:
     """`count` problems of `split` with pairwise different prompts, reproducible from `seed`."""
-    rng = random.Random(f"{split}-{seed}")
+    rng = random.Random(f"{split}-{seed}" if task == "two_step" else f"{split}-{seed}-{task}")
     seen: set[str] = set()
     while len(seen) < count:
-        problem = sample(rng, split)
+        problem = sample(rng, split, task=task)
         if problem.prompt not in seen:
             seen.add(problem.prompt)
             yield problem
@@ -99,37 +93,40 @@ def equation(rng: random.Random, largest: int = MAX_OPERAND) -> str:
             return f"{a} {'+' if sign > 0 else '-'} {b} = {a + sign * b}."
 
 
-def _work(operands: tuple[int, int, int], signs: tuple[int, int], results: tuple[int, int]) -> str:
-    a, b, c = operands
-    first, second = results
-    op1, op2 = ("+" if sign > 0 else "-" for sign in signs)
-    return f"{a} {op1} {b} = {first}. {first} {op2} {c} = {second}. The answer is {second}."
+def _long(rng: random.Random, split: Split, largest: int) -> Problem:
+    while True:
+        value = rng.randint(1, largest)
+        operands, signs, results = [value], [], []
+        for _ in range(rng.choice(LONG_STEPS)):
+            n, sign = rng.randint(1, largest), rng.choice((1, -1))
+            if not 0 <= value + sign * n <= 2 * largest:
+                sign = -sign
+            value += sign * n
+            operands.append(n)
+            signs.append(sign)
+            results.append(value)
+        if split_of(tuple(operands)) == split:
+            break
+    telling = long_form.tell(rng, operands, signs)
+    return Problem(
+        prompt=long_form.prompt_of(telling),
+        answer=long_form.answer_of(telling, operands, signs, results),
+        operands=tuple(operands),
+        results=tuple(results),
+    )
 
 
-def _tell(rng: random.Random, operands: tuple[int, int, int], signs: tuple[int, int], spell_names: float) -> str:
-    a, b, c = operands
-    name = _spelling(rng) if rng.random() < spell_names else rng.choice(NAMES)
-    items = rng.choice(ITEMS)
-
-    def clause(index: int, more: tuple[str, ...], fewer: tuple[str, ...]) -> str:
-        return rng.choice(more if signs[index] > 0 else fewer).format(n=(b, c)[index])
-
-    match rng.randrange(4):
-        case 0:
-            story = f"{name} has {a} {items}, {clause(0, GAINS, LOSSES)} and {clause(1, GAINS, LOSSES)}."
-            question = rng.choice(("How many are left?", f"How many {items} are left?"))
-        case 1:
-            story = f"{name} has {a} {items}. First {name} {clause(0, GAINS, LOSSES)}, then {clause(1, GAINS, LOSSES)}."
-            question = f"How many {items} does {name} have now?"
-        case 2:
-            story = f"There are {a} {items} in a box. {name} {clause(0, PUTS, TAKES)} and {clause(1, PUTS, TAKES)}."
-            question = rng.choice((f"How many {items} are in the box?", "How many are left?"))
-        case _:
-            day = f"{clause(0, ARRIVALS, SALES)} in the morning and {clause(1, ARRIVALS, SALES)} in the evening"
-            story = f"A shop has {a} {items}. It {day}."
-            question = f"How many {items} does the shop have now?"
-    return f"Q: {story} {question}"
-
-
-def _spelling(rng: random.Random) -> str:
-    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 5))).capitalize()
+def _two_step(rng: random.Random, split: Split, largest: int, spell_names: float) -> Problem:
+    while True:
+        operands = (rng.randint(1, largest), rng.randint(1, largest), rng.randint(1, largest))
+        signs = (rng.choice((1, -1)), rng.choice((1, -1)))
+        first = operands[0] + signs[0] * operands[1]
+        second = first + signs[1] * operands[2]
+        if first >= 0 and second >= 0 and split_of(operands) == split:
+            break
+    return Problem(
+        prompt=short_form.prompt_of(rng, operands, signs, spell_names),
+        answer=short_form.answer_of(operands, signs, (first, second)),
+        operands=operands,
+        results=(first, second),
+    )

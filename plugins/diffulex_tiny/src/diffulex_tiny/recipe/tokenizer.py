@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from diffulex_tiny import problems
+from diffulex_tiny import problems, wording
 
 EOS = "<|endoftext|>"
 MASK = "<|mdm_mask|>"
@@ -51,8 +51,8 @@ def number_words() -> list[str]:
 def story_words() -> list[str]:
     """Every word of the problem generator, in the spellings (with or without leading space) that it can take."""
     phrases = [
-        *problems.GAINS, *problems.LOSSES, *problems.PUTS, *problems.TAKES, *problems.ARRIVALS, *problems.SALES,
-        *problems.NAMES, *problems.ITEMS,
+        *wording.GAINS, *wording.LOSSES, *wording.PUTS, *wording.TAKES, *wording.ARRIVALS, *wording.SALES,
+        *wording.NAMES, *wording.ITEMS,
         "Q: A It shop has have does in the morning evening box now First then and There are a How many left?",
         ". The answer is + - = ,",
     ]  # fmt: skip
