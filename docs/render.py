@@ -1,16 +1,21 @@
-"""Writes the tables of configuration.md from the schema and of models.md from the plugins: `python docs/render.py`."""
+"""Writes the tables of keys from the schema, and those of models and strategies from the plugins.
+
+`python docs/render.py` does it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffulex_core.compat import missing_capabilities
 from diffulex_core.config.describe import allowed, not_built, type_name
 from diffulex_core.config.schema import KeySpec, build_schema, core_sections
 from diffulex_core.host import Host
 
 PAGE = Path(__file__).parent / "configuration.md"
 MODELS = Path(__file__).parent / "models.md"
+STRATEGIES = Path(__file__).parent / "strategies" / "index.md"
 FIRST_PARTY = "diffulex-"
 BEGIN, END = "<!-- tables: begin, written by docs/render.py -->\n", "<!-- tables: end -->\n"
 
@@ -23,6 +28,11 @@ def render() -> str:
 def render_models() -> str:
     """The page of models with its table as this repository's plugins register them now."""
     return _with_tables(MODELS, _families())
+
+
+def render_strategies() -> str:
+    """The page of strategies with its table as this repository's plugins register them now."""
+    return _with_tables(STRATEGIES, _fits())
 
 
 def _with_tables(page: Path, tables: Iterator[str]) -> str:
@@ -61,6 +71,30 @@ def _families() -> Iterator[str]:
             yield f"| {' | '.join(cells)} |"
 
 
+def _fits() -> Iterator[str]:
+    """A row for each family, a column for each strategy in each mode."""
+    host = Host.discover(environ={})
+    recipes = [
+        (
+            entry.descriptor.name if mode is None else f"{entry.descriptor.name}, {mode}",
+            entry.descriptor.in_mode(mode or ""),
+        )
+        for entry in sorted(host.strategies.entries(), key=lambda entry: entry.descriptor.name)
+        if entry.provenance.dist.startswith(FIRST_PARTY)
+        for mode in (None, *(mode for mode in entry.descriptor.modes if "sampling_mode" not in entry.descriptor.forces))
+    ]
+    yield f"\n| `model_name` | {' | '.join(_code(*name.split(', ')) for name, _ in recipes)} |"
+    yield f"| --- |{' --- |' * len(recipes)}"
+    for entry in host.models.entries():
+        family = entry.descriptor
+        if entry.provenance.dist.startswith(FIRST_PARTY):
+            cells = (
+                "default" if name == family.default_strategy else "" if missing_capabilities(family, recipe) else "yes"
+                for name, recipe in recipes
+            )
+            yield f"| {_code(family.name)} | {' | '.join(cells)} |"
+
+
 def _code(*names: str) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
@@ -96,3 +130,4 @@ def _plain(value: object) -> str:
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
     MODELS.write_text(render_models(), encoding="utf-8")
+    STRATEGIES.write_text(render_strategies(), encoding="utf-8")
