@@ -44,13 +44,8 @@ def check_prompt(
     Raises:
         EmptyPrompt, PromptTooLong, InvalidPrompt: it cannot be served.
     """
-    ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else prompt
-    if not _is_list(ids) or not all(map(_is_whole, ids)):
-        raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
-    outside = [token for token in ids if not 0 <= token < vocab_size]
-    if outside:
-        raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {vocab_size - 1}).")
-    tokens = np.array(ids, dtype=np.int64)
+    ids = encode(prompt, tokenizer) if isinstance(prompt, str) else prompt
+    tokens = check_ids(ids, vocab_size=vocab_size, mask_token_id=context.mask_token_id)
     if len(tokens) == 0:
         raise EmptyPrompt("The prompt has no tokens; give some text or at least one token id.")
     if len(tokens) >= context.max_model_len:
@@ -58,10 +53,25 @@ def check_prompt(
             f"The prompt has {len(tokens)} tokens, but max_model_len is {context.max_model_len} and the answer "
             f"needs room too. Shorten it to {context.max_model_len - 1} tokens or raise max_model_len."
         )
-    if context.mask_token_id is not None and (tokens == context.mask_token_id).any():
+    return tokens
+
+
+def check_ids(ids: Sequence[int], *, vocab_size: int, mask_token_id: int | None) -> IntArray:
+    """[n] the token ids of a given text, possibly none.
+
+    Raises:
+        InvalidPrompt: they are something else.
+    """
+    if not _is_list(ids) or not all(map(_is_whole, ids)):
+        raise InvalidPrompt("The prompt is neither text nor a flat list of whole token ids.")
+    outside = [token for token in ids if not 0 <= token < vocab_size]
+    if outside:
+        raise InvalidPrompt(f"Token id {outside[0]} is outside the vocabulary (0 to {vocab_size - 1}).")
+    tokens = np.array(ids, dtype=np.int64)
+    if mask_token_id is not None and (tokens == mask_token_id).any():
         raise InvalidPrompt(
-            f"The prompt holds the mask token (id {context.mask_token_id}), which marks what the model has to fill "
-            "in. Remove it from the prompt."
+            f"The prompt holds the mask token (id {mask_token_id}), which marks what the model has to fill in. Remove "
+            "it from the prompt."
         )
     return tokens
 
@@ -110,7 +120,12 @@ def check_logprobs(params: SamplingParams, strategy: DecodingStrategy) -> None:
         )
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """The token ids of a text.
+
+    Raises:
+        InvalidPrompt: it holds what is no text.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

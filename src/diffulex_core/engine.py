@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -19,19 +19,23 @@ from diffulex_core.canvas.options import check_applies
 from diffulex_core.config import EngineConfig
 from diffulex_core.config.load import load_config
 from diffulex_core.errors import ConfigError, EngineClosed, NonFiniteLogits
+from diffulex_core.evaluation.likelihood import Estimate, log_likelihoods
 from diffulex_core.generation import Generation, StepResult
 from diffulex_core.host import Host
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
 from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
-from diffulex_core.protocols import Deciding
+from diffulex_core.protocols import Deciding, Req
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.stop_strings import first_stop, tokens_before
 from diffulex_core.tokenizer import decode
 from diffulex_core.tracking import Ticket
 from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
 
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Req)
 
 
 class Diffulex:
@@ -66,7 +70,7 @@ class Diffulex:
         strict: bool = False,
         **options: Any,
     ) -> None:
-        host = host if host is not None else Host.discover(plugins)
+        host = self._host = host if host is not None else Host.discover(plugins)
         loaded = load_config(
             None if model is None else str(model),
             options,
@@ -180,14 +184,74 @@ class Diffulex:
         if params.seed is None:
             params = attrs.evolve(params, seed=random.getrandbits(63))
         tokens = check_prompt(prompt, tokenizer=parts.tokenizer, vocab_size=parts.vocab_size, context=parts.req_context)
-        request = parts.req(request_id=self._next_id, prompt=tokens, params=params, context=parts.req_context)
-        parts.scheduler.add(request)
-        self._tickets[request.request_id] = Ticket(
-            request=request, arrival=self.now(), deliver=deliver or self._finished_now.append
+        request = self.submit(
+            lambda request_id: parts.req(
+                request_id=request_id, prompt=tokens, params=params, context=parts.req_context
+            ),
+            deliver=deliver or self._finished_now.append,
         )
+        return request.request_id
+
+    def submit(self, make: Callable[[int], R], *, deliver: Callable[[ReqTrajectory], None]) -> R:
+        """Queue a request of one's own making, which takes its turns with all others.
+
+        Args:
+            make: called with the request's id.
+            deliver: as for `add_request`.
+        Raises:
+            RequestError: it cannot be served; nothing changed.
+        """
+        parts = self._open
+        request = make(self._next_id)
+        parts.scheduler.add(request)
+        self._tickets[request.request_id] = Ticket(request=request, arrival=self.now(), deliver=deliver)
         self._next_id += 1
         parts.observer.on_request_added(request.request_id)
-        return request.request_id
+        return request
+
+    def log_likelihood(
+        self,
+        pairs: Sequence[tuple[Prompt, Prompt]],
+        *,
+        mc_num: int = 128,
+        batch_size: int = 16,
+        cfg_scale: float = 0.0,
+        seed: int = 0,
+        use_tqdm: bool = False,
+        progress_log_interval: float = 5.0,
+    ) -> list[float]:
+        """Estimate how probable the model finds continuations: ln P(continuation | context) of each pair.
+
+        The estimate of masked diffusion models: in each draw a uniform number k of the continuation's n tokens is
+        masked, and n / k times the sum of their log probabilities is taken; the mean over the draws is a lower bound of
+        the log-likelihood in expectation. Equal draws are computed once. For the details see docs/evaluation.md.
+
+        Args:
+            pairs: context and continuation, each a text or token ids; the context may be empty.
+            mc_num: draws of each pair. A continuation of one token has a single masking, and its value is exact.
+            batch_size: so many draws share an even spread of masked numbers. It decides no batch of the engine's.
+            cfg_scale: weight of classifier-free guidance; 0 = none, above 0 every forward costs twice the rows.
+            seed: of the draws. They depend on the context too, so that continuations of one context share them.
+            use_tqdm: show a progress bar.
+            progress_log_interval: seconds between progress lines in the log; 0 = none.
+        Returns:
+            A value for each pair, in order. It does not depend on the other pairs.
+        Raises:
+            IncompatibleError: the strategy does not run the network under full attention.
+            RequestError: a pair cannot be served; nothing was computed.
+            NonFiniteLogits: the network gave NaN.
+        """
+        parts = self._open
+        return log_likelihoods(
+            self,
+            pairs,
+            Estimate(mc_num=mc_num, batch_size=batch_size, cfg_scale=cfg_scale, seed=seed),
+            strategies=self._host.strategies,
+            vocab_size=parts.vocab_size,
+            context=parts.req_context,
+            shown=use_tqdm,
+            log_interval=progress_log_interval,
+        )
 
     def step(self, *, collect: bool = True) -> StepResult:
         """Run one forward over everything that is ready.
@@ -325,7 +389,7 @@ class Diffulex:
             if len(tokens) == ticket.visible:
                 continue
             ticket.visible = len(tokens)
-            if _first_stop(self._text(tokens, window.params), window.params.stop) is not None:
+            if first_stop(self._text(tokens, window.params), window.params.stop) is not None:
                 self._open.scheduler.abort(window.request_id, CompletionReason.STOP_STRING)
                 stopped.append(window.request_id)
         return stopped
@@ -338,11 +402,11 @@ class Diffulex:
         assert reason is not None, "the scheduler let go of a request that goes on"
         tokens = request.output_tokens
         text = self._text(tokens, request.params)
-        cut = _first_stop(text, request.params.stop)
+        cut = first_stop(text, request.params.stop)
         if cut is not None:
             reason = CompletionReason.STOP_STRING
             text = text[:cut]
-            tokens = tokens[: self._tokens_before(tokens, request.params)]
+            tokens = tokens_before(tokens, request.params.stop, lambda some: self._text(some, request.params))
         error = str(NonFiniteLogits([request_id])) if reason is CompletionReason.ERROR else None
         ticket.deliver(
             ticket.trajectory(
@@ -351,17 +415,6 @@ class Diffulex:
         )
         return reason
 
-    def _tokens_before(self, tokens: IntArray, params: SamplingParams) -> int:
-        """Number of leading tokens whose text holds no stop string."""
-        low, high = 0, len(tokens)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if _first_stop(self._text(tokens[:middle], params), params.stop) is None:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
     def _text(self, tokens: IntArray, params: SamplingParams) -> str:
         return decode(self._open.tokenizer, tokens.tolist(), skip_special_tokens=params.skip_special_tokens)
 
@@ -369,9 +422,3 @@ class Diffulex:
         finished = tuple(self._finished_now)
         self._finished_now.clear()
         return finished
-
-
-def _first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the earliest stop string begins, or None."""
-    found = [at for at in map(text.find, stop) if at >= 0]
-    return min(found) if found else None

@@ -1,0 +1,1 @@
+"""How probable a model finds a given answer: the estimator of masked diffusion models, run through an engine."""
