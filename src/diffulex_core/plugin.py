@@ -199,12 +199,14 @@ class SamplingMode:
         sampler: name of a registered component; None = the strategy's own.
         requires: capabilities that the family must provide besides those that the strategy requires.
         thresholds: names of further decoding thresholds that change its behaviour.
+        ignores: names of those among the strategy's thresholds that do not.
     """
 
     req: str | None = attrs.field(default=None, validator=_reference)
     sampler: str | None = None
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    ignores: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
 
 
 def _frozen_modes(value: Mapping[str, SamplingMode]) -> Mapping[str, SamplingMode]:
@@ -280,7 +282,7 @@ class DecodingStrategy:
             req=mode.req or self.req,
             sampler=mode.sampler or self.sampler,
             requires=self.requires | mode.requires,
-            thresholds=self.thresholds | mode.thresholds,
+            thresholds=(self.thresholds - mode.ignores) | mode.thresholds,
         )
 
 

@@ -12,6 +12,7 @@ import attrs
 import numpy as np
 import torch
 
+from diffulex_core.canvas.options import CanvasOptions
 from diffulex_core.config.names import misfits
 from diffulex_core.engine import Diffulex
 from diffulex_core.host import Host
@@ -371,7 +372,9 @@ class Watched:
         assert self.engine.config.model.mask_token_id not in record.token_ids
         assert all(0 <= token < self.parts.vocab_size for token in record.token_ids)
         assert not set(params.stop_token_ids) & set(record.token_ids)
-        limit = params.max_tokens if params.gen_length is None else params.gen_length
+        options = self.parts.req_context.options
+        length = options.gen_length if isinstance(options, CanvasOptions) else None
+        limit = params.gen_length or length or params.max_tokens
         assert len(record.token_ids) <= limit
         assert record.completion_reason is not CompletionReason.LENGTH_TOKENS or len(record.token_ids) == limit
         self.records[record.req_id] = record

@@ -111,10 +111,10 @@ def test_neither_edits_decided_tokens(strategy: str) -> None:
     assert configure(decoding_strategy=strategy).unused == ("edit_threshold", "remask_threshold")
 
 
-def test_edit_mode_brings_its_request_and_reads_all_thresholds_in_every_process() -> None:
+def test_edit_mode_brings_its_request_and_reads_all_thresholds_but_one_in_every_process() -> None:
     config = configure(EDITING, decoding_strategy="multi_bd", sampling_mode="edit", penalty_lambda=0.5)
     assert config.strategy.req == "diffulex_multibd.edit:edit_request"
-    assert config.unused == ()
+    assert config.unused == ("semi_complete_threshold",)
     assert config.strategy_options.penalty_lambda == 0.5
     assert pickle.loads(pickle.dumps(config)) == config
 

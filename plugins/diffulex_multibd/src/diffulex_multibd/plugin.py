@@ -25,6 +25,8 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
                     req="diffulex_multibd.edit:edit_request",
                     requires={Capability.EDIT, Capability.ALIGNED_LOGITS},
                     thresholds={"edit_threshold", "remask_threshold"},
+                    # A block fills its most confident mask in every step, whatever stands before it.
+                    ignores={"semi_complete_threshold"},
                 )
             },
         )
