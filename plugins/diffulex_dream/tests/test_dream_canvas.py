@@ -154,6 +154,13 @@ def test_uncertain_positions_are_due_again_until_they_are_decided() -> None:
     assert rule.choose(np.array([0]), np.array([0]), token[:1], np.array([0.1], dtype=np.float32)).all()
 
 
+def test_a_confidence_of_exactly_the_threshold_is_enough() -> None:
+    rule = DreamRule(alg="confidence_threshold", grid=time_grid(1, 1e-3), prompt_len=1, length=3, threshold=0.5)
+    at = np.arange(3)
+    chosen = rule.choose(at, at, at, np.array([0.75, 0.5, 0.499], dtype=np.float32))
+    assert chosen.tolist() == [True, True, False]
+
+
 def test_thresholds_decide_how_many_forwards_an_answer_takes() -> None:
     nfe = [
         ask(

@@ -86,6 +86,15 @@ def test_positions_that_would_become_an_end_token_come_last_when_deferred() -> N
     assert chosen.tolist() == [True, False, False, False]
 
 
+def test_a_random_order_that_defers_end_tokens_asks_for_all_masks_to_know_them() -> None:
+    rule = llada_rule(
+        length=4, block_length=None, steps=None, random=True, threshold=None, deferred=frozenset({EOS}), seed=0
+    )
+    at = np.arange(4)
+    assert rule.ask(at).tolist() == at.tolist()
+    assert rule.choose(at, at, np.array([EOS, EOS, 3, EOS]), np.ones(4)).tolist() == [False, False, True, False]
+
+
 @pytest.mark.parametrize("settings", [{}, {"block_length": 5}], ids=["one block", "blocks"])
 def test_every_end_token_is_deferred_or_suppressed(settings: dict[str, int]) -> None:
     net, block = network("llada"), settings.get("block_length", 14)

@@ -63,6 +63,7 @@ class CanvasRequest:
         self._params = _suppressing(params, context.eos_token_ids) if options.suppress_eos else params
         self._prompt_len = len(prompt)
         self._mask = context.mask_token_id
+        self._vocab_size = context.vocab_size
         self._shifted = context.shifted
         self._scale = options.cfg_scale
         self._rule = rule
@@ -233,6 +234,10 @@ class CanvasRequest:
         tokens = np.array(self._hook(step, self._tokens.copy()), dtype=np.int64)
         if tokens.shape != self._tokens.shape:
             raise ValueError(f"the tokens hook made {tokens.shape} of a sequence of {self._tokens.shape}")
+        if self._vocab_size is not None:
+            outside = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
+            if len(outside):
+                raise ValueError(f"the tokens hook wrote id {outside[0]}, outside the vocabulary of {self._vocab_size}")
         self._tokens = tokens
         self._decided[self._prompt_len :] = tokens[self._prompt_len :] != self._mask
         at = np.flatnonzero(self._decided[self._prompt_len :]) + self._prompt_len
