@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import attrs
 import numpy as np
@@ -102,6 +102,15 @@ def _by_token(value: Mapping[int, float] | None) -> Mapping[int, float]:
     return {_plain(token): _plain(bias) for token, bias in value.items()}
 
 
+def _sparse(value: SparseConfig | Mapping[str, Any] | None) -> SparseConfig | None:
+    if not isinstance(value, Mapping):
+        return value
+    names = [field.name for field in attrs.fields(SparseConfig)]
+    if unknown := [name for name in value if name not in names]:
+        raise InvalidSamplingParams(f"sparse holds {', '.join(map(repr, unknown))}; the fields are {', '.join(names)}.")
+    return SparseConfig(**value)
+
+
 @attrs.frozen(kw_only=True)
 class SamplingParams(CanvasParams):
     """How one request is decoded; for the settings of fixed-length generation see `CanvasParams`.
@@ -127,7 +136,7 @@ class SamplingParams(CanvasParams):
         logprobs: report the log probability of every token of the answer in the forward that decided it, before
             temperature, top_p, top_k and min_p, and so many of the most probable tokens beside it (0 to 20); None = no.
         skip_special_tokens: leave special tokens out of the text.
-        sparse: the sparse cache of a canvas; None = as the engine's configuration says.
+        sparse: the sparse cache of a canvas, or a dict of its fields; None = as the engine's configuration says.
     """
 
     temperature: float = attrs.field(default=1.0, converter=_number)
@@ -146,7 +155,7 @@ class SamplingParams(CanvasParams):
     logit_bias: Mapping[int, float] = attrs.field(factory=dict, converter=_by_token)
     logprobs: int | None = attrs.field(default=None, converter=_whole_or_none)
     skip_special_tokens: bool = attrs.field(default=True, converter=_flag)
-    sparse: SparseConfig | None = None
+    sparse: SparseConfig | None = attrs.field(default=None, converter=_sparse)
 
     def __attrs_post_init__(self) -> None:
         problems = [*self._number_problems(), *self._other_problems(), *self.canvas_problems()]
@@ -206,7 +215,7 @@ class SamplingParams(CanvasParams):
         if isinstance(self.sparse, SparseConfig):
             problems += self.sparse.problems()
         elif self.sparse is not None:
-            problems.append(f"sparse is of type {type(self.sparse).__name__}; give a SparseConfig or None.")
+            problems.append(f"sparse is of type {type(self.sparse).__name__}; give a SparseConfig, a dict or None.")
         names = [field.name for field in attrs.fields(DecodingThresholds)]
         if not isinstance(self.thresholds, Mapping):
             problems.append(f"thresholds is {self.thresholds!r}; give a dict from threshold names to numbers.")

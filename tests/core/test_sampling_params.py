@@ -57,7 +57,8 @@ BAD: dict[str, list[Any]] = {
     "skip_empty_steps": ["no", 0],
     "sparse": [
         True,
-        {"retention_ratio": 0.5},
+        {"retention_ratio": 0},
+        {"ratio": 0.5},
         0.5,
         *(
             SparseConfig(**{name: value})
@@ -89,6 +90,13 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(name: str, value: Any) -
 
 def test_every_parameter_has_bad_values_in_this_file() -> None:
     assert set(BAD) == {field.name for field in attrs.fields(SamplingParams)}
+
+
+def test_a_sparse_cache_may_be_given_as_plain_data() -> None:
+    given = {"retention_ratio": 0.25, "delay_step": 2}
+    assert SamplingParams(sparse=given).sparse == SparseConfig(**given)
+    assert SamplingParams(sparse={}).sparse == SparseConfig()
+    assert SamplingParams(sparse={"enabled": False}).sparse == SparseConfig(enabled=False)
 
 
 def test_all_problems_are_told_at_once() -> None:

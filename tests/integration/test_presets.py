@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from click.testing import CliRunner, Result
 
@@ -42,20 +43,28 @@ def test_every_preset_is_served_by_its_strategy(strategy: str, name: str) -> Non
         params = ready.preset(name, ignore_eos=True, max_tokens=16)
         [answer] = ready.generate(prompt(5), params)
     assert len(answer.token_ids) == 16
-    wanted = dict(host().strategies.get(strategy).presets[name])
-    for setting, value in wanted.items():
-        if setting not in ("gen_length", "steps"):
-            assert getattr(params, setting) == value
+    wanted = SamplingParams(**dict(host().strategies.get(strategy).presets[name]))
+    lengths = {"gen_length": params.gen_length, "steps": params.steps, "ignore_eos": True, "max_tokens": 16}
+    assert params == attrs.evolve(wanted, **lengths)
+
+
+def test_the_preset_for_memory_reaches_every_process_and_feeds_fewer_rows() -> None:
+    with engine(decoding_strategy="llada_canvas", block_length=4, tensor_parallel_size=2) as ready:
+        dense, sparse = (
+            ready.generate(prompt(20), params)[0]
+            for params in (SamplingParams(gen_length=16), ready.preset("memory", gen_length=16))
+        )
+    assert sum(step.rows for step in sparse.trajectory) < 0.8 * sum(step.rows for step in dense.trajectory)
 
 
 def test_presets_decode_differently_and_repeatably() -> None:
     with engine(decoding_strategy="llada_canvas") as ready:
         answers = {
             name: ready.generate(prompt(9), ready.preset(name, max_tokens=24, seed=3, ignore_eos=True))[0].token_ids
-            for name in ("factual", "creative", "quality")
+            for name in host().strategies.get("llada_canvas").presets
         }
         again = ready.generate(prompt(9), ready.preset("creative", max_tokens=24, seed=3, ignore_eos=True))[0]
-    assert len(set(answers.values())) == 3
+    assert len(set(answers.values())) == 4
     assert again.token_ids == answers["creative"]
 
 
@@ -138,8 +147,17 @@ def test_presets_are_shown_with_their_strategy() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_pages_of_the_strategies_list_their_presets(name: str) -> None:
     page = (DOCS / f"{name}.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| (`\w+=.*) \|$", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (`[\w.]+=.*) \|$", page, re.MULTILINE))
     assert rows == {
-        preset: ", ".join(f"`{setting}={value}`" for setting, value in settings.items())
+        preset: ", ".join(f"`{setting}={value}`" for setting, value in flat(settings).items())
         for preset, settings in host().strategies.get(name).presets.items()
+    }
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a group under their full names."""
+    return {
+        name + inner: value
+        for name, given in settings.items()
+        for inner, value in ({f".{k}": v for k, v in given.items()} if isinstance(given, dict) else {"": given}).items()
     }

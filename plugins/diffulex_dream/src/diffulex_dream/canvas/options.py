@@ -20,6 +20,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
         "factual": {"temperature": 0.0, "gen_length": 64, "steps": 64, "alg": "maskgit_plus"},
         "creative": {"temperature": 0.7, "gen_length": 128, "steps": 128, "alg": "origin"},
         "quality": {"temperature": 0.0, "cfg_scale": 0.5, "alg": "maskgit_plus"},
+        "memory": {"sparse": {"enabled": True, "retention_ratio": 0.4}},
     }
 )
 """Those that dLLM-Serve recommends for LLaDA's algorithm, in the words of Dream's: confident or random positions."""

@@ -20,6 +20,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = MappingProxyType(
         "factual": {"temperature": 0.0, "gen_length": 64, "steps": 64, "remasking": "low_confidence"},
         "creative": {"temperature": 0.7, "gen_length": 128, "steps": 128, "remasking": "random"},
         "quality": {"temperature": 0.0, "cfg_scale": 0.5},
+        "memory": {"sparse": {"enabled": True, "retention_ratio": 0.4}},
     }
 )
 """Those that dLLM-Serve recommends; of a range that it leaves open, one value."""
