@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 CASE_OF: Mapping[Recipe, Case] = {
     recipe: next(case for case in CASES if case.recipe == recipe) for recipe in sorted(VARIANTS)
 }
-END_TOKENS = tuple(range(40, 256, 3))
-"""A third of the vocabulary, so that answers hold some."""
+END_TOKENS = tuple(range(0, 256, 2))
+"""Half of the vocabulary, so that answers hold some."""
 
 Play = tuple[Sequence[ReqTrajectory], Sequence[Sequence[Any]]]
 """Answers, and the canvas of each after every step."""
