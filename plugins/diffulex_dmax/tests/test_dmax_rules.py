@@ -146,6 +146,20 @@ def test_descriptors_are_found_by_position_until_the_request_ends() -> None:
     assert inside.positions.tolist() == [6]
 
 
+@pytest.mark.parametrize(
+    ("given", "exact"),
+    [
+        ({}, False),
+        ({"dmax_sampler_fast_path": False}, True),
+        ({"exact_confidence": True}, True),
+        ({"exact_confidence": True, "dmax_sampler_fast_path": True}, True),
+        ({"exact_confidence": False, "dmax_sampler_fast_path": False}, False),
+    ],
+)
+def test_exact_confidence_wins_over_its_older_name(given: dict[str, bool], exact: bool) -> None:
+    assert DMaxOptions(**given).exact is exact
+
+
 def test_at_weight_0_nothing_is_kept() -> None:
     assert replaced(DMaxOptions(token_merge_weight=0.0), [0.5, 0.5, 0.5]).between(0, 8, 4) is None
 

@@ -18,7 +18,14 @@ from diffulex_multibd.options import EditOptions
 MASK, EOS = 99, 98
 
 
-def request_of(prompt_len: int = 4, *, options: EditOptions | None = None, max_tokens: int = 8) -> BlockRequest:
+def request_of(
+    prompt_len: int = 4,
+    *,
+    options: EditOptions | None = None,
+    max_tokens: int = 8,
+    edit: float = 0.2,
+    remask: float = 0.3,
+) -> BlockRequest:
     return edit_request(
         request_id=0,
         prompt=np.arange(prompt_len),
@@ -29,7 +36,7 @@ def request_of(prompt_len: int = 4, *, options: EditOptions | None = None, max_t
             mask_token_id=MASK,
             eos_token_ids=frozenset({EOS}),
             max_model_len=64,
-            thresholds=DecodingThresholds(accept_threshold=0.5, edit_threshold=0.2, remask_threshold=0.3),
+            thresholds=DecodingThresholds(accept_threshold=0.5, edit_threshold=edit, remask_threshold=remask),
             options=options or EditOptions(),
         ),
     )
@@ -114,6 +121,15 @@ def test_an_edit_is_judged_by_its_float32_probability_and_the_exact_threshold(su
     step(request, 0, {})
     step(request, 4, {5: 8}, sure=sure)
     assert request.blocks.tokens[5] == (8 if replaced else 7)
+
+
+def test_a_probability_at_its_threshold_neither_fills_nor_replaces_nor_returns_to_mask() -> None:
+    request = request_of(options=EditOptions(enable_remask=True), edit=0.5, remask=0.5)
+    step(request, 0, {}, sure=0.5)
+    assert request.blocks.decided[4:8].tolist() == [True, False, False, False]
+    step(request, 4, {4: 8}, sure=0.5, believed=0.5)
+    assert request.blocks.tokens[4] == 7
+    assert request.blocks.decided[4:8].tolist() == [True, True, False, False]
 
 
 def test_a_filled_block_that_never_agrees_is_stored_without_the_last_edits() -> None:

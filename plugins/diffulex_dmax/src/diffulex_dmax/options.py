@@ -22,7 +22,7 @@ class DMaxOptions:
         generation_config=("token_merge_mode",),
     )
     token_merge_top_k: int = key(
-        1, "Tokens that are merged at each position.", minimum=1, generation_config=("token_merge_top_k",)
+        1, "Tokens that are merged at each position.", minimum=1, maximum=256, generation_config=("token_merge_top_k",)
     )
     token_merge_renormalize: bool = key(
         True,
@@ -34,6 +34,7 @@ class DMaxOptions:
         1.0,
         "iter_smooth_topk: factor on the probable tokens' embeddings. In either mode 0 turns merging off.",
         minimum=0,
+        maximum=1e6,
         generation_config=("token_merge_weight",),
     )
     dmax_sampler_fast_path: bool = key(
@@ -42,9 +43,10 @@ class DMaxOptions:
         "forward.",
         generation_config=("dmax_sampler_fast_path",),
     )
-    exact_confidence: bool = key(
-        False,
-        "The opposite of dmax_sampler_fast_path: decided tokens keep the probability that the model gives them now.",
+    exact_confidence: bool | None = key(
+        None,
+        "Decided tokens have the probability that the model gives them now; null = the opposite of "
+        "dmax_sampler_fast_path, which is not asked otherwise.",
         generation_config=("exact_confidence",),
     )
     confident_commit_threshold: float = key(
@@ -64,7 +66,7 @@ class DMaxOptions:
     @property
     def exact(self) -> bool:
         """Whether decided tokens have a confidence of their own."""
-        return self.exact_confidence or not self.dmax_sampler_fast_path
+        return not self.dmax_sampler_fast_path if self.exact_confidence is None else self.exact_confidence
 
     @property
     def merges(self) -> bool:

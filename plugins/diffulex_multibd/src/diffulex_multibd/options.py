@@ -22,6 +22,7 @@ class EditOptions:
         0.0,
         "Edit sampling: subtracted from a position's logit of the token that stands before it in its block; 0 = none.",
         minimum=0,
+        maximum=1e6,
         generation_config=("penalty_lambda",),
     )
     enable_remask: bool = key(
