@@ -127,6 +127,18 @@ def _frozen_texts(value: Mapping[str, str]) -> Mapping[str, str]:
     return frozendict(value)
 
 
+def _frozen_tables(value: Mapping[str, Mapping[str, object]]) -> Mapping[str, Mapping[str, object]]:
+    return frozendict({name: frozendict(entries) for name, entries in value.items()})
+
+
+def _of_aliases(
+    instance: ModelFamily, attribute: attrs.Attribute[Any], value: Mapping[str, Mapping[str, object]]
+) -> None:
+    """attrs validator: a mapping whose names are the family's aliases."""
+    if strange := sorted(value.keys() - set(instance.aliases)):
+        raise ValueError(f"{attribute.name} has settings for {', '.join(strange)}, not among the aliases")
+
+
 @attrs.frozen(kw_only=True)
 class SamplerTraits:
     """How a family's logits are read; honoured by the shared sampler.
@@ -148,6 +160,8 @@ class ModelFamily:
             config.json.
         weights: reference to a `WeightResolver` (usually a `WeightRules` table).
         aliases: other names for the same family.
+        alias_settings: configuration keys that an alias settles, by alias: what it says about a checkpoint and
+            config.json does not. They are set unless given, and another value is refused.
         architectures, model_types: values of config.json that this family claims.
         provides: capabilities (`Capability`).
         logits: "aligned" when row i predicts position i, "shifted" when it predicts position i + 1.
@@ -171,6 +185,9 @@ class ModelFamily:
     build: str = attrs.field(validator=_reference)
     weights: str = attrs.field(validator=_reference)
     aliases: tuple[str, ...] = ()
+    alias_settings: Mapping[str, Mapping[str, object]] = attrs.field(
+        factory=dict, converter=_frozen_tables, validator=_of_aliases, hash=False
+    )
     architectures: tuple[str, ...] = ()
     model_types: tuple[str, ...] = ()
     provides: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
@@ -200,6 +217,7 @@ class SamplingMode:
         requires: capabilities that the family must provide besides those that the strategy requires.
         thresholds: names of further decoding thresholds that change its behaviour.
         ignores: names of those among the strategy's thresholds that do not.
+        keys: names of the strategy's own configuration keys that change nothing in other modes.
     """
 
     req: str | None = attrs.field(default=None, validator=_reference)
@@ -207,14 +225,11 @@ class SamplingMode:
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     ignores: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    keys: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
 
 
 def _frozen_modes(value: Mapping[str, SamplingMode]) -> Mapping[str, SamplingMode]:
     return frozendict(value)
-
-
-def _frozen_presets(value: Mapping[str, Mapping[str, object]]) -> Mapping[str, Mapping[str, object]]:
-    return frozendict({name: frozendict(settings) for name, settings in value.items()})
 
 
 def _presets(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, Mapping[str, object]]) -> None:
@@ -268,9 +283,14 @@ class DecodingStrategy:
     config_cls: str | None = attrs.field(default=None, validator=_reference)
     modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, hash=False)
     presets: Mapping[str, Mapping[str, object]] = attrs.field(
-        factory=dict, converter=_frozen_presets, validator=_presets, hash=False
+        factory=dict, converter=_frozen_tables, validator=_presets, hash=False
     )
     logprobs: bool = True
+
+    def keys_of_other_modes(self, name: str) -> frozenset[str]:
+        """Configuration keys that change nothing in a mode, since only others read them."""
+        others = frozenset[str]().union(*(mode.keys for other, mode in self.modes.items() if other != name))
+        return others - (self.modes[name].keys if name in self.modes else frozenset())
 
     def in_mode(self, name: str) -> DecodingStrategy:
         """The recipe with a mode's changes; itself for a mode that it does not know, such as "naive"."""

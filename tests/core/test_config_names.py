@@ -49,6 +49,50 @@ def test_the_family_is_inferred_from_the_architecture() -> None:
     assert config.origins["model_name"] == Origin(source="checkpoint", detail="config.json")
 
 
+SETTLED = attrs.evolve(
+    ALPHA,
+    aliases=("alpha_chat", "alpha_hot", "alpha_pairs"),
+    alias_settings={"alpha_hot": {"heat": 0.75}, "alpha_pairs": {"decoding_strategy": "pairs", "buffer_size": 7}},
+)
+
+
+def test_an_alias_settles_what_the_checkpoint_does_not_tell() -> None:
+    host = make_host(families=(SETTLED, BETA))
+    config = configure({"model_name": "alpha_hot"}, host=host, generation_config={"heat": 0.25})
+    assert config.family_options.heat == 0.75
+    assert config.origins["heat"] == Origin(source="family", detail="alpha_hot")
+    assert configure({"model_name": "alpha_hot", "alpha_heat": 0.75}, host=host).warnings == ()
+    for name in ("alpha", "alpha_chat"):
+        assert configure({"model_name": name}, host=host).family_options.heat == 0.5
+    pairs = configure({"model_name": "alpha_pairs"}, host=host)
+    assert (pairs.strategy.name, pairs.decoding.buffer_size) == ("pairs", 7)
+    again = resolve("ckpt", pairs.flat(), host=host, checkpoint=CHECKPOINT)
+    assert again == pairs
+    assert structure(unstructure(config)) == config
+
+
+def test_whoever_contradicts_the_name_of_the_model_is_told() -> None:
+    host = make_host(families=(SETTLED, BETA))
+    [hot] = problems_of({"model_name": "alpha_hot", "heat": 0.5}, host=host)
+    assert "'alpha_hot' works with 0.75 only; leave heat out, or call the model 'alpha'" in hot
+    [blocks] = problems_of({"model_name": "alpha_pairs", "decoding_strategy": "blocks"}, host=host)
+    assert "'alpha_pairs' works with 'pairs' only; leave decoding_strategy out" in blocks
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"warmth": 1}, "settles warmth for 'alpha_hot', which is no configuration key"), ({"heat": "x"}, "as 'x'")],
+)
+def test_an_alias_that_settles_what_does_not_exist_is_a_broken_plugin(
+    settings: dict[str, object], message: str
+) -> None:
+    broken = attrs.evolve(SETTLED, alias_settings={"alpha_hot": settings})
+    with pytest.raises(PluginError, match=message):
+        configure({"model_name": "alpha_hot"}, host=make_host(families=(broken,)))
+    with pytest.raises(ValueError, match="settings for alpha_cold, not among the aliases"):
+        attrs.evolve(SETTLED, alias_settings={"alpha_cold": settings})
+
+
 def test_the_model_type_decides_where_no_architecture_is_known() -> None:
     assert configure(checkpoint={**CHECKPOINT, "architectures": ["Unheard"]}).family is ALPHA
     assert configure(checkpoint={**CHECKPOINT, "architectures": None}).family is ALPHA

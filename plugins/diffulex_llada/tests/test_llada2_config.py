@@ -163,6 +163,26 @@ def test_every_public_name_leads_to_the_family_that_the_checkpoint_names_too(nam
     assert configured(tiny(model_type="llada2_moe_veomni", architectures=...)).family.name == "llada2"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_checkpoint_that_is_called_2_1_edits_unasked(name: str) -> None:
+    editing = name == "llada2dot1_mini"
+    config = configured(model_name=name)
+    assert config.decoding.sampling_mode == ("edit" if editing else "naive")
+    assert config.strategy.req == ("diffulex_multibd.edit:edit_request" if editing else None)
+    assert configured(model_name=name, sampling_mode="edit").decoding.sampling_mode == "edit"
+
+
+def test_the_checkpoint_called_2_1_is_not_decoded_without_edits() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"sampling_mode is 'naive' .*'llada2dot1_mini' works with 'edit' only; leave sampling_mode out, or call "
+        r"the model 'llada2'",
+    ):
+        configured(model_name="llada2dot1_mini", sampling_mode="naive")
+    config = configured(model_name="llada2dot1_mini", decoding_strategy="dmax")
+    assert (config.strategy.name, config.decoding.sampling_mode, config.warnings) == ("dmax", "edit", ())
+
+
 def test_the_strategy_the_block_size_and_the_mask_token_need_not_be_given() -> None:
     config = configured()
     assert config.strategy.name == "multi_bd"

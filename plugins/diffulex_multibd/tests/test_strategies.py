@@ -14,6 +14,7 @@ import pytest
 
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.config import EngineConfig, resolve
+from diffulex_core.config.describe import explain
 from diffulex_core.errors import ConfigError, IncompatibleError
 from diffulex_core.host import Host
 from diffulex_core.plugin import AttentionPattern, Capability, Extent, ModelFamily, Phase, hookimpl
@@ -106,9 +107,35 @@ def test_each_needs_a_mask_token_and_its_visibility(strategy: str, needed: set[s
             configure(toy(*needed - {capability}), decoding_strategy=strategy)
 
 
-@pytest.mark.parametrize("strategy", ["multi_bd", "d2f"])
-def test_neither_edits_decided_tokens(strategy: str) -> None:
-    assert configure(decoding_strategy=strategy).unused == ("edit_threshold", "remask_threshold")
+EDIT_KEYS = {"max_post_edit_steps": 3, "penalty_lambda": 0.5, "enable_remask": True}
+
+
+def test_neither_edits_decided_tokens() -> None:
+    assert configure(decoding_strategy="d2f").unused == ("edit_threshold", "remask_threshold")
+    assert configure(decoding_strategy="multi_bd").unused == ("edit_threshold", "remask_threshold", *EDIT_KEYS)
+
+
+def test_keys_of_edit_sampling_that_are_given_without_it_are_named_in_one_line() -> None:
+    config = configure(decoding_strategy="multi_bd", edit_threshold=0.5, **EDIT_KEYS)
+    [warning] = config.warnings
+    assert warning.startswith("The strategy 'multi_bd' in sampling_mode='naive' does not use edit_threshold, max_post_")
+    assert warning.endswith("edit_steps, penalty_lambda, enable_remask; the values given change nothing.")
+    explained = {row.spec.name: row for row in explain(config)}
+    assert all(explained[name].unused for name in EDIT_KEYS)
+    assert config.strategy_options.penalty_lambda == 0.5
+
+
+def test_keys_at_their_defaults_and_keys_in_use_are_not_worth_a_word() -> None:
+    assert configure(decoding_strategy="multi_bd", penalty_lambda=0.0, enable_remask=False).warnings == ()
+    editing = configure(EDITING, decoding_strategy="multi_bd", sampling_mode="edit", **EDIT_KEYS)
+    assert editing.warnings == ()
+    assert not {row.spec.name for row in explain(editing) if row.unused}.intersection(EDIT_KEYS)
+
+
+def test_the_keys_that_a_mode_names_exist() -> None:
+    config = configure(decoding_strategy="multi_bd")
+    assert config.strategy.keys_of_other_modes("naive") == EDIT_KEYS.keys() <= config.schema().by_name.keys()
+    assert config.strategy.keys_of_other_modes("edit") == set()
 
 
 def test_edit_mode_brings_its_request_and_reads_all_thresholds_but_one_in_every_process() -> None:

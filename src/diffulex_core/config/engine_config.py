@@ -52,7 +52,8 @@ class EngineConfig:
         sampling_defaults: arguments of `SamplingParams` that the checkpoint recommends.
         origins: public key name -> who set its value.
         warnings: what the user should know, one sentence each.
-        unused: names of the decoding thresholds that the strategy does not consume.
+        unused: names of the keys that the strategy does not consume: decoding thresholds, and keys of modes that are
+            not selected.
     """
 
     model: ModelSection

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
 
 from diffulex_core.compat import missing_capabilities, require_compatible
+from diffulex_core.config.convert import ConversionError, convert
 from diffulex_core.config.keys import Origin
-from diffulex_core.config.settle import Setting
+from diffulex_core.config.layers import Given
+from diffulex_core.config.schema import Schema
+from diffulex_core.config.settle import Report, Setting
 from diffulex_core.errors import IncompatibleError, PluginError, UnknownNameError
 from diffulex_core.plugin import DecodingStrategy, ModelFamily
 from diffulex_core.registry import Registry, not_loaded_text
@@ -55,6 +58,48 @@ def choose_family(
                 "Give model_name to choose one."
             )
             return Choice(problems=(text,))
+
+
+def alias_settings(given: str | None, family: ModelFamily | None) -> tuple[str, Mapping[str, object]]:
+    """The alias by which a person calls the family, and the keys that it settles."""
+    if given is None or family is None:
+        return "", {}
+    return given, family.alias_settings.get(given, {})
+
+
+def settle_by_alias(
+    settings: dict[str, Setting], by_alias: Iterable[Given], family: ModelFamily, schema: Schema, report: Report
+) -> None:
+    """Set what the alias settles; a person who says otherwise is contradicted.
+
+    Raises:
+        PluginError: the family names a key or value that does not exist.
+    """
+    for given in by_alias:
+        spec = schema.by_name.get(given.name)
+        if spec is None:
+            raise PluginError(
+                f"The model family '{family.name}' settles {given.name} for '{given.origin.detail}', which is no "
+                "configuration key of it or of the strategy."
+            )
+        try:
+            value = convert(given.value, spec.kind)
+        except ConversionError as error:
+            raise PluginError(
+                f"The model family '{family.name}' settles {given.name} for '{given.origin.detail}' as "
+                f"{given.value!r}: {error}."
+            ) from error
+        setting = settings[spec.name]
+        if setting.value == value or spec.name in report.unusable:
+            continue
+        if setting.origin.by_user:
+            report.problems.append(
+                setting.problem(
+                    f"the model '{given.origin.detail}' works with {value!r} only; leave {spec.name} out, or call the "
+                    f"model '{family.name}'"
+                )
+            )
+        settings[spec.name] = attrs.evolve(setting, value=value, origin=given.origin)
 
 
 def choose_strategy(

@@ -21,7 +21,14 @@ from diffulex_core.config.layers import (
     from_generation_config,
     user_layers,
 )
-from diffulex_core.config.names import apply_mode, choose_family, choose_strategy, misfits
+from diffulex_core.config.names import (
+    alias_settings,
+    apply_mode,
+    choose_family,
+    choose_strategy,
+    misfits,
+    settle_by_alias,
+)
 from diffulex_core.config.schema import (
     FAMILY,
     STRATEGY,
@@ -95,7 +102,9 @@ def resolve(
     layers = [from_generation_config(facts.generation, core), *by_user(core)]
     family_choice = choose_family(*given_text(layers, "model_name", core), checkpoint, host)
     family = family_choice.descriptor
-    strategy_choice = choose_strategy(*given_text(layers, "decoding_strategy", core), family, host)
+    alias, settled = alias_settings(given_text(layers, "model_name", core)[0], family)
+    by_alias = from_defaults(settled, Origin(source="family", detail=alias))
+    strategy_choice = choose_strategy(*given_text([by_alias, *layers], "decoding_strategy", core), family, host)
     strategy = strategy_choice.descriptor
     report.problems += (*family_choice.problems, *strategy_choice.problems)
     misfit = misfits(family, strategy, host) if family is not None and strategy is not None else ()
@@ -118,6 +127,8 @@ def resolve(
     ):
         if descriptor is not None:
             settings[name] = attrs.evolve(settings[name], value=descriptor.name, origin=origin)
+    if family is not None:
+        settle_by_alias(settings, by_alias, family, schema, report)
     if strategy is not None:
         _force(settings, strategy, schema, report)
         mode = settings["sampling_mode"]
@@ -227,11 +238,12 @@ def _build(
     strategy_options = family_options
     if classes[1] is not classes[0]:
         strategy_options = None if classes[1] is None else _fill(classes[1], STRATEGY, settings)
-    unused = tuple(name for name in THRESHOLDS if name not in strategy.thresholds)
+    idle_keys = strategy.keys_of_other_modes(settings["sampling_mode"].value).union(THRESHOLDS)
+    unused = tuple(name for name in settings if name in idle_keys - strategy.thresholds)
     given = [settings[name] for name in unused if settings[name].origin.by_user]
     idle = [setting.spec.name for setting in given if setting.value != setting.spec.default]
     if idle:
-        report.warn(f"The strategy '{strategy.name}' does not use {', '.join(idle)}; the values given change nothing.")
+        report.warn(f"{_reader(strategy, settings)} does not use {', '.join(idle)}; the values given change nothing.")
     return EngineConfig(
         **parts,
         family=family,
@@ -243,6 +255,12 @@ def _build(
         warnings=tuple(report.warnings),
         unused=unused,
     )
+
+
+def _reader(strategy: DecodingStrategy, settings: Mapping[str, Setting]) -> str:
+    """The strategy, with its mode where it has several."""
+    mode = f" in sampling_mode={settings['sampling_mode'].value!r}" if strategy.modes else ""
+    return f"The strategy '{strategy.name}'{mode}"
 
 
 def _fill(cls: type, section: str, settings: Mapping[str, Setting]) -> Any:

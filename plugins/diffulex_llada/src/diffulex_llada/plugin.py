@@ -39,6 +39,7 @@ def diffulex_register_models(register: Register[ModelFamily]) -> None:
         ModelFamily(
             name="llada2",
             aliases=("llada2_moe", "llada2_mini", "llada2dot1_mini", "llada2_mini_dmax"),
+            alias_settings={"llada2dot1_mini": {"sampling_mode": "edit"}},
             architectures=("LLaDA2MoeModelLM",),
             model_types=("llada2_moe", "llada2_moe_veomni"),
             build="diffulex_llada.llada2.model:build",

@@ -27,6 +27,7 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
                     thresholds={"edit_threshold", "remask_threshold"},
                     # A block fills its most confident mask in every step, whatever stands before it.
                     ignores={"semi_complete_threshold"},
+                    keys={"max_post_edit_steps", "penalty_lambda", "enable_remask"},
                 )
             },
         )
