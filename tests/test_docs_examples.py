@@ -7,13 +7,17 @@ import io
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
+from diffulex import Diffulex, SamplingParams
 from diffulex_core.cli.app import build_cli
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.host import Host
@@ -32,6 +36,10 @@ STANDINS = {
     "path/to/diffusion-gemma": "diffusion_gemma",
 }
 """Families whose random checkpoints take the place of those that examples name."""
+QUESTION = (
+    "Q: A shop has 13 tickets. It buys 26 more in the morning and sells 8 in the evening. "
+    "How many tickets does the shop have now?"
+)
 EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:\n^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 
 
@@ -63,6 +71,31 @@ def test_the_examples_of_a_page_run_and_print_what_stands_below_them(path: Path,
             exec(code, names)
         if expected:
             assert said.getvalue() == expected
+
+
+def test_the_strategy_of_the_plugin_guide_decides_strictly_from_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = (
+        block for block in code_blocks((ROOT / "docs/plugins.md").read_text(), "python") if "FromTheLeft" in block
+    )
+    plugin = ModuleType("diffulex_leftmost")
+    monkeypatch.setitem(sys.modules, "diffulex_leftmost", plugin)
+    exec(code, vars(plugin))
+    assert decides_from_the_left("leftmost", Host.discover(extra=[plugin]))
+    assert not decides_from_the_left("multi_bd", Host.discover())
+
+
+def decides_from_the_left(strategy: str, host: Host) -> bool:
+    """Whether no block of an answer ever has a decided position behind a mask."""
+    params, found = SamplingParams(temperature=0, max_tokens=32), True
+    with (
+        Diffulex("tiny/llada", host=host, decoding_strategy=strategy, block_size=4) as engine,
+        engine.stream(QUESTION, params) as stream,
+    ):
+        for event in stream:
+            starts = range(-event.canvas.start % 4, len(event.canvas.decided), 4)
+            found &= all((np.diff(block.astype(int)) <= 0).all() for block in np.split(event.canvas.decided, starts))
+        assert stream.outputs[0].text == "13 + 26 = 39. 39 - 8 = 31. The answer is 31."
+    return found
 
 
 def commands() -> list[str]:
