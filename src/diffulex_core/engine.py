@@ -28,7 +28,7 @@ from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import Deciding, Req
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.stop_strings import first_stop, tokens_before
+from diffulex_core.stop_strings import first_stop, tokens_of
 from diffulex_core.tokenizer import decode
 from diffulex_core.tracking import Ticket
 from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
@@ -406,7 +406,7 @@ class Diffulex:
         if cut is not None:
             reason = CompletionReason.STOP_STRING
             text = text[:cut]
-            tokens = tokens_before(tokens, request.params.stop, lambda some: self._text(some, request.params))
+            tokens = tokens_of(text, tokens, lambda some: self._text(some, request.params))
         error = str(NonFiniteLogits([request_id])) if reason is CompletionReason.ERROR else None
         ticket.deliver(
             ticket.trajectory(

@@ -72,7 +72,8 @@ class ReqTrajectory:
 
     Attributes:
         req_id: index of the prompt.
-        token_ids: the answer: decided tokens up to, and without, the stop token or limit. Never holds a mask token.
+        token_ids: the answer: decided tokens up to, and without, the stop token or limit; before a stop string, the
+            fewest that hold the text. Never holds a mask token.
         text: the answer as text, cut at the first stop string.
         completion_reason: why the request ended.
         error: message of the error that ended it, or None.

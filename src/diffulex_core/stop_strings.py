@@ -13,13 +13,13 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
     return min(found) if found else None
 
 
-def tokens_before(tokens: IntArray, stop: Sequence[str], text_of: Callable[[IntArray], str]) -> IntArray:
-    """The most leading tokens whose text, which `text_of` tells, holds no stop string."""
+def tokens_of(text: str, tokens: IntArray, text_of: Callable[[IntArray], str]) -> IntArray:
+    """The fewest leading tokens that hold `text`, with which the text of all of them begins; `text_of` tells it."""
     low, high = 0, len(tokens)
     while low < high:
-        middle = (low + high + 1) // 2
-        if first_stop(text_of(tokens[:middle]), stop) is None:
-            low = middle
+        middle = (low + high) // 2
+        if text_of(tokens[:middle]).startswith(text):
+            high = middle
         else:
-            high = middle - 1
+            low = middle + 1
     return tokens[:low]

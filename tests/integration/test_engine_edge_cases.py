@@ -302,6 +302,22 @@ def test_a_stop_string_is_found_across_a_block_border(ready: Diffulex) -> None:
     assert cut.nfe < plain.nfe
 
 
+def test_no_token_of_a_stop_string_stays_in_an_answer(ready: Diffulex) -> None:
+    answers = ready.generate([prompt(11, salt) for salt in range(4)], greedy(40))
+    cuts = 0
+    for salt, plain in enumerate(answers):
+        for at in range(1, len(plain.text) - 4, 5):
+            stop = plain.text[at : at + 4]
+            if "\ufffd" in stop or plain.text.index(stop) != at:
+                continue
+            [cut] = ready.generate([prompt(11, salt)], greedy(40, stop=stop))
+            assert cut.text == plain.text[:at]
+            assert ready.tokenizer.decode(list(cut.token_ids), skip_special_tokens=True) == cut.text
+            assert cut.token_ids == plain.token_ids[: len(cut.token_ids)]
+            cuts += 1
+    assert cuts > 3
+
+
 @pytest.mark.parametrize("strategy", ["multi_bd", "d2f"])
 @pytest.mark.parametrize(("block_size", "page_size"), [(4, 4), (4, 32), (16, 32), (32, 32)])
 @pytest.mark.parametrize("buffer_size", [1, 8])
