@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -278,6 +279,9 @@ class Watched:
         self.kv = self.parts.scheduler._kv
         self._poison(range(self.kv.num_pages))
         self.records: dict[int, ReqTrajectory] = {}
+        self.lost = Counter[int]()
+        """How often each request lost its pages."""
+        self._take_pages, self.parts.scheduler._preempt = self.parts.scheduler._preempt, self._preempted
         self.steps = 0
 
     def __enter__(self) -> Watched:
@@ -345,6 +349,10 @@ class Watched:
             return False
         self.parts.scheduler._preempt(entry)
         return True
+
+    def _preempted(self, entry: Any) -> None:
+        self.lost[entry.request.request_id] += 1
+        self._take_pages(entry)
 
     def _poison(self, pages: Iterable[int]) -> None:
         store = self.parts.runner._runner._kv_store

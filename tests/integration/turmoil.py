@@ -79,13 +79,13 @@ def turmoil(case: Case, checkpoints: Checkpoints, random: Random, *, requests: i
         busy.finish()
         busy.check_nothing_is_left()
         records, tally.steps = busy.records, busy.steps
-    tally.preemptions = sum(record.preemptions for record in records.values())
+    tally.preemptions = busy.lost.total()
     tally.cached = sum(record.cached_tokens for record in records.values())
     tally.reasons = {record.completion_reason.value for record in records.values()}
     assert set(records) == set(asked), "a request has no record"
     with Watched(case, checkpoints, enable_prefix_caching=False, max_model_len=settings["max_model_len"]) as quiet:
         for number, each in asked.items():
-            if random.random() < compared and (case.variant.resumes or not records[number].preemptions):
+            if random.random() < compared and (case.variant.resumes or not busy.lost[number]):
                 tally.compared += compare(case, records[number], each, quiet)
     return tally
 
