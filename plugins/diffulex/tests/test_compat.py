@@ -11,6 +11,7 @@ import torch
 from diffulex import SamplingParams, SparseConfig
 from diffulex.compat import LLM
 from diffulex_core.errors import EngineClosed, InvalidSamplingParams
+from diffulex_core.types import CompletionReason
 from tests.integration.engines import CHECKPOINT, EOS, engine, prompt
 
 PARAMS = SamplingParams(temperature=0, gen_length=12, steps=4)
@@ -79,6 +80,34 @@ def test_a_text_is_cut_at_the_first_end_token_and_kept_whole_beside_it(llm: LLM)
     assert cut["token_ids"] == whole["token_ids"]
     assert cut["full_text"] == whole["full_text"]
     assert cut["text"] == text != whole["text"]
+
+
+def test_whatever_ends_a_text_first_ends_it_and_every_request_runs_its_whole_canvas(llm: LLM) -> None:
+    [whole] = llm.generate([prompt(5)], PARAMS, use_tqdm=False)
+    ids = whole["token_ids"]
+    ends = sorted({ids[3], ids[7]}, key=ids.index, reverse=True)
+    with LLM(str(CHECKPOINT), eos_token_ids=ends, num_pages=64) as other:
+        [cut] = other.generate([prompt(5)], PARAMS, use_tqdm=False)
+        text = other.engine.tokenizer.decode(ids[: min(map(ids.index, ends))], skip_special_tokens=True)
+        other.add_request(prompt(5), PARAMS)
+        finished = []
+        while not other.is_finished():
+            finished += other.step()[0]
+    assert cut["text"] == text
+    assert cut["token_ids"] == ids
+    assert [canvas for _, canvas in finished] == [ids]
+
+
+def test_a_stop_string_is_no_part_of_a_text_even_where_it_begins_inside_a_token(llm: LLM) -> None:
+    [answer] = llm.engine.generate([prompt(5)], attrs.evolve(PARAMS, ignore_eos=True))
+    kept = llm._output(attrs.evolve(answer, text=answer.text[:2], completion_reason=CompletionReason.STOP_STRING))
+    assert kept["text"] == answer.text[:2]
+    assert llm._output(answer)["text"] == answer.text
+
+
+def test_a_single_prompt_is_a_list_of_one(llm: LLM) -> None:
+    for one in ("hello", prompt(5)):
+        assert llm.generate(one, PARAMS, use_tqdm=False) == llm.generate([one], PARAMS, use_tqdm=False)
 
 
 def test_a_prompt_that_cannot_be_served_says_why_and_the_others_are_answered(llm: LLM) -> None:

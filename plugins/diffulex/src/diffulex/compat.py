@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 import attrs
 
-from diffulex_core.admission import Prompt
+from diffulex_core.admission import Prompt, as_list
 from diffulex_core.config import CacheSection
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import InvalidSamplingParams
@@ -20,6 +20,7 @@ from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.sparse import SparseConfig
 from diffulex_core.tokenizer import decode
+from diffulex_core.types import CompletionReason
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: list[str] | list[list[int]],
+        prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams],
         sparse_configs: SparseConfig | Sequence[SparseConfig | None] | None = None,
         use_tqdm: bool = True,
@@ -93,7 +94,7 @@ class LLM:
         """Answer all prompts, in the order given.
 
         Args:
-            prompts: texts, or lists of token ids.
+            prompts: texts, or lists of token ids; one of them is a list of one.
             sampling_params: one for all, or one for each prompt.
             sparse_configs: the sparse cache, one for all or one (or None) for each prompt; None = as the sampling
                 parameters or else the engine's keys say.
@@ -101,6 +102,7 @@ class LLM:
         Raises:
             InvalidSamplingParams: the lists differ in length, or a sparse configuration cannot be used.
         """
+        prompts = as_list(prompts)
         if isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params] * len(prompts)
         if sparse_configs is None or isinstance(sparse_configs, SparseConfig):
@@ -144,8 +146,10 @@ class LLM:
     def _output(self, answer: ReqTrajectory) -> Output:
         ids, ends = list(answer.token_ids), self._engine.config.model.eos_token_ids
         end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+        text = decode(self._engine.tokenizer, ids[:end], skip_special_tokens=True)
         output = Output(
-            text=decode(self._engine.tokenizer, ids[:end], skip_special_tokens=True),
+            # A stop string may begin inside a token.
+            text=min(text, answer.text, key=len) if answer.completion_reason is CompletionReason.STOP_STRING else text,
             token_ids=ids,
             full_text=decode(self._engine.tokenizer, ids, skip_special_tokens=False),
         )
