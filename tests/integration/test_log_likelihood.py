@@ -82,6 +82,25 @@ def test_a_single_token_costs_one_forward_and_is_exact(
     assert values == pytest.approx(rows.log_softmax(-1)[[20, 70, 33]].tolist(), rel=1e-5)
 
 
+def test_the_mask_token_has_its_share_of_the_distribution_as_in_published_code(
+    engines: dict[str, Diffulex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, context = engines["llada"], prompt(12)
+    model = ready._open.runner.network  # type: ignore[attr-defined]
+    logits = model.logits
+
+    def sure_of_masks(hidden: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = logits(hidden).clone()
+        rows[:, MASK] = 15.0
+        return rows
+
+    monkeypatch.setattr(model, "logits", sure_of_masks)
+    rows = network("llada")([*context, MASK])[-1].double()
+    rows[MASK] = 15.0
+    assert rows.softmax(-1)[MASK] > 0.1
+    assert ready.log_likelihood([(context, [20])]) == pytest.approx([rows.log_softmax(-1)[20].item()], rel=1e-5)
+
+
 def test_equal_maskings_are_computed_once(engines: dict[str, Diffulex], monkeypatch: pytest.MonkeyPatch) -> None:
     made = spied(engines["llada"], monkeypatch)
     engines["llada"].log_likelihood([(prompt(5), prompt(3, 1))], mc_num=1000)
