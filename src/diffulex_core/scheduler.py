@@ -20,8 +20,8 @@ class _Entry:
     """Its sequences in the KV cache."""
     last_step: int = -1
     """Step in which it was fed last; those fed longest ago choose first."""
-    lent: int = 0
-    """Pages that it gave back after that step, and will want again."""
+    borrows: bool = False
+    """Whether it gave pages back after that step, and will want some again."""
 
 
 @attrs.define
@@ -74,7 +74,7 @@ class ContinuousScheduler:
     the youngest running request is preempted: it loses its pages, keeps its tokens and returns to the queue.
 
     Pages that a span needs for one step only (`Span.held`) are worth waiting for: nobody is preempted for them, except
-    by the oldest request, so that it always goes on. Newcomers leave alone what was lent in this way.
+    by the oldest request, so that it always goes on. Newcomers leave alone what others are about to borrow.
     """
 
     def __init__(
@@ -141,18 +141,16 @@ class ContinuousScheduler:
 
     def schedule(self) -> StepPlan | None:
         spans: dict[int, Span] = {}
-        stuck = False
         while self._known and not spans:
             draft = _Draft(left=self._budget, block_size=self._block_size, most_refreshed=self._most_refreshed)
-            newcomers_first, self._head_waits = self._head_waits and not stuck, False
+            newcomers_first, self._head_waits = self._head_waits, False
             if newcomers_first:
                 self._admit(draft)
-            self._place_running(draft, oldest_first=stuck)
+            self._place_running(draft)
             if not newcomers_first:
                 self._admit(draft)
                 self._head_waits = bool(self._waiting) and len(self._running) < self._max_num_reqs
             spans = self._reserve(draft.finish())
-            stuck = True
         if not spans:
             return None
         windows = tuple(self._window(self._running[request_id], span) for request_id, span in spans.items())
@@ -191,26 +189,27 @@ class ContinuousScheduler:
         assert self._known or self._kv.num_free_pages == self._kv.num_pages, "pages leak"
         self._kv.check_integrity()
 
-    def _place_running(self, draft: _Draft, *, oldest_first: bool) -> None:
-        """Spans of the running requests, those fed longest ago first.
-
-        Args:
-            oldest_first: place the oldest before them; it gets its pages in any case.
-        """
-        entries = sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival))
-        if oldest_first:
-            entries.sort(key=lambda entry: entry is not self._oldest)
-        for entry in entries:
+    def _place_running(self, draft: _Draft) -> None:
+        """Spans of the running requests, those fed longest ago first. One that waits for pages takes up no rows."""
+        free = self._kv.num_free_pages
+        for entry in sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival)):
             request = entry.request
-            if request.request_id not in draft.spans:
-                stored = self._kv.stored(request.request_id)
-                span = draft.fit(request, stored)
-                if span is not None:
-                    draft.place(request, stored, span)
+            if request.request_id in draft.spans:
+                continue
+            stored = self._kv.stored(request.request_id)
+            span = draft.fit(request, stored)
+            if span is None:
+                continue
+            if span.held is not None:
+                missing = max(0, self._missing(entry, span.slots))
+                if missing > free and entry is not self._oldest:
+                    continue
+                free -= missing
+            draft.place(request, stored, span)
 
     def _admit(self, draft: _Draft) -> None:
         """Start waiting requests, oldest first, while rows and pages last. Nobody is preempted for them."""
-        lent = sum(entry.lent for entry in self._running.values())
+        borrowed = self._borrowed(draft) if self._waiting else 0
         while self._waiting and len(self._running) < self._max_num_reqs:
             _, entry = self._waiting[0]
             request = entry.request
@@ -220,7 +219,7 @@ class ContinuousScheduler:
             span = draft.fit(request, stored)
             try:
                 if span is not None:
-                    self._reserve_all(entry, len(request.stored_tokens), leaving=lent)
+                    self._reserve_all(entry, len(request.stored_tokens), leaving=borrowed)
             except OutOfPages:
                 span = None
             if span is None:
@@ -268,7 +267,7 @@ class ContinuousScheduler:
             OutOfPages: they do not suffice.
         """
         if leaving or len(entry.sequences) > 1:
-            missing = len(entry.sequences) * -(-slots // self._kv.page_size) - self._pages(entry)
+            missing = self._missing(entry, slots)
             if missing + leaving > self._kv.num_free_pages:
                 raise OutOfPages(f"{missing} pages needed and {leaving} to be left, {self._kv.num_free_pages} free")
         for sequence in entry.sequences:
@@ -276,13 +275,23 @@ class ContinuousScheduler:
 
     def _take_back(self, entry: _Entry, span: Span) -> None:
         """The pages that a request needed for one step only."""
-        entry.lent = 0
-        if span.held is None:
-            return
-        held = self._pages(entry)
-        for sequence in entry.sequences:
-            self._kv.truncate(sequence, span.held)
-        entry.lent = held - self._pages(entry)
+        entry.borrows = span.held is not None
+        if span.held is not None:
+            for sequence in entry.sequences:
+                self._kv.truncate(sequence, span.held)
+
+    def _borrowed(self, draft: _Draft) -> int:
+        """Pages that running requests want for the next step only."""
+        pages = 0
+        for request_id, entry in self._running.items():
+            if entry.borrows:
+                span = draft.spans.get(request_id) or entry.request.plan(self._kv.stored(request_id), None)
+                pages += max(0, self._missing(entry, 0 if span is None else span.slots))
+        return pages
+
+    def _missing(self, entry: _Entry, slots: int) -> int:
+        """Pages that the request's sequences lack for so many slots each; below 0 where they hold more."""
+        return len(entry.sequences) * -(-slots // self._kv.page_size) - self._pages(entry)
 
     def _release(self, entry: _Entry) -> None:
         for sequence in entry.sequences:
@@ -292,7 +301,7 @@ class ContinuousScheduler:
         request_id = entry.request.request_id
         del self._running[request_id]
         self._release(entry)
-        entry.lent = 0
+        entry.borrows = False
         entry.request.preempted()
         heapq.heappush(self._waiting, (entry.arrival, entry))
 

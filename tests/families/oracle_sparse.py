@@ -14,6 +14,9 @@ import attrs
 import torch
 from torch import Tensor
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Layer, q, k and v of the rows -> what they attend to."""
+
 Pairs = list[tuple[Tensor, Tensor]]
 """For each layer the K and V [tokens, kv_heads, head_dim] that are kept."""
 
@@ -29,6 +32,9 @@ class Sparse:
     every: int | None = None
     drift: float | None = None
     force_first: bool = False
+
+    def __str__(self) -> str:
+        return "-".join(map(str, attrs.astuple(self)))
 
 
 @attrs.frozen(kw_only=True, eq=False)

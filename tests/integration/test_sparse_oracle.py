@@ -1,4 +1,4 @@
-"""The sparse cache token for token against an oracle of its own: aligned and shifted logits, shared KV heads, guidance."""
+"""The sparse cache token for token against an oracle of its own: aligned and shifted logits, guidance, every knob."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ GRID = [
         (0.05, 1, True, 3),
     )
 ]
-EACH_SPARSE = pytest.mark.parametrize(
-    "sparse", GRID, ids=lambda each: f"{each.ratio}-{each.delay}-{each.per_head}-{each.pool}"
-)
+EACH_SPARSE = pytest.mark.parametrize("sparse", GRID, ids=str)
 SHAPES = [(9, 24, 8, 24), (5, 22, 8, 13), (17, 20, 6, 40), (1, 7, 3, 2)]
 """Prompt, canvas, block and steps: even, no multiples, more steps than positions, a prompt of one token."""
 
