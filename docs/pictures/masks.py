@@ -22,9 +22,12 @@ LEGEND = {
     "answer": "decided",
     "mask": "mask",
     "noise": "noise",
+    "kept": "kept of a token outside the block",
     "asked": "this row's logits are looked at",
     "final": "this row's key and value are final",
 }
+LETTERS = {"prompt": "p", "mask": "M", "noise": "~", "kept": "k"}
+"""What stands for a token in the axes; decided ones have letters of their own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -104,7 +107,8 @@ def _panel(parent: Element, fed: Fed, kind: int, blocks: tuple[int, int]) -> Non
             rect(cells, keys * CELL + 18, middle - 4, 8, 8, "now")
     path(cells, "".join(f"M{key * CELL} 0v{len(rows) * CELL}" for key in range(1, keys)), "line")
     path(cells, "".join(f"M0 {row * CELL}h{keys * CELL}" for row in range(1, len(rows))), "line")
-    _bounds(cells, keys, rows, range(blocks[0], keys, blocks[1]))
+    packed = fed.kinds.count("kept")
+    _bounds(cells, keys, rows, [packed] if packed else range(blocks[0], keys, blocks[1]))
 
 
 def _bounds(cells: Element, keys: int, rows: list[int], starts: Sequence[int]) -> None:
@@ -129,8 +133,7 @@ def _runs(fed: Fed, index: int, kind: int) -> list[tuple[int, int, str]]:
 
 
 def _letter(fed: Fed, position: int) -> str:
-    kind = fed.kinds[position]
-    return {"prompt": "p", "mask": "M", "noise": "~"}.get(kind) or chr(ord("a") + int(fed.tokens[position]))
+    return LETTERS.get(fed.kinds[position]) or chr(ord("a") + int(fed.tokens[position]))
 
 
 def _shown(fed: Sequence[Fed], panels: Sequence[Panel]) -> list[str]:
@@ -162,7 +165,7 @@ def _legend_rows(shown: list[str], width: float) -> list[list[tuple[str, float]]
 
 
 def _legend(parent: Element, rows: list[list[tuple[str, float]]]) -> None:
-    letters = {"prompt": "p", "answer": "a", "mask": "M", "noise": "~"}
+    letters = {"answer": "a", **LETTERS}
     for line, row in enumerate(rows):
         for name, x in row:
             y = 18 * line

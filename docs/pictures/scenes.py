@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffulex_core.sparse import SparseConfig
 from docs.pictures.masks import Panel, Scene
 from docs.pictures.scripted import Example
 
@@ -116,6 +117,22 @@ SCENES = (
                 words="all of it is fed and every mask asked; Dream's rows predict the position after them",
             ),
             Panel(forward=3, head="Late", words="all of it is fed all the same, and fewer masks are asked"),
+        ),
+    ),
+    Scene(
+        name="sparse_cache",
+        title="The sparse cache of fixed-length generation",
+        description="A full pass keeps the K/V that the block looks at most; later steps feed the block beside them.",
+        example=Example(
+            strategy="llada_canvas",
+            options={"block_length": 4, "steps": 8},
+            params={"gen_length": 8, "sparse": SparseConfig(retention_ratio=0.5)},
+            script=("a...", "ab..", "abc.", "abcd"),
+        ),
+        blocks=(6, 4),
+        panels=(
+            Panel(forward=1, head="Refresh", words="all of it is fed; half of what is outside the block is kept"),
+            Panel(forward=2, head="Reuse", words="the block alone, beside what was kept"),
         ),
     ),
 )

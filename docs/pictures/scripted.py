@@ -62,9 +62,10 @@ class Fed:
     """One sequence of a forward.
 
     Attributes:
-        kinds: what each key is: "prompt", "answer" (decided), "mask" or "noise" (not decided, without a mask token).
-        tokens: [n] ids of the keys, in the order of their positions: those that are fed, and those in the pages.
-        rows: [m] positions that are fed.
+        kinds: what each key is: "prompt", "answer" (decided), "mask", "noise" (not decided, without a mask token), or
+            "kept" (of the sparse cache, for which keys have slots and no positions).
+        tokens: [n] ids of the keys, in the order of their slots: those that are fed, and those in the pages.
+        rows: [m] slots of the rows that are fed; but for the sparse cache, slots are positions.
         key_start, key_end: [kinds, m] the keys that each row sees in each kind of layer.
         asked: [m] bool: the row's logits are looked at.
         final: [m] bool: the row's keys and values are stored for good.
@@ -171,24 +172,28 @@ def _fed(plan: StepPlan, step: PackedStep, request: Req, stored: int, masks: boo
     sequences = []
     for offset in range(0, window.span.rows, count):
         rows = slice(offset, offset + count)
-        known = request.stored_tokens
-        tokens = np.resize(known, max(len(known), window.span.end))
-        tokens[window.span.start : window.span.end] = step.input_ids[rows]
-        provisional = window.span.start + np.flatnonzero(~step.final[rows])
+        packed = window.span.packed or 0
+        begin = window.span.start if window.span.packed is None else packed
+        known = request.stored_tokens if window.span.packed is None else np.zeros(packed + count, dtype=np.int64)
+        tokens = np.resize(known, max(len(known), begin + count))
+        tokens[begin : begin + count] = step.input_ids[rows]
+        provisional = begin + np.flatnonzero(~step.final[rows])
         sequences.append(
             Fed(
                 kinds=tuple(
-                    "mask"
+                    "kept"
+                    if position < packed
+                    else "mask"
                     if masks and token == MASK
                     else "prompt"
-                    if position < window.prompt_len
+                    if position - begin + window.span.start < window.prompt_len
                     else "answer"
                     if masks or position not in provisional
                     else "noise"
                     for position, token in enumerate(tokens.tolist())
                 ),
                 tokens=tokens,
-                rows=step.positions[rows],
+                rows=begin + np.arange(count),
                 key_start=np.stack([kind.key_start[rows] for kind in step.visibility]),
                 key_end=np.stack([kind.key_end[rows] for kind in step.visibility]),
                 asked=asked[rows],

@@ -31,6 +31,7 @@ LIGHT: Mapping[str, str] = MappingProxyType({
     "stored": "fill:#d4dae1",
     "mask": "fill:#fff;stroke:#8c959f",
     "noise": "fill:#f3d9a4",
+    "kept": "fill:#f7c98a",
     "mark": "fill:#1f2328",
     "onfresh": "fill:#fff",
 })  # fmt: skip
@@ -51,6 +52,7 @@ DARK: Mapping[str, str] = MappingProxyType({
     "stored": "fill:#3a424c",
     "mask": "fill:#0d1117;stroke:#6e7681",
     "noise": "fill:#6b4d12",
+    "kept": "fill:#7a4a00",
     "mark": "fill:#e6edf3",
     "onfresh": "fill:#0d1117",
 })  # fmt: skip
