@@ -36,6 +36,10 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
         "buffer_size": st.integers(1, 64),
         "sampling_mode": st.just("naive"),
         "page_size": st.just(32),
+        "sparse.enabled": st.just(False),
+        "sparse.pool_kernel": st.integers(0, 50).map(lambda half: 2 * half + 1),
+        "sparse.delay_step": st.integers(0, 3),
+        "sparse.default_block_len": st.integers(4, 100),
         "pair_order": st.lists(st.sampled_from(["left", "right"])),
     }
     if spec.name in special:
@@ -49,9 +53,10 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
     if kind in (int, int | None):
         whole = st.integers(int(info.minimum or 0), int(info.maximum or 10_000))
         return whole if kind is int else st.none() | whole
-    if kind is float:
+    if kind in (float, float | None):
         low = info.minimum if info.above is None else info.above
-        return st.floats(low, info.maximum, exclude_min=info.above is not None, allow_infinity=False)
+        number = st.floats(low, info.maximum, exclude_min=info.above is not None, allow_infinity=False)
+        return number if kind is float else st.none() | number
     return st.text(min_size=1)
 
 

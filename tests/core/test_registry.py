@@ -19,6 +19,7 @@ from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, hook
 from diffulex_core.refs import load_reference
 from diffulex_core.registry import Provenance, Registry
 from diffulex_core.types import CompletionReason, StepOutput, StepPlan
+from tests.core.config_kit import configure
 
 ORIGIN = Provenance(plugin="fruit", dist="diffulex-fruit", version="0.4", module="fruit")
 NAMES = st.sampled_from(string.ascii_lowercase[:6])
@@ -164,10 +165,12 @@ def test_other_hooks_are_called_for_all_plugins_or_one_by_one_with_provenance() 
 
     modules = [plugin(name, diffulex_validate_config=says(f"{name} objects")) for name in ("pear", "apple")]
     host = Host.discover([], {}, extra=modules)
-    together = host.hooks.diffulex_validate_config(config=None)
+    config = configure()
+    together = host.hooks.diffulex_validate_config(config=config)
     assert sorted(text for texts in together for text in texts) == ["apple objects", "pear objects"]
-    one_by_one = [(origin.plugin, call(config=None)) for origin, call in host.callers("diffulex_validate_config")]
-    assert one_by_one == [("apple", [["apple objects"]]), ("pear", [["pear objects"]])]
+    one_by_one = {origin.plugin: call(config=config) for origin, call in host.callers("diffulex_validate_config")}
+    assert [name for name in one_by_one if name != "core"] == ["apple", "pear"]
+    assert one_by_one == {"core": [()], "apple": [["apple objects"]], "pear": [["pear objects"]]}
 
 
 def test_a_reference_is_loaded_on_use_and_its_error_names_plugin_and_distribution() -> None:
