@@ -75,7 +75,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def train_tiny(session: nox.Session) -> None:
-    """Train a checkpoint of diffulex-tiny: `nox -s train_tiny -- llada`; an interrupted run is resumed."""
+    """Train a checkpoint of diffulex-tiny: `nox -s train_tiny -- llada2`; an interrupted run is resumed."""
     session.install(TORCH)
     install_editable(session)
     session.install("-e", "plugins/diffulex_tiny[train]")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_tiny.problems import Problem
+from diffulex_tiny.problems import LONG_STEPS, Problem
 
-MAX_TOKENS = 32
+MAX_TOKENS = {"two_step": 32, "long": 128}
+"""Room for the answers of each task."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,13 +48,19 @@ class Score:
         return middle - half, middle + half
 
 
-def evaluate(engine: Diffulex, asked: Sequence[Problem], *, use_tqdm: bool = False, **params: object) -> Score:
+def evaluate(
+    engine: Diffulex, asked: Sequence[Problem], *, max_tokens: int | None = None, use_tqdm: bool = False, **params: Any
+) -> Score:
     """Ask every problem greedily and compare the answers exactly.
 
     Args:
+        max_tokens: None = what suffices for the problems' task.
         params: further sampling parameters, such as `thresholds`.
     """
-    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, **params)  # type: ignore[arg-type]
+    if max_tokens is None:
+        long = any(len(problem.results) >= min(LONG_STEPS) for problem in asked)
+        max_tokens = MAX_TOKENS["long" if long else "two_step"]
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, **params)
     outputs = engine.generate([problem.prompt for problem in asked], sampling, use_tqdm=use_tqdm)
     exact = sum(
         output.eos_token_generated and output.text == problem.answer

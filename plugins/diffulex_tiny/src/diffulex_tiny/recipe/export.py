@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from diffulex_tiny.recipe import tokenizer as vocabulary
+from diffulex_tiny.recipe.folder import write_checkpoint
 
 OUTER_NAMES = {
     "model.embed_tokens.weight": "model.transformer.wte.weight",
@@ -40,51 +39,50 @@ GENERATION = {
 
 def export(network: LlamaForCausalLM, folder: Path) -> None:
     """Write the checkpoint into `folder`, weights in float32."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary.write_tokenizer(folder)
     tokenizer = vocabulary.build_tokenizer()
     eos, mask = (vocabulary.token_id(tokenizer, token) for token in (vocabulary.EOS, vocabulary.MASK))
-    tensors = {_name(name): tensor.detach().float().contiguous() for name, tensor in network.named_parameters()}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     config = network.config
     assert config.rope_parameters is not None
-    _write(
-        folder / "config.json",
-        {
-            "model_type": "llada",
-            "architectures": ["LLaDAModelLM"],
-            "d_model": config.hidden_size,
-            "n_layers": config.num_hidden_layers,
-            "n_heads": config.num_attention_heads,
-            "n_kv_heads": config.num_key_value_heads,
-            "mlp_hidden_size": config.intermediate_size,
-            "vocab_size": config.vocab_size,
-            "embedding_size": config.vocab_size,
-            "max_sequence_length": config.max_position_embeddings,
-            "rope": True,
-            "alibi": False,
-            "rope_theta": config.rope_parameters["rope_theta"],
-            "rope_full_precision": True,
-            "rms_norm_eps": config.rms_norm_eps,
-            "layer_norm_type": "rms",
-            "layer_norm_with_affine": True,
-            "bias_for_layer_norm": False,
-            "activation_type": "silu",
-            "block_type": "llama",
-            "block_group_size": 1,
-            "attention_layer_norm": False,
-            "include_bias": False,
-            "include_qkv_bias": False,
-            "weight_tying": True,
-            "scale_logits": False,
-            "input_emb_norm": False,
-            "mask_token_id": mask,
-            "eos_token_id": eos,
-            "pad_token_id": eos,
-            "torch_dtype": "float32",
-        },
+    described = {
+        "model_type": "llada",
+        "architectures": ["LLaDAModelLM"],
+        "d_model": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "n_kv_heads": config.num_key_value_heads,
+        "mlp_hidden_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "embedding_size": config.vocab_size,
+        "max_sequence_length": config.max_position_embeddings,
+        "rope": True,
+        "alibi": False,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "rope_full_precision": True,
+        "rms_norm_eps": config.rms_norm_eps,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "bias_for_layer_norm": False,
+        "activation_type": "silu",
+        "block_type": "llama",
+        "block_group_size": 1,
+        "attention_layer_norm": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "weight_tying": True,
+        "scale_logits": False,
+        "input_emb_norm": False,
+        "mask_token_id": mask,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+    }
+    write_checkpoint(
+        folder,
+        tensors={checkpoint_name(name): weight for name, weight in network.named_parameters()},
+        config=described,
+        generation=GENERATION,
+        mask=vocabulary.MASK,
+        dtype=torch.float32,
     )
-    _write(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": eos, **GENERATION})
 
 
 def load_state(network: LlamaForCausalLM, state_file: Path) -> None:
@@ -92,14 +90,10 @@ def load_state(network: LlamaForCausalLM, state_file: Path) -> None:
     network.load_state_dict(torch.load(state_file)["network"])
 
 
-def _name(name: str) -> str:
+def checkpoint_name(name: str) -> str:
     """Checkpoint name of a training tensor."""
     if name in OUTER_NAMES:
         return OUTER_NAMES[name]
     layer, _, rest = name.removeprefix("model.layers.").partition(".")
     module = rest.removesuffix(".weight")
     return f"model.transformer.blocks.{layer}.{BLOCK_NAMES[module]}.weight"
-
-
-def _write(path: Path, values: dict[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from diffulex_tiny import problems, wording
 
 EOS = "<|endoftext|>"
 MASK = "<|mdm_mask|>"
-SPECIALS = (EOS, MASK)
 PATTERN = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 
 
-def build_tokenizer() -> Tokenizer:
+def build_tokenizer(mask: str = MASK) -> Tokenizer:
     """A byte-level BPE without merges whose vocabulary holds whole words (`ignore_merges`).
 
     Numbers 0..`LARGEST_NUMBER` are single tokens, with and without a leading space; any other text falls back to bytes,
     so no input is unknown and `decode(encode(text)) == text`.
+
+    Args:
+        mask: text of the mask token; families call theirs differently, but its id is the same.
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
@@ -32,7 +35,7 @@ def build_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (EOS, mask)])
     return tokenizer
 
 
@@ -60,12 +63,14 @@ def story_words() -> list[str]:
     return [f" {word}" for word in words] + [word for word in words if word[0].isupper()]
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into `folder`."""
-    import json
+def write_tokenizer(folder: Path, mask: str | None = MASK) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into `folder`.
 
-    build_tokenizer().save(str(folder / "tokenizer.json"))
-    special = {"eos_token": EOS, "pad_token": EOS, "mask_token": MASK}
+    Args:
+        mask: text of the mask token; None = the family has none.
+    """
+    build_tokenizer(mask or MASK).save(str(folder / "tokenizer.json"))
+    special = {"eos_token": EOS, "pad_token": EOS} | ({"mask_token": mask} if mask else {})
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **special, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")

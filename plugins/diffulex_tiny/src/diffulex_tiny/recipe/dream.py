@@ -1,0 +1,125 @@
+"""tiny/dream: a network whose logits are shifted by one, started from tiny/llada."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from diffulex_tiny import problems
+from diffulex_tiny.recipe import corruption, probe, tokenizer as vocabulary, warm, window
+from diffulex_tiny.recipe.loop import Schedule
+from diffulex_tiny.recipe.stream import Batch, Mix, Stream
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """Everything that decides the run; the network has the sizes of tiny/llada."""
+
+    schedule: Schedule = Schedule(steps=2000, learning_rate=1e-3)
+    mix: Mix = Mix(
+        steps=2000, drill=0.15, first_largest=problems.MAX_OPERAND, long_from=0.05, unit=(*corruption.BLOCK_SIZES, 64)
+    )
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    ffn_size: int = 384
+    rope_theta: float = 10000.0
+    context: int = 512
+    seed: int = 0
+
+
+def build_network(recipe: Recipe, tokenizer: Tokenizer) -> Qwen2ForCausalLM:
+    """The training network: Dream's architecture is Qwen2's, which is Llama's with three biases."""
+    torch.manual_seed(recipe.seed)
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.ffn_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.context,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+    )
+    network = Qwen2ForCausalLM(config)
+    network.set_attn_implementation("eager")  # on a CPU its backward pass is the faster one
+    known = dict(warm.teacher(tokenizer).named_parameters())
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(known.get(name, torch.zeros(())))
+    return network
+
+
+class Training:
+    """An `Objective`: masked tokens under full, block-causal and full-prefix attention, predicted one row early."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        tokenizer = vocabulary.build_tokenizer()
+        self._mask = vocabulary.token_id(tokenizer, vocabulary.MASK)
+        self._stream = Stream(recipe.mix, tokenizer)
+        self.network = build_network(recipe, tokenizer)
+
+    def loss(self, step: int) -> Tensor:
+        """Mean cross-entropy over the masked tokens that could be decided."""
+        generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
+        batch = self._stream.batch(step)
+        hidden, asked, visible = self._draw(batch, generator)
+        inputs = torch.where(hidden, self._mask, batch.ids)
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self._states(inputs, visible)
+            logits = self.network.lm_head(states[:, :-1][asked[:, 1:]])
+        return torch.nn.functional.cross_entropy(logits.float(), batch.ids[asked])
+
+    def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Masked positions, those of them that count, and who sees whom."""
+        layout = batch.layout
+        kind = int(torch.randint(6, (1,), generator=generator))
+        if kind < 2:
+            hidden = corruption.draw_hidden(layout, layout.results.shape[1], blockwise=False, generator=generator)
+            return hidden, hidden, corruption.full_attention(layout)
+        sizes = corruption.BLOCK_SIZES
+        block_size = sizes[int(torch.tensor([0.4, 0.3, 0.15, 0.15]).multinomial(1, generator=generator))]
+        moment = window.draw_moment(layout, block_size, generator)
+        asked = moment.hidden & moment.running
+        match kind:
+            case 2 | 3:
+                visible = corruption.block_causal(layout, block_size)
+            case 4:
+                visible = corruption.full_prefix(layout, block_size, prefill=True)
+            case _:
+                visible = corruption.full_prefix(layout, block_size, prefill=False)
+        return moment.hidden, asked, visible
+
+    def after_step(self) -> None:
+        """Nothing to do."""
+
+    def probe(self) -> str:
+        told = []
+        tasks: tuple[tuple[problems.Task, int], ...] = (("two_step", 100), ("long", 20))
+        for task, count in tasks:
+            asked = list(problems.problems(2, "eval", count, task))
+            batch = self._stream.of(asked, [4] * count)
+            visible = corruption.block_causal(batch.layout, 4)
+
+            def predict(ids: Tensor, visible: Tensor = visible) -> Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    logits: Tensor = self.network.lm_head(self._states(ids, visible))
+                return torch.cat((logits[:, :1], logits[:, :-1]), dim=1)
+
+            told.append(f"{task} {probe.solved(batch, predict, self._mask, 4):.2f}")
+        return "exact on unseen problems: " + ", ".join(told)
+
+    def _states(self, ids: Tensor, visible: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1])[None]
+        hidden = torch.zeros(visible.shape, dtype=torch.bfloat16)
+        hidden.masked_fill_(~visible, torch.finfo(hidden.dtype).min)
+        out = self.network.model(input_ids=ids, attention_mask=hidden, position_ids=positions)
+        states: Tensor = out.last_hidden_state
+        return states

@@ -1,0 +1,59 @@
+"""Writing the trained network as a Dream checkpoint, whose names are Qwen2's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import Qwen2ForCausalLM
+
+from diffulex_tiny.recipe import tokenizer as vocabulary
+from diffulex_tiny.recipe.folder import write_checkpoint
+
+MASK = "<|mask|>"
+"""What the family calls its mask token."""
+
+GENERATION = {
+    "decoding_strategy": "d2f",
+    "block_size": 4,
+    "buffer_size": 4,
+    "page_size": 16,
+    "accept_threshold": 0.9,
+    "temperature": 0.0,
+    "max_new_tokens": 128,
+}
+"""Decoding defaults that the checkpoint recommends."""
+
+
+def export(network: Qwen2ForCausalLM, folder: Path) -> None:
+    """Write the checkpoint into `folder`, weights in float32."""
+    tokenizer = vocabulary.build_tokenizer()
+    eos, mask = (vocabulary.token_id(tokenizer, token) for token in (vocabulary.EOS, vocabulary.MASK))
+    config = network.config
+    assert config.rope_parameters is not None
+    described = {
+        "model_type": "Dream",
+        "architectures": ["DreamModel"],
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": True,
+        "mask_token_id": mask,
+        "eos_token_id": eos,
+        "pad_token_id": eos,
+    }
+    write_checkpoint(
+        folder,
+        tensors=dict(network.named_parameters()),
+        config=described,
+        generation=GENERATION,
+        mask=MASK,
+        dtype=torch.float32,
+    )

@@ -1,0 +1,43 @@
+"""Writing a checkpoint folder: config.json, model.safetensors, tokenizer, decoding defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffulex_tiny.recipe import tokenizer as vocabulary
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, object],
+    generation: Mapping[str, object],
+    mask: str | None,
+    dtype: torch.dtype,
+) -> None:
+    """Write everything but the card.
+
+    Args:
+        tensors: by their names in the checkpoint; written as `dtype`, and so says config.json.
+        config: config.json, but for its dtype.
+        generation: decoding defaults that the checkpoint recommends.
+        mask: text of the mask token; None = the family has none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.write_tokenizer(folder, mask)
+    eos = vocabulary.token_id(vocabulary.build_tokenizer(), vocabulary.EOS)
+    stored = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(stored, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    _write(folder / "config.json", {**config, "torch_dtype": str(dtype).removeprefix("torch.")})
+    _write(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": eos, **generation})
+
+
+def _write(path: Path, values: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")

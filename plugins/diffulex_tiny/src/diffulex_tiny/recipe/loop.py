@@ -1,0 +1,109 @@
+"""The training loop that all recipes share: resumable, on one CPU thread, with progress lines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+
+class Objective(Protocol):
+    """What one recipe trains; everything it does in a step depends on the step's number alone."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def loss(self, step: int) -> Tensor:
+        """Scalar loss of one step."""
+        ...
+
+    def after_step(self) -> None:
+        """Called after each optimiser step."""
+        ...
+
+    def probe(self) -> str:
+        """A line that says how well the network does on unseen problems."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class Schedule:
+    """How long and how fast to learn; units: steps."""
+
+    steps: int
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.1
+    report_every: int = 100
+    probe_every: int = 500
+
+
+def train(objective: Objective, schedule: Schedule, workdir: Path) -> None:
+    """Train to `schedule.steps`, resuming from `workdir/state.pt` when it is there.
+
+    The state is written at every probe and at the end, so that an interrupted run loses little.
+    """
+    torch.set_num_threads(1)
+    network = objective.network
+    optimizer = torch.optim.AdamW(_groups(network, schedule.weight_decay), lr=schedule.learning_rate, betas=(0.9, 0.98))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
+    workdir.mkdir(parents=True, exist_ok=True)
+    state_file = workdir / "state.pt"
+    start, elapsed = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        rates.load_state_dict(state["rates"])
+        start, elapsed = state["step"], state["elapsed"]
+        print(f"resumed at step {start}", flush=True)
+    began, cpu = time.perf_counter() - elapsed, time.process_time()
+    running = 0.0
+    for step in range(start, schedule.steps):
+        loss = objective.loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        rates.step()
+        objective.after_step()
+        running += loss.item()
+        done = step + 1
+        if done % schedule.report_every == 0:
+            spent = time.perf_counter() - began
+            busy = (time.process_time() - cpu) / (done - start)
+            print(
+                f"step {done}/{schedule.steps}  loss {running / schedule.report_every:.4f}  {spent / 60:.1f} min, "
+                f"{busy:.2f} s of processor a step",
+                flush=True,
+            )
+            running = 0.0
+        if done % schedule.probe_every == 0 or done == schedule.steps:
+            state = {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "rates": rates.state_dict(),
+                "step": done,
+                "elapsed": time.perf_counter() - began,
+            }
+            torch.save(state, state_file.with_suffix(".tmp"))
+            state_file.with_suffix(".tmp").replace(state_file)
+            print(f"step {done}: {objective.probe()}", flush=True)
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay, vectors do not."""
+    matrices = [each for each in network.parameters() if each.dim() > 1]
+    vectors = [each for each in network.parameters() if each.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _rate(step: int, schedule: Schedule) -> float:
+    """Share of the learning rate: it rises in the warm-up, stays, and falls evenly in the last two fifths."""
+    rise = (step + 1) / schedule.warmup
+    fall = (schedule.steps - step) / (0.4 * schedule.steps)
+    return min(1.0, rise, max(fall, 0.01))
