@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
@@ -53,6 +54,13 @@ def test_what_a_limit_keeps_is_the_oracles_support_and_keeps_its_logits(
     assert torch.isfinite(kept).tolist() == support.tolist()
     assert torch.equal(kept[torch.from_numpy(support)], logits[0][torch.from_numpy(support)])
     assert int(greedy(kept[None])[0]) == int(greedy(logits)[0]), "the most probable token always stays"
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.49, [False, True, False]), (0.5, [True, True, False])])
+def test_tokens_that_together_have_exactly_top_p_do_not_exceed_it(top_p: float, kept: list[bool]) -> None:
+    logits = torch.tensor([[3.0, 3.0, -torch.inf]])
+    limited = restrict(logits, torch.tensor([top_p]), torch.tensor([3]), torch.tensor([0.0]))
+    assert torch.isfinite(limited)[0].tolist() == kept
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -234,6 +234,19 @@ def test_a_preempted_request_goes_on_with_a_full_pass() -> None:
         check(setting, ask, request)
 
 
+def test_a_decided_block_is_known_only_once_it_is_stored() -> None:
+    request = watched(PLAIN, ask_of(8, max_tokens=24))
+    service = DualService.of(PLAIN)
+    service.scheduler.add(request)
+    while request.mode.value != "commit":
+        assert len(request.known_tokens) == 8
+        service.step()
+    assert request.canvas.decided.all()
+    assert len(request.known_tokens) == 8, "a resumed request must commit it, whoever has stored the same tokens"
+    service.step()
+    assert len(request.known_tokens) == 16
+
+
 def test_a_resumed_request_without_block_cache_answers_as_if_nothing_had_happened() -> None:
     setting = attrs.evolve(PLAIN, use_block_cache=False)
     asked = [ask_of(9, seed=seed, max_tokens=40) for seed in range(3)]

@@ -227,6 +227,18 @@ def test_a_request_that_does_not_fit_the_budget_is_refused_with_the_number_neede
         Service.of(model, budget=CANVAS - 1).scheduler.add(request(prompt(3)))
 
 
+def test_a_shortened_canvas_needs_no_more_rows_than_it_has(model: DiffusionGemma) -> None:
+    short, whole = (
+        request(prompt(3), max_tokens=2, settings=options(shorten_last_canvas=each)) for each in (True, False)
+    )
+    service = Service.of(model, budget=2)
+    with pytest.raises(PromptTooLong, match=f"Set it to at least {CANVAS}"):
+        service.scheduler.add(whole)
+    [answer] = service.run([short])
+    assert len(answer) == 2
+    assert max(plan.rows for plan in service.plans) == 2
+
+
 def test_bias_and_limits_are_heeded_by_what_is_drawn_and_by_what_is_accepted(model: DiffusionGemma) -> None:
     only = dict.fromkeys((7, 11), 60.0)
     service = Service.of(model)
