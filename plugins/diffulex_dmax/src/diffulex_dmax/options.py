@@ -58,7 +58,7 @@ class DMaxOptions:
     )
     max_post_edit_steps: int = key(
         16,
-        "A block that is filled is stored after this many further forwards at the latest.",
+        "Further forwards that may leave a filled block open; the next one settles it.",
         minimum=0,
         generation_config=("max_post_edit_steps",),
     )
