@@ -68,6 +68,12 @@ def test_a_penalty_keeps_the_temperatures_draws() -> None:
     assert len(answers) == 3
 
 
+def test_a_request_that_is_hardly_tempered_is_decided_as_a_greedy_one() -> None:
+    greedy = serve([prompt(16)], EDIT)[0]
+    tempered = serve([prompt(16)], EDIT, temperature=1e-4, top_k=1, seed=1)[0]
+    assert (tempered.token_ids, tempered.nfe) == (greedy.token_ids, greedy.nfe)
+
+
 def test_the_probability_that_edits_are_judged_by_is_the_untempered_one() -> None:
     hot = serve([prompt(16)], EDIT, settings={"edit_threshold": 0.5}, temperature=100.0, seed=1)[0]
     cold = serve([prompt(16)], EDIT, settings={"edit_threshold": 0.5}, temperature=0.01, seed=1)[0]

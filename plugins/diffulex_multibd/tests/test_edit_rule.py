@@ -150,6 +150,16 @@ def test_a_block_that_takes_too_many_steps_takes_all_proposals_and_is_stored() -
     assert request.blocks.masks[1] == 0
 
 
+def test_the_block_that_the_prompt_ends_in_has_one_forward_less() -> None:
+    request = request_of(5, options=EditOptions(max_post_edit_steps=0))
+    for number in range(3):
+        step(request, 0 if number == 0 else 4, {}, sure=0.4)
+    assert request.blocks.masks[1] == 0
+    step(request, 4, {5: 20}, sure=0.4)
+    assert request.blocks.tokens[5] == 20
+    assert request.canvas.running_blocks[0] == (1, "to_cache")
+
+
 def test_a_token_that_is_not_believed_returns_to_mask_once() -> None:
     request = request_of(options=EditOptions(enable_remask=True))
     step(request, 0, {}, sure=0.4)
