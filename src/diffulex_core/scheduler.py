@@ -20,6 +20,8 @@ class _Entry:
     """Its sequences in the KV cache."""
     last_step: int = -1
     """Step in which it was fed last; those fed longest ago choose first."""
+    preemptions: int = 0
+    """How often it lost its pages."""
     borrows: bool = False
     """Whether it gave pages back after that step, and will want some again."""
 
@@ -302,6 +304,7 @@ class ContinuousScheduler:
         del self._running[request_id]
         self._release(entry)
         entry.borrows = False
+        entry.preemptions += 1
         entry.request.preempted()
         heapq.heappush(self._waiting, (entry.arrival, entry))
 
@@ -325,6 +328,7 @@ class ContinuousScheduler:
             params=request.params,
             draw=request.draws,
             second_table=self._kv.page_table(entry.sequences[-1]) if len(entry.sequences) > 1 else None,
+            preemptions=entry.preemptions,
         )
 
 

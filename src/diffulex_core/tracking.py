@@ -37,8 +37,6 @@ class Ticket:
     preemptions: int = 0
     visible: int = 0
     """Length of the output when stop strings were last looked for."""
-    stored: int = 0
-    """K/V below this position were final after the last forward."""
 
     def note(
         self, window: Window, decision: Decision, *, step: int, began: float, ended: float, trace: Canvas | None
@@ -52,9 +50,7 @@ class Ticket:
         if self.admitted is None:
             self.admitted = began
             self.cached_tokens = max(span.start, span.store_from)
-        elif span.start < self.stored:
-            self.preemptions += 1
-        self.stored = span.store_until
+        self.preemptions = window.preemptions
         accepted = decision.positions[decision.accepted].tolist()
         written = len(set(accepted) - self.written)
         self.written.update(accepted)

@@ -222,6 +222,7 @@ class Window:
         params: the request's sampling parameters.
         draw: counter of sampling steps, so that every draw of a request is a pure function of (seed, draw, position).
         second_table: the pages of the request's second sequence; None where the span has no guidance.
+        preemptions: times the request lost its pages before this step.
     """
 
     request_id: int
@@ -231,6 +232,7 @@ class Window:
     params: SamplingParams
     draw: int
     second_table: IntArray | None = None
+    preemptions: int = 0
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -110,6 +110,23 @@ def test_a_request_that_lost_its_pages_counts_its_preemptions() -> None:
     assert all(record.completion_reason is CompletionReason.LENGTH_TOKENS for record in records)
 
 
+def test_a_preemption_counts_although_all_that_was_lost_is_found_in_the_cache() -> None:
+    service = Service.of(PLAIN)
+    request = request_of(PLAIN, ask(8, max_tokens=20))
+    service.scheduler.add(request)
+    ticket, counts = Ticket(request=request, arrival=0.0, deliver=lambda record: None), []
+    while (plan := service.scheduler.schedule()) is not None:
+        output = service.runner.execute(plan)
+        service.scheduler.update(plan, output)
+        [window], [decision] = plan.windows, output.decisions
+        ticket.note(window, decision, step=plan.step, began=0.0, ended=0.0, trace=None)
+        counts.append(ticket.preemptions)
+        if len(counts) == 2:
+            service.scheduler._preempt(service.scheduler._running[0])
+    assert counts == [0, 0, *[1] * (len(counts) - 2)]
+    assert len(counts) > 2
+
+
 def test_traces_show_the_fed_window_and_its_blocks_as_they_stood_before_the_step() -> None:
     [record], _ = serve(Service.of(PLAIN), [request_of(PLAIN, ask(6, max_tokens=10))], traces=True)
     first = record.trajectory[0]
@@ -127,7 +144,13 @@ def test_a_replayed_prompt_shows_no_block_that_it_did_not_feed_whole() -> None:
         span = request.plan(stored, None)
         assert span is not None
         window = Window(
-            request_id=0, span=span, prompt_len=6, page_table=np.arange(9), params=request.params, draw=request.draws
+            request_id=0,
+            span=span,
+            prompt_len=6,
+            page_table=np.arange(9),
+            params=request.params,
+            draw=request.draws,
+            preemptions=min(number, 1),
         )
         decision = accept_first(span, 1)
         ticket.note(window, decision, step=number, began=0.0, ended=1.0, trace=request.canvas)
