@@ -302,6 +302,22 @@ def test_a_stop_string_is_found_across_a_block_border(ready: Diffulex) -> None:
     assert cut.nfe < plain.nfe
 
 
+def test_an_answer_ends_in_the_forward_that_completes_a_stop_string() -> None:
+    with engine(accept_threshold=1.0, buffer_size=1) as slow:
+        with slow.stream(prompt(11), greedy(24)) as generation:
+            texts = [event.text for event in generation]
+        assert [len(event) for event in texts] != [len(texts[-1])] * len(texts)
+        found = 0
+        for at in range(2, len(texts[-1])):
+            stop = texts[-1][at]
+            if stop == "\ufffd" or texts[-1].index(stop) != at:
+                continue
+            [cut] = slow.generate([prompt(11)], greedy(24, stop=stop))
+            assert cut.nfe == 1 + next(step for step, text in enumerate(texts) if stop in text)
+            found += 1
+    assert found > 2
+
+
 def test_no_token_of_a_stop_string_stays_in_an_answer(ready: Diffulex) -> None:
     answers = ready.generate([prompt(11, salt) for salt in range(4)], greedy(40))
     cuts = 0
