@@ -221,6 +221,13 @@ def test_words_stand_out_from_what_is_behind_them(scheme: int) -> None:
         assert contrast(shades[words], shades[behind]) > 2.5, (words, behind)
 
 
+def test_refining_passes_feed_a_sub_block_and_all_others_the_block_or_the_prompt() -> None:
+    root = ET.fromstring(progress()["fast_dllm_v2-steps.svg"])
+    [film] = root.iterfind(f".//{SVG}g[@id='film-0']")
+    rows = [text.text for text in film.iterfind(f"{SVG}text") if (text.text or "").isdigit()]
+    assert rows == ["8", "8", "4", "4", "8", "4", "8", "8"]
+
+
 def test_a_timeline_tells_the_answer_and_never_takes_a_token_back() -> None:
     root = ET.fromstring(progress()["multi_bd-steps.svg"])
     films = [root.find(f".//{SVG}g[@id='film-{index}']") for index in (0, 1)]

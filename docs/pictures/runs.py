@@ -73,6 +73,54 @@ def films(host: Host) -> Iterator[Timeline]:
         ),
     )
     yield Timeline(
+        name="dmax-steps",
+        title="Runs from the left, and a token that is replaced",
+        description="A scripted answer under dmax: masks are filled from the left, decided tokens may still change.",
+        column=26,
+        films=(
+            Film(
+                head='decoding_strategy="dmax", buffer_size=2',
+                words="d is sure in forward 1, but behind a mask; x becomes b although it was decided (scripted)",
+                moments=tuple(
+                    of_script(
+                        Example(
+                            strategy="dmax",
+                            mode="edit",
+                            prompt_len=4,
+                            script=("ax.d....", "abc.ef..", "abcdefg.", "abcdefgh"),
+                            params={"max_tokens": 8},
+                        ),
+                        host,
+                    )
+                ),
+            ),
+        ),
+    )
+    yield Timeline(
+        name="fast_dllm_v2-steps",
+        title="A block, sub-block by sub-block",
+        description="A scripted answer under fast_dllm_v2: few rows between two passes over the whole block.",
+        column=26,
+        films=(
+            Film(
+                head="Sub-blocks of four, two to a block",
+                words="full passes feed 8 rows, refining ones 4; forward 7 stores the block (scripted)",
+                moments=tuple(
+                    of_script(
+                        Example(
+                            strategy="fast_dllm_v2",
+                            shifted=True,
+                            prompt_len=8,
+                            params={"max_tokens": 16},
+                            script=("a", "ab", "abc", "abcd", "abcde.g.", "abcdefgh", "abcdefghi", "abcdefghij.l"),
+                        ),
+                        host,
+                    )
+                ),
+            ),
+        ),
+    )
+    yield Timeline(
         name="llada_canvas-steps",
         title="A canvas fills up",
         description="Quotas decide as many positions in every forward, a threshold whatever reaches it.",

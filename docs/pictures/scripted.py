@@ -117,7 +117,8 @@ def forwards(example: Example, host: Host) -> Iterator[Forward]:
     scheduler.add(request)
     stored = 0
     for line in example.script:
-        plan: StepPlan = scheduler.schedule()
+        plan: StepPlan | None = scheduler.schedule()
+        assert plan is not None, f"{example.strategy}: the request ended before its script"
         step = pack(plan, pattern, example.windows, size)
         sequences = _fed(plan, step, request, stored, masks)
         logits = torch.from_numpy(_logits(step, line, example.prompt_len))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from docs.pictures.moments import Moment
-from docs.pictures.svg import CELL, Element, document, group, page, paragraph, path, rect, text
+from docs.pictures.svg import CELL, LETTER, Element, document, group, page, paragraph, path, rect, text
 
 MARGIN, GAP, LABEL, ROWS = 16, 22, 62, 50
 LINE = CELL + 3
@@ -14,7 +14,7 @@ LEGEND = {
     "edited": "replaced in this forward",
     "answer": "decided before",
     "stored": "in a stored block, fed no more",
-    "mask": "mask, fed",
+    "mask": "mask",
 }
 
 
@@ -45,7 +45,8 @@ def draw(timeline: Timeline) -> str:
     heights = [44 + len(film.moments) * LINE for film in timeline.films]
     shown = [name for name in LEGEND if any(name in m.states for film in timeline.films for m in film.moments)]
     legend = sum(_wide(name) for name in shown)
-    width = 2 * MARGIN + max(LABEL + columns * timeline.column + ROWS, legend)
+    words = max(LETTER * len(film.words) for film in timeline.films)
+    width = 2 * MARGIN + max(LABEL + columns * timeline.column + ROWS, legend, words)
     height = MARGIN + sum(heights) + GAP * len(heights) + 26
     root = page(width, height, title=timeline.title, description=timeline.description)
     top = float(MARGIN)
