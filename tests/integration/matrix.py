@@ -20,6 +20,7 @@ from diffulex_core.host import Host
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.plugin import DecodingStrategy
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.sparse import SparseConfig
 from diffulex_core.types import CompletionReason, StepPlan
 from tests.families.subjects import FIRST_PARTY, PLAIN
 from tests.families.test_family_engines import checkpoint
@@ -69,7 +70,7 @@ class Variant:
     grows: bool = True
     revises: bool = False
     canvas: bool = False
-    longer: Ask = attrs.field(factory=lambda: {"max_tokens": 30})
+    longer: Ask = attrs.field(factory=lambda: {"max_tokens": 24})
     sharpness: float = 3.0
 
 
@@ -100,6 +101,8 @@ DREAM_CANVASES: tuple[Ask, ...] = (
     {"alg": "entropy", "seed": 6, "gen_length": 7, "steps": 9, "defer_eos": True},
     {"alg": "confidence_threshold", "seed": 7, "gen_length": 8, "thresholds": {"accept_threshold": 0.2}},
 )
+
+SPARSE = SparseConfig(retention_ratio=0.4, delay_step=1, default_block_len=5, refresh_every=3)
 
 Recipe = tuple[str, str]
 """Name of a strategy, and the sampling mode that it runs in."""
@@ -152,12 +155,30 @@ VARIANTS: Mapping[Recipe, Mapping[str, Variant]] = {
     ("llada_canvas", "naive"): {
         "": Variant(
             asks=LLADA_CANVASES, shares="nothing", chunks=False, grows=False, canvas=True, longer={"gen_length": 14}
-        )
+        ),
+        "sparse": Variant(
+            settings={"sparse": SPARSE},
+            asks=LLADA_CANVASES,
+            shares="nothing",
+            chunks=False,
+            grows=False,
+            canvas=True,
+            longer={"gen_length": 14},
+        ),
     },
     ("dream_canvas", "naive"): {
         "": Variant(
             asks=DREAM_CANVASES, shares="nothing", chunks=False, grows=False, canvas=True, longer={"gen_length": 14}
-        )
+        ),
+        "sparse": Variant(
+            settings={"sparse": SPARSE},
+            asks=DREAM_CANVASES,
+            shares="nothing",
+            chunks=False,
+            grows=False,
+            canvas=True,
+            longer={"gen_length": 14},
+        ),
     },
 }
 

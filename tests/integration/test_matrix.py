@@ -101,14 +101,15 @@ def test_the_smallest_budget_serves_the_same_answers_and_cuts_prompts_where_that
 
 
 @EACH
-def test_an_answer_survives_a_page_pool_that_holds_one_request(case: Case, kit: Kit) -> None:
+def test_an_answer_survives_a_page_pool_for_hardly_more_than_one_request(case: Case, kit: Kit) -> None:
     with kit.engine(case) as roomy:
         requests = [roomy.request(*each) for each in zip(case.prompts, case.asks, strict=True)]
-    most = max(-(-each.most_slots() // PAGE) * sequences(each) for each in requests)
-    with kit.engine(case, num_pages=most + 1) as small:
+    most = max(-(-each.most_slots() // 4) * sequences(each) for each in requests)
+    with kit.engine(case, page_size=4, num_pages=most + 2) as small:
         answers = small.serve(case.prompts, case.asks)
     # A canvas holds all its pages from the start, so it waits for them instead.
     assert (sum(answer.preemptions for answer in answers) > 0) == (not case.variant.canvas)
+    assert [answer.preemptions for answer in answers] == [small.lost[answer.req_id] for answer in answers]
     assert [len(answer.token_ids) for answer in answers] == [len(answer.token_ids) for answer in kit.alone(case)]
     if case.variant.resumes:
         assert tokens(answers) == tokens(kit.alone(case))
