@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,13 +49,20 @@ def test_every_preset_is_served_by_its_strategy(strategy: str, name: str) -> Non
     assert params == attrs.evolve(wanted, **lengths)
 
 
-def test_the_preset_for_memory_reaches_every_process_and_feeds_fewer_rows() -> None:
-    with engine(decoding_strategy="llada_canvas", block_length=4, tensor_parallel_size=2) as ready:
+def test_the_preset_for_memory_feeds_fewer_rows() -> None:
+    with engine(decoding_strategy="llada_canvas", block_length=4) as ready:
         dense, sparse = (
             ready.generate(prompt(20), params)[0]
             for params in (SamplingParams(gen_length=16), ready.preset("memory", gen_length=16))
         )
     assert sum(step.rows for step in sparse.trajectory) < 0.8 * sum(step.rows for step in dense.trajectory)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_presets_travel_to_other_processes(strategy: str) -> None:
+    with engine(decoding_strategy=strategy) as ready:
+        copy = pickle.loads(pickle.dumps(ready.config))
+    assert copy.strategy.presets == host().strategies.get(strategy).presets
 
 
 def test_presets_decode_differently_and_repeatably() -> None:
