@@ -388,8 +388,9 @@ class Watched:
         holders = np.bincount(np.concatenate([table for table in tables if table is not None]))
         for window in plan.windows:
             span = window.span
-            assert span.end <= len(window.page_table) * page_size
-            written = window.page_table[max(span.start, span.store_from) // page_size : -(-span.end // page_size)]
+            assert span.slots <= len(window.page_table) * page_size
+            first = 0 if span.refresh is not None else span.first_stored if span.packed is None else span.packed
+            written = window.page_table[first // page_size : -(-span.slots // page_size)]
             assert (holders[written] == 1).all(), "a page that is written has two holders"
         runner, known = self.parts.runner._runner, self.engine._tickets.keys() | self.engine._ended.keys()
         assert set(runner._kept._place) <= known, "rows of requests that ended are kept"
