@@ -223,11 +223,6 @@ KNOBS: Mapping[Recipe, Mapping[str, Knob | ProvenBy]] = {
     },
     ("dream_canvas", "naive"): {
         **OF_A_CANVAS,
-        "defer_eos": Knob(
-            values=(False, True),
-            measure=ends_come_late,
-            settings={"eos_token_ids": END_TOKENS, "alg": "maskgit_plus", "steps": 8},
-        ),
         "steps": Knob(values=(2, 5, 10), measure=forwards, settings={"alg": "maskgit_plus"}),
         "alg": Knob(values=("origin", "maskgit_plus"), measure=sureness, settings={"steps": 8}),
         "alg_temp": Knob(

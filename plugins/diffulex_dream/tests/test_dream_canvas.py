@@ -182,6 +182,22 @@ def test_positions_that_would_become_an_end_token_come_last_when_deferred() -> N
     assert chosen.tolist() == [False, False, True, False]
 
 
+def test_origin_leaves_positions_that_would_become_an_end_token_to_its_last_step() -> None:
+    grid, at = time_grid(3, 1e-3), np.arange(40)
+    rule = DreamRule(alg="origin", grid=grid, prompt_len=2, length=40, deferred=frozenset({EOS}), seed=3)
+    decided: list[int] = []
+    for _ in range(3):
+        open_ = np.setdiff1d(at, decided)
+        asked = rule.ask(open_)
+        chosen = rule.choose(open_, asked, np.where(asked % 4, 5, EOS), np.ones(len(asked), dtype=np.float32))
+        assert rule.left(open_) is None
+        decided += asked[chosen].tolist()
+        early = [position for position in decided if position % 4 == 0]
+        assert not early or len(decided) == 40
+        assert len(asked) > 4
+    assert sorted(decided) == at.tolist()
+
+
 @pytest.mark.parametrize("alg", ALGORITHMS)
 def test_every_end_token_is_deferred_or_suppressed(alg: str) -> None:
     settings = {"gen_length": 12, "steps": 6, "alg": alg}

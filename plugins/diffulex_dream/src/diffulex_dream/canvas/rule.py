@@ -77,9 +77,12 @@ class DreamRule:
         step = self._next(open)
         self._step = step + 1
         count = self._count(open, step)
-        if self.alg == "origin" or len(asked) == 0:
-            return np.ones(len(asked), dtype=np.bool_)
-        rank = np.where(np.isin(tokens, sorted(self.deferred)), _LAST, confidence.astype(np.float32))
+        late = np.isin(tokens, sorted(self.deferred))
+        if self.alg == "origin":
+            return ~late | self._is_last(step)
+        if len(asked) == 0:
+            return np.ones(0, dtype=np.bool_)
+        rank = np.where(late, _LAST, confidence.astype(np.float32))
         if self.alg == "confidence_threshold":
             chosen = self._best(rank, asked, count) & (rank >= self.threshold) | self._best(rank, asked, 1)
             self._carry = count - int(chosen.sum())
@@ -92,13 +95,13 @@ class DreamRule:
         """The whole canvas."""
         step = self._next(open)
         if self.alg == "origin":
-            last = bool(self._due(open, step).all())
+            last = bool(self._due(open, step).all()) and (not self.deferred or self._is_last(step))
         else:
             last = len(open) == (1 if self.alg == "confidence_threshold" else self._count(open, step))
         return Region(start=0, end=self.length, last=last)
 
     def left(self, open: IntArray) -> int | None:
-        if self.alg == "confidence_threshold":
+        if self.alg == "confidence_threshold" or (self.alg == "origin" and self.deferred):
             return None
         step, forwards, rest = self._step, 0, open
         while len(rest):
@@ -107,6 +110,10 @@ class DreamRule:
             rest = rest[~self._due(rest, deciding)] if self.alg == "origin" else rest[self._count(rest, deciding) :]
             step = deciding + 1
         return forwards
+
+    def _is_last(self, step: int) -> bool:
+        """Whether the grid ends with this step, which decides whatever is left."""
+        return step >= len(self.grid) - 2
 
     def _best(self, rank: FloatArray, positions: IntArray, count: int) -> BoolArray:
         """[n] the `count` highest. Where limits leave single tokens, many positions are equally sure; they fall as in
