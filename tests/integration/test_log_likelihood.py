@@ -6,14 +6,23 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
 
 from diffulex_core.engine import Diffulex
-from diffulex_core.errors import IncompatibleError, InvalidPrompt, InvalidSamplingParams, NonFiniteLogits, PromptTooLong
+from diffulex_core.errors import (
+    IncompatibleError,
+    InvalidPrompt,
+    InvalidSamplingParams,
+    NonFiniteLogits,
+    PluginError,
+    PromptTooLong,
+)
 from diffulex_core.evaluation.masks import draw_masks, seed_for
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.types import StepOutput, StepPlan
 from tests.families.oracle_canvas import network
 from tests.families.oracle_likelihood import estimate, expectation
 from tests.integration.engines import MASK, engine, prompt
@@ -232,6 +241,24 @@ def test_logits_that_are_not_numbers_are_an_error_and_leave_nothing_behind(monke
         assert ready.is_finished()
         ready._open.scheduler.check_integrity()
         assert np.isfinite(ready.log_likelihood(PAIRS, mc_num=2)).all()
+
+
+def test_a_sampler_that_tells_nothing_of_watched_tokens_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(decoding_strategy="llada_canvas") as ready:
+        execute = ready._open.runner.execute
+
+        def silent(plan: StepPlan) -> StepOutput:
+            output = execute(plan)
+            return attrs.evolve(
+                output, decisions=tuple(attrs.evolve(each, watched_log=None) for each in output.decisions)
+            )
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ready._open.runner, "execute", silent)
+            with pytest.raises(PluginError, match="sampler does not tell"):
+                ready.log_likelihood(PAIRS)
+        assert ready.is_finished()
+        assert ready.log_likelihood([]) == []
 
 
 def test_long_runs_tell_how_far_they_are(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from diffulex_core.errors import PluginError
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import Canvas, CompletionReason, Decision, Guidance, SampleGroup, Span
@@ -136,9 +137,18 @@ class LikelihoodRequest:
         return False
 
     def apply(self, span: Span, decision: Decision) -> None:
+        """Take over what the forward told.
+
+        Raises:
+            PluginError: the sampler told nothing.
+        """
         if not np.array_equal(decision.positions, self._hidden):
             raise ValueError(f"request {self._id}: decided positions are not the ones that were asked")
-        assert decision.watched_log is not None, "the sampler tells nothing of watched tokens"
+        if decision.watched_log is None:
+            raise PluginError(
+                "The strategy's sampler does not tell how probable watched tokens are, which log_likelihood asks for. "
+                "Choose another strategy, or let the sampler set Decision.watched_log."
+            )
         self.log_probability = float(decision.watched_log.sum())
         self._nfe = 1
         self._completion = CompletionReason.LENGTH_TOKENS
