@@ -370,6 +370,11 @@ def test_a_misspelt_entry_of_a_table_is_refused_even_where_keywords_are_lenient(
     assert "Did you mean decoding_thresholds.accept_threshold?" in problem
 
 
+def test_an_entry_of_a_table_that_resembles_none_is_answered_with_those_that_exist() -> None:
+    [problem] = problems_of({"decoding_thresholds": {"edit": 0.5}})
+    assert "decoding_thresholds has add_block_threshold, semi_complete_threshold, accept_threshold, edit_" in problem
+
+
 def test_null_means_not_given_where_it_is_no_value() -> None:
     config = configure({"page_size": None, "mask_token_id": None})
     assert config == configure()

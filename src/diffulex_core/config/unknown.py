@@ -48,10 +48,14 @@ def explain_unknown(given: Given, schema: Schema, host: Host) -> Unknown:
         )
         return Unknown(text=text, fatal=True)
     where = f"section {given.title} has no key {name}" if given.title else f"there is no key {name}"
+    group = name.rpartition(".")[0]
+    members = [key.removeprefix(f"{group}.") for key in schema.by_name if group and key.startswith(f"{group}.")]
+    closest = schema.closest(name)
     if name in PER_REQUEST:
         advice = f"It is set for each request: SamplingParams({name}=...)."
+    elif members and closest in (None, group):
+        advice = f"{group} has {', '.join(members)}."
     else:
-        closest = schema.closest(name)
         advice = f"Did you mean {closest}?" if closest else "`diffulex config schema` lists all keys."
     verdict = "unknown" if given.strict else "ignored"
     return Unknown(text=f"{name} ({given.origin}) is {verdict}: {where}. {advice}")
