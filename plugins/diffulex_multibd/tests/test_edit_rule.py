@@ -172,6 +172,17 @@ def test_a_token_that_is_not_believed_returns_to_mask_once() -> None:
     assert request.blocks.decided[4:8].tolist() == [True, True, False, False]
 
 
+def test_an_answer_that_is_cut_short_ends_before_a_token_that_returned_to_mask() -> None:
+    request = request_of(options=EditOptions(enable_remask=True))
+    step(request, 0, {}, sure=0.4)
+    step(request, 4, {}, sure=0.4)
+    assert request.blocks.decided[4:8].tolist() == [True, True, False, False]
+    step(request, 4, {}, sure=0.4, believed=0.2)
+    assert request.blocks.decided[4:8].tolist() == [False, False, True, False]
+    request.finish(CompletionReason.ABORTED)
+    assert request.output_tokens.tolist() == []
+
+
 def test_prompt_positions_are_never_asked() -> None:
     span = request_of(6).plan(0, None)
     assert span is not None
