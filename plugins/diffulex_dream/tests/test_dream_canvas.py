@@ -15,7 +15,7 @@ from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_dream.canvas.rule import DreamRule
 from tests.families.oracle_canvas import dream, network
-from tests.integration.engines import EOS, engine, prompt
+from tests.integration.engines import EOS, MASK, engine, prompt
 
 ALGORITHMS = ("maskgit_plus", "topk_margin", "entropy")
 # Length, steps, what limits or guides the tokens.
@@ -152,6 +152,29 @@ def test_uncertain_positions_are_due_again_until_they_are_decided() -> None:
     assert second.tolist() == [False, True, True]
     assert rule.ask(np.array([0])).tolist() == [0]
     assert rule.choose(np.array([0]), np.array([0]), token[:1], np.array([0.1], dtype=np.float32)).all()
+
+
+def test_positions_that_were_due_and_too_uncertain_are_due_with_the_next_ones() -> None:
+    rule = DreamRule(alg="confidence_threshold", grid=time_grid(4, 1e-3), prompt_len=1, length=16, threshold=0.9)
+    at = np.arange(16)
+    sure = np.where(at == 5, 0.95, 0.5).astype(np.float32)
+    assert rule.choose(at, at, at, sure).sum() == 1  # of three that are due
+    rest = np.setdiff1d(at, [5])
+    assert rule.choose(rest, rest, rest, np.full(15, 0.95, dtype=np.float32)).sum() == 4 + 2
+
+
+def test_the_confidence_of_entropy_is_its_negative_so_that_a_tempered_choice_weighs_it_as_published() -> None:
+    with engine("dream", decoding_strategy="dream_canvas") as ready:
+        asked = params(gen_length=5, steps=1, alg="entropy")
+        with ready.stream(prompt(6), asked) as generation:
+            [event] = list(generation)
+    logits = network("dream")([*prompt(6), *[MASK] * 5])[6:]
+    logits[:, MASK] = -torch.inf
+    likely = logits.double().softmax(-1)
+    expected = (likely * (likely + 1e-10).log()).sum(-1)
+    assert event.newly_decided.tolist() == [6, 7, 8, 9, 10]
+    assert event.confidence.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert expected.min() < -1
 
 
 def test_a_confidence_of_exactly_the_threshold_is_enough() -> None:
