@@ -76,6 +76,14 @@ def test_noise_is_a_function_of_seed_step_and_position(seed: int, draw: int, sta
     assert not np.array_equal(noise, (drawn * 50).astype(np.int64)), "what is drawn does not follow from the noise"
 
 
+def test_no_step_draws_by_the_numbers_that_another_made_its_noise_of() -> None:
+    positions, vocab_size = np.arange(8), 10**9
+    steps = range(40)
+    drawn = [COUNTER.sampling(np.full(8, 5), np.full(8, step), positions) * vocab_size for step in steps]
+    noise = [COUNTER.noise(5, step, positions, vocab_size) for step in steps]
+    assert len(np.unique(np.concatenate([*np.floor(drawn), *noise]))) == 2 * len(steps) * len(positions)
+
+
 def test_noise_is_spread_evenly_over_the_vocabulary() -> None:
     counts = np.bincount(COUNTER.noise(7, 3, np.arange(20_000), 10), minlength=10)
     assert (np.abs(counts - 2000) < 5 * math.sqrt(2000)).all()
