@@ -177,6 +177,19 @@ def test_the_confidence_of_entropy_is_its_negative_so_that_a_tempered_choice_wei
     assert expected.min() < -1
 
 
+def test_a_threshold_does_not_bring_deferred_tokens_forward() -> None:
+    rule = DreamRule(
+        alg="confidence_threshold",
+        grid=time_grid(1, 1e-3),
+        prompt_len=1,
+        length=3,
+        threshold=0.9,
+        deferred=frozenset({EOS}),
+    )
+    at, sure = np.arange(3), np.array([0.5, 0.99, 0.2], dtype=np.float32)
+    assert rule.choose(at, at, np.array([3, EOS, 5]), sure).tolist() == [True, False, False]
+
+
 def test_a_confidence_of_exactly_the_threshold_is_enough() -> None:
     rule = DreamRule(alg="confidence_threshold", grid=time_grid(1, 1e-3), prompt_len=1, length=3, threshold=0.5)
     at = np.arange(3)

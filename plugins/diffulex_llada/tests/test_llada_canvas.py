@@ -86,6 +86,14 @@ def test_positions_that_would_become_an_end_token_come_last_when_deferred() -> N
     assert chosen.tolist() == [True, False, False, False]
 
 
+def test_a_threshold_does_not_bring_deferred_tokens_forward() -> None:
+    rule = llada_rule(
+        length=3, block_length=None, steps=None, random=False, threshold=0.9, deferred=frozenset({EOS}), seed=0
+    )
+    at, sure = np.arange(3), np.array([0.5, 0.99, 0.2])
+    assert rule.choose(at, at, np.array([3, EOS, 5]), sure).tolist() == [True, False, False]
+
+
 def test_a_random_order_that_defers_end_tokens_asks_for_all_masks_to_know_them() -> None:
     rule = llada_rule(
         length=4, block_length=None, steps=None, random=True, threshold=None, deferred=frozenset({EOS}), seed=0
