@@ -57,7 +57,8 @@ class StreamEvent:
         index: which prompt.
         canvas: the answer region; positions that are not decided may still change. Empty for a refused prompt.
         text: text of the decided prefix.
-        newly_decided: [n] positions decided in this step, and `confidence` [n] of each.
+        newly_decided: [n] positions whose token this step set, anew or in place of another, and `confidence` [n] of
+            each.
         trajectory: the finished record in the prompt's last event, None before.
     """
 

@@ -85,6 +85,20 @@ def test_blocks_that_never_agree_end_by_their_limit() -> None:
     assert spent[0] > spent[1] > spent[2]
 
 
+@pytest.mark.parametrize("other", ["margin", "neg_entropy"])
+def test_confidence_is_the_probability_whatever_the_request_names(other: str) -> None:
+    settings = {"exact_confidence": True, "max_post_edit_steps": 3}
+    own = serve([prompt(16)], DMAX, settings=settings)[0]
+    named = serve([prompt(16)], DMAX, settings=settings, confidence=other)[0]
+    assert (named.token_ids, named.nfe) == (own.token_ids, own.nfe)
+
+
+def test_a_request_that_is_hardly_tempered_is_decided_as_a_greedy_one() -> None:
+    greedy = serve([prompt(16)], DMAX)[0]
+    tempered = serve([prompt(16)], DMAX, temperature=1e-4, top_k=1, seed=1)[0]
+    assert (tempered.token_ids, tempered.nfe) == (greedy.token_ids, greedy.nfe)
+
+
 def test_a_lower_accept_threshold_fills_longer_runs() -> None:
     spent = [serve([prompt(16)], DMAX, settings={"accept_threshold": bound})[0].nfe for bound in (0.9, 0.3, 0.0)]
     assert spent[0] > spent[1] > spent[2]
