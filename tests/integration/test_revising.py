@@ -122,6 +122,15 @@ def test_dmax_runs_in_edit_mode_whatever_was_asked() -> None:
         assert any("sampling_mode" in warning for warning in ready.config.warnings)
 
 
+@pytest.mark.parametrize(("weight", "shared"), [(1.0, 16), (0.0, 32)])
+def test_pages_of_an_answer_are_shared_where_nothing_was_blended(weight: float, shared: int) -> None:
+    asked = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    with engine("llada2", **{**COMMON, **DMAX, "token_merge_weight": weight}) as ready:
+        [answer] = ready.generate([prompt(16)], asked)
+        [following] = ready.generate([[*prompt(16), *answer.token_ids]], asked)
+    assert following.cached_tokens == shared
+
+
 def test_two_processes_blend_as_one() -> None:
     strategy = STRATEGIES["dmax, smooth and exact"]
     [one] = serve([prompt(11)], strategy, max_tokens=9)
