@@ -142,6 +142,7 @@ def test_batches_depend_on_their_step_alone_and_hold_both_tasks_and_drills() -> 
         if step > 44:
             assert torch.equal(batch.ids, again.batch(step).ids)
         drilled = not batch.layout.prompt.any()
+        assert len(batch.ids) in (MIX.rows, MIX.long_rows)
         kinds.add("drill" if drilled else "long" if len(batch.ids) == MIX.long_rows else "two_step")
     assert kinds == {"drill", "long", "two_step"}
 

@@ -12,10 +12,12 @@ from diffulex_core.pattern import BlockCausal, Extent, FullPrefix, Phase
 from diffulex_tiny import problems
 from diffulex_tiny.recipe import corruption, tokenizer as vocabulary
 from diffulex_tiny.recipe.export import export
-from diffulex_tiny.recipe.train import Recipe, Stream, build_network, loss_of
+from diffulex_tiny.recipe.stream import Mix, Stream
+from diffulex_tiny.recipe.train import Recipe, build_network, loss_of
 
 TOKENIZER = vocabulary.build_tokenizer()
-SMALL = Recipe(hidden_size=32, layers=1, heads=2, ffn_size=32, batch=4, steps=4)
+MIX = Mix(steps=4, rows=4, drill=0.6, drill_until=0.75, long=0.0, first_largest=12)
+SMALL = Recipe(hidden_size=32, layers=1, heads=2, ffn_size=32, mix=MIX)
 
 
 @given(text=st.text(max_size=60))
@@ -65,7 +67,7 @@ def test_training_masks_show_what_the_engine_shows(prompt: int, answer: int, blo
 
 
 def test_only_answers_are_hidden_and_every_row_has_something_to_fill() -> None:
-    batch = Stream(SMALL, TOKENIZER).batch(3)
+    batch = Stream(MIX, TOKENIZER).batch(3)
     for blockwise in (False, True):
         hidden = corruption.draw_hidden(batch.layout, 8, blockwise, torch.Generator().manual_seed(1))
         assert hidden.any(dim=1).all()
@@ -73,7 +75,7 @@ def test_only_answers_are_hidden_and_every_row_has_something_to_fill() -> None:
 
 
 def test_a_batch_depends_on_its_step_alone_and_is_drawn_from_training() -> None:
-    first, second = Stream(SMALL, TOKENIZER), Stream(SMALL, TOKENIZER)
+    first, second = Stream(MIX, TOKENIZER), Stream(MIX, TOKENIZER)
     second.batch(0)
     for step in range(4):
         assert torch.equal(first.batch(step).ids, second.batch(step).ids)
@@ -81,7 +83,7 @@ def test_a_batch_depends_on_its_step_alone_and_is_drawn_from_training() -> None:
 
 def test_a_gradient_step_lowers_the_loss_on_its_batch() -> None:
     network = build_network(SMALL, TOKENIZER)
-    batch = Stream(SMALL, TOKENIZER).batch(0)
+    batch = Stream(MIX, TOKENIZER).batch(0)
     mask = TOKENIZER.token_to_id(vocabulary.MASK)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     before = loss_of(network, batch, mask, torch.Generator().manual_seed(0))

@@ -1,4 +1,8 @@
-"""tiny/dream: a network whose logits are shifted by one, started from tiny/llada."""
+"""tiny/dream: a network whose logits are shifted by one, started from tiny/llada.
+
+The row of a token is asked for the next one. Read as rows of the next tokens, all of tiny/llada's rows are shifted
+already; so that is how training starts, and what a row reads goes over from the next token to its own.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,15 @@ from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 class Recipe:
     """Everything that decides the run; the network has the sizes of tiny/llada."""
 
-    schedule: Schedule = Schedule(steps=2000, learning_rate=1e-3)
-    mix: Mix = Mix(
-        steps=2000, drill=0.15, first_largest=problems.MAX_OPERAND, long_from=0.05, unit=(*corruption.BLOCK_SIZES, 64)
-    )
+    schedule: Schedule = Schedule(steps=4000, learning_rate=6e-4, warmup=300)
+    mix: Mix = Mix(steps=4000, unit=(*corruption.BLOCK_SIZES, 64))
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
     ffn_size: int = 384
     rope_theta: float = 10000.0
     context: int = 512
+    shifted_by: int = 600
     seed: int = 0
 
 
@@ -65,9 +68,11 @@ class Training:
         self._mask = vocabulary.token_id(tokenizer, vocabulary.MASK)
         self._stream = Stream(recipe.mix, tokenizer)
         self.network = build_network(recipe, tokenizer)
+        self._share = 0.0
 
     def loss(self, step: int) -> Tensor:
         """Mean cross-entropy over the masked tokens that could be decided."""
+        self._share = min(1.0, step / self._recipe.shifted_by)
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
         batch = self._stream.batch(step)
         hidden, asked, visible = self._draw(batch, generator)
@@ -120,6 +125,9 @@ class Training:
         positions = torch.arange(ids.shape[1])[None]
         hidden = torch.zeros(visible.shape, dtype=torch.bfloat16)
         hidden.masked_fill_(~visible, torch.finfo(hidden.dtype).min)
-        out = self.network.model(input_ids=ids, attention_mask=hidden, position_ids=positions)
+        read = self.network.model.embed_tokens(ids)
+        if self._share < 1:
+            read = torch.lerp(read.roll(-1, dims=1), read, self._share)
+        out = self.network.model(inputs_embeds=read, attention_mask=hidden, position_ids=positions)
         states: Tensor = out.last_hidden_state
         return states

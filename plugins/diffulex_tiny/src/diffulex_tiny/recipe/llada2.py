@@ -22,16 +22,8 @@ from diffulex_tiny.recipe.stream import Mix, Stream
 class Recipe:
     """Everything that decides the run."""
 
-    schedule: Schedule = Schedule(steps=4000, learning_rate=6e-4, warmup=300)
-    mix: Mix = Mix(
-        steps=4000,
-        rows=64,
-        long_rows=32,
-        drill=0.15,
-        drill_until=0.7,
-        first_largest=problems.MAX_OPERAND,
-        long_from=0.0,
-    )
+    schedule: Schedule = Schedule(steps=5000, learning_rate=6e-4, warmup=300)
+    mix: Mix = Mix(steps=5000)
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4

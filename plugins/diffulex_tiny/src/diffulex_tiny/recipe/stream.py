@@ -36,22 +36,22 @@ class Mix:
         steps: length of the run.
         rows: sequences in a batch of each kind.
         drill: share of drills until `drill_until` of the run; none later.
-        long: share of `long` problems among the other batches, from `long_from` of the run on.
+        long: share of `long` problems among the other batches; it grows from `long_from` to `long_by` of the run.
         first_largest: largest operand in the first step; it grows to the whole range until `largest_from` of the run.
         spell_names: see `problems.sample`.
         unit: an answer is padded with ends of text to a multiple of one of these.
     """
 
     steps: int
-    rows: int = 96
-    long_rows: int = 40
-    drill: float = 0.3
-    drill_until: float = 0.5
+    rows: int = 64
+    long_rows: int = 32
+    drill: float = 0.25
+    drill_until: float = 0.8
     long: float = 0.5
     long_from: float = 0.1
-    first_largest: int = 15
-    largest_from: float = 0.15
-    largest: int = problems.MAX_OPERAND
+    long_by: float = 0.3
+    first_largest: int = problems.MAX_OPERAND
+    largest_from: float = 0.1
     spell_names: float = 0.1
     unit: tuple[int, ...] = corruption.BLOCK_SIZES
     seed: int = 0
@@ -70,10 +70,10 @@ class Stream:
         mix = self._mix
         rng, passed = random.Random(f"{mix.seed}-{step}"), step / mix.steps
         grown = min(1.0, passed / mix.largest_from)
-        largest = round(mix.first_largest + grown * (mix.largest - mix.first_largest))
+        largest = round(mix.first_largest + grown * (problems.MAX_OPERAND - mix.first_largest))
         if passed < mix.drill_until and rng.random() < mix.drill:
             return self._drill(rng, largest)
-        if passed >= mix.long_from and rng.random() < mix.long:
+        if mix.long and rng.random() < mix.long * min(1.0, (passed - mix.long_from) / (mix.long_by - mix.long_from)):
             return self._told(rng, "long", mix.long_rows, largest)
         return self._told(rng, "two_step", mix.rows, largest)
 
