@@ -77,8 +77,8 @@ def test_a_batch_answers_as_each_request_alone(case: Case, kit: Kit) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"page_size": 4, "max_num_reqs": 2}, {"page_size": 32, "max_logits_tokens": 2}, {"max_num_reqs": 1}],
-    ids=lambda settings: " ".join(f"{name} {value}" for name, value in settings.items()),
+    [{"page_size": 4, "max_num_reqs": 2}, {"page_size": 32, "max_num_reqs": 1, "max_logits_tokens": 2}],
+    ids=["small pages, two at a time", "large pages, one at a time, two rows of logits"],
 )
 @EACH
 def test_machinery_changes_no_answer(case: Case, settings: dict[str, Any], kit: Kit) -> None:

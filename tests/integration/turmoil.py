@@ -11,6 +11,7 @@ import attrs
 from diffulex_core.errors import PromptTooLong
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.sparse import SparseConfig
 from diffulex_core.types import CompletionReason
 from tests.integration.matrix import Case, Checkpoints, Watched, host, prompt
 
@@ -155,6 +156,17 @@ def of_canvas(random: Random, strategy: str) -> dict[str, Any]:
         given["gen_length"] = random.randint(1, 10)
     if random.random() < 0.3:
         given["cfg_scale"] = random.choice((0.0, 0.5, 2.0))
+    if random.random() < 0.3:
+        given["sparse"] = SparseConfig(
+            enabled=random.random() < 0.9,
+            retention_ratio=random.choice((0.1, 0.5, 1.0)),
+            delay_step=random.randint(0, 3),
+            default_block_len=random.choice((4, 32)),
+            head_select=random.random() < 0.5,
+            pool_kernel=random.choice((1, 3)),
+            refresh_every=random.choice((None, 1, 3)),
+            refresh_drift=random.choice((None, 0.3)),
+        )
     if random.random() < 0.2:
         given[random.choice(("suppress_eos", "defer_eos"))] = True
     if strategy == "llada_canvas":
