@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from diffulex_llada.llada2.oracle import hf_reference as glm
 from diffulex_tiny.recipe import dream, dream_export, gemma, gemma_export, llada2, llada2_export, warm
 from diffulex_tiny.recipe.easing import EasedNorm, calibrate, eased_norms
 from diffulex_tiny.recipe.gemma_network import GemmaNetwork, Shape
+from diffulex_tiny.recipe.loop import Objective
+from diffulex_tiny.recipe.stream import Mix
 from diffulex_tiny.recipe.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
+SMALL = Mix(steps=100, rows=4, long_rows=2)
 IDS = TOKENIZER.encode("Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?").ids
 
 
@@ -164,3 +168,54 @@ def test_recipes_have_networks_that_fit_into_6_mb() -> None:
     for name, network in networks.items():
         assert sum(each.numel() for each in network.parameters()) * width[name] < 5_900_000, name
     assert attrs.asdict(Shape(vocab_size=1))["canvas_length"] == 32
+
+
+@torch.no_grad()
+def test_dream_reads_the_next_token_at_first_as_tiny_llada_does(dense: LlamaForCausalLM) -> None:
+    training = dream.Training(dream.Recipe(mix=SMALL))
+    ids, rows = torch.tensor([IDS]), len(IDS)
+    # The first token has no row at first: nobody may see it.
+    visible, mask = everyone(rows)[:, None], torch.zeros(1, 1, rows, rows)
+    visible[..., -1], mask[..., 0] = False, torch.finfo(torch.float32).min
+    started = training.network.lm_head(training.states(ids, visible))[:, :-1]
+    taught = dense(input_ids=ids, attention_mask=mask).logits[:, 1:]
+    assert (started - taught).norm() / taught.norm() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: llada2.Training(llada2.Recipe(mix=SMALL)),
+        lambda: dream.Training(dream.Recipe(mix=SMALL)),
+        lambda: gemma.Training(gemma.Recipe(mix=attrs.evolve(SMALL, unit=(1,)))),
+    ],
+    ids=["llada2", "dream", "gemma"],
+)
+def test_a_gradient_step_lowers_the_loss_on_its_batch(make: Callable[[], Objective]) -> None:
+    training, step = make(), 30
+    before = training.loss(step)
+    assert torch.equal(before, training.loss(step))
+    before.backward()
+    with torch.no_grad():
+        for parameter in training.network.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(1e-3 * parameter.grad)
+    training.after_step()
+    assert training.loss(step) < before
+
+
+@torch.no_grad()
+def test_experts_that_nobody_chooses_become_more_attractive() -> None:
+    training = llada2.Training(llada2.Recipe(mix=SMALL, balance=0.05))
+    biases = {name: bias for name, bias in training.network.named_buffers() if name.endswith("correction_bias")}
+    training.after_step()
+    assert biases
+    for bias in biases.values():
+        bias.zero_()
+        bias[0] = -5.0
+    for step in range(3):
+        training.loss(step)
+        training.after_step()
+    for bias in biases.values():
+        assert bias[0] == pytest.approx(-5 + 3 * 0.05)
+        assert bias[1:].min() < 0

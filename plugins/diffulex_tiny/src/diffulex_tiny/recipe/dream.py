@@ -78,7 +78,7 @@ class Training:
         hidden, asked, visible = self._draw(batch, generator)
         inputs = torch.where(hidden, self._mask, batch.ids)
         with torch.autocast("cpu", torch.bfloat16):
-            states = self._states(inputs, visible)
+            states = self.states(inputs, visible)
             logits = self.network.lm_head(states[:, :-1][asked[:, 1:]])
         return torch.nn.functional.cross_entropy(logits.float(), batch.ids[asked])
 
@@ -115,13 +115,14 @@ class Training:
 
             def predict(ids: Tensor, visible: Tensor = visible) -> Tensor:
                 with torch.autocast("cpu", torch.bfloat16):
-                    logits: Tensor = self.network.lm_head(self._states(ids, visible))
+                    logits: Tensor = self.network.lm_head(self.states(ids, visible))
                 return torch.cat((logits[:, :1], logits[:, :-1]), dim=1)
 
             told.append(f"{task} {probe.solved(batch, predict, self._mask, 4):.2f}")
         return "exact on unseen problems: " + ", ".join(told)
 
-    def _states(self, ids: Tensor, visible: Tensor) -> Tensor:
+    def states(self, ids: Tensor, visible: Tensor) -> Tensor:
+        """[batch, seq, hidden] of [batch, seq] ids; `visible` [batch, 1, seq, seq] bool says who sees whom."""
         positions = torch.arange(ids.shape[1])[None]
         hidden = torch.zeros(visible.shape, dtype=torch.bfloat16)
         hidden.masked_fill_(~visible, torch.finfo(hidden.dtype).min)
