@@ -25,10 +25,11 @@ def request_of(
     max_tokens: int = 8,
     edit: float = 0.2,
     remask: float = 0.3,
+    last_of_prompt: int | None = None,
 ) -> BlockRequest:
     return edit_request(
         request_id=0,
-        prompt=np.arange(prompt_len),
+        prompt=np.array([*range(prompt_len - 1), prompt_len - 1 if last_of_prompt is None else last_of_prompt]),
         params=SamplingParams(max_tokens=max_tokens, temperature=0.0),
         context=ReqContext(
             pattern=BlockCausal(block_size=4),
@@ -104,6 +105,14 @@ def test_an_end_of_text_counts_once_its_block_is_settled() -> None:
     step(request, 4, {})
     assert request.completion is CompletionReason.STOP_EOS
     assert request.output_tokens.tolist() == [7, 7]
+
+
+def test_an_end_of_text_in_the_prompt_ends_nothing() -> None:
+    request = request_of(6, last_of_prompt=EOS)
+    step(request, 0, {})
+    step(request, 4, {})
+    assert request.completion is None
+    assert request.output_tokens.tolist() == [7] * 6
 
 
 def test_unsure_edits_are_not_made() -> None:
