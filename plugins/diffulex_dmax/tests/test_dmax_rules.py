@@ -144,6 +144,9 @@ def test_descriptors_are_found_by_position_until_the_request_ends() -> None:
     inside = merges.between(6, 16, 4)
     assert inside is not None
     assert inside.positions.tolist() == [6]
+    before = merges.between(4, 6, 4)
+    assert before is not None
+    assert before.positions.tolist() == [5]
 
 
 @pytest.mark.parametrize(
