@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -289,50 +288,6 @@ def test_the_smallest_limits_end_an_answer_after_its_first_token_or_forward(read
     assert [output.completion_reason.value for output in outputs] == ["length_tokens", "repetition", "nfe_limit"]
     assert [len(output.token_ids) for output in outputs[:2]] == [1, 1]
     assert outputs[2].nfe == 1
-
-
-def test_a_stop_string_is_found_across_a_block_border(ready: Diffulex) -> None:
-    plain = ready.generate(prompt(11), greedy(40))[0]
-    border = 16 - 11
-    before, across = (ready.tokenizer.decode(list(plain.token_ids[:n])) for n in (border - 1, border + 1))
-    stop = across[len(before.rstrip("\ufffd")) :]
-    assert len(stop) >= 2
-    cut = ready.generate(prompt(11), greedy(40, stop=stop))[0]
-    assert cut.completion_reason is CompletionReason.STOP_STRING
-    assert cut.text == plain.text[: plain.text.index(stop)]
-    assert cut.nfe < plain.nfe
-
-
-def test_an_answer_ends_in_the_forward_that_completes_a_stop_string() -> None:
-    by_one_token = 0
-    with engine(accept_threshold=1.0, buffer_size=1) as slow:
-        for salt in range(4):
-            with slow.stream(prompt(11, salt), greedy(24)) as generation:
-                texts = ["", *(event.text for event in generation)]
-            for step, (before, text) in enumerate(pairwise(texts)):
-                stop = text[-1:]
-                if stop in before or stop in ("", "\ufffd"):
-                    continue
-                [cut] = slow.generate([prompt(11, salt)], greedy(24, stop=stop))
-                assert cut.nfe == step + 1
-                by_one_token += len(text) == len(before) + 1
-    assert by_one_token > 0
-
-
-def test_no_token_of_a_stop_string_stays_in_an_answer(ready: Diffulex) -> None:
-    answers = ready.generate([prompt(11, salt) for salt in range(4)], greedy(40))
-    cuts = 0
-    for salt, plain in enumerate(answers):
-        for at in range(1, len(plain.text) - 4, 5):
-            stop = plain.text[at : at + 4]
-            if "\ufffd" in stop or plain.text.index(stop) != at:
-                continue
-            [cut] = ready.generate([prompt(11, salt)], greedy(40, stop=stop))
-            assert cut.text == plain.text[:at]
-            assert ready.tokenizer.decode(list(cut.token_ids), skip_special_tokens=True) == cut.text
-            assert cut.token_ids == plain.token_ids[: len(cut.token_ids)]
-            cuts += 1
-    assert cuts > 3
 
 
 @pytest.mark.parametrize("strategy", ["multi_bd", "d2f"])
