@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from diffulex_core.pattern import BlockCausal
+from diffulex_core.protocols import ReqContext
+from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import Alternatives
 from diffulex_dmax import plugin
 from diffulex_dmax.leftmost import judge
 from diffulex_dmax.merging import Merges
 from diffulex_dmax.options import DMaxOptions
+from diffulex_dmax.request import dmax_request
 
 MASK = 99
 
@@ -108,7 +112,24 @@ def test_a_token_is_merged_once_where_fewer_tokens_are_possible_than_are_merged(
 
 
 def test_no_more_tokens_are_merged_than_there_are() -> None:
-    assert Merges(DMaxOptions(token_merge_top_k=1000), mask_token_id=MASK, vocab_size=7).alternatives == 7
+    request = dmax_request(
+        request_id=0,
+        prompt=np.array([1, 2, 3]),
+        params=SamplingParams(),
+        context=ReqContext(
+            pattern=BlockCausal(block_size=4),
+            buffer_size=2,
+            mask_token_id=MASK,
+            eos_token_ids=frozenset(),
+            max_model_len=64,
+            thresholds=DecodingThresholds(),
+            options=DMaxOptions(token_merge_top_k=200),
+            vocab_size=100,
+        ),
+    )
+    span = request.plan(0, None)
+    assert span is not None
+    assert [group.alternatives for group in span.groups] == [100, 100]
 
 
 @pytest.mark.parametrize("exact", [False, True])
