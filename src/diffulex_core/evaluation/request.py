@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 
@@ -37,10 +38,10 @@ class LikelihoodRequest:
             shifted: row i of the logits predicts position i + 1.
             cfg_scale: weight of classifier-free guidance; 0 = none.
         """
-        self._id = request_id
-        self._params = SamplingParams(temperature=0, max_tokens=len(tokens) - prompt_len)
+        self.request_id: Final = request_id
+        self.params: Final = SamplingParams(temperature=0, max_tokens=len(tokens) - prompt_len)
         self._tokens = tokens
-        self._prompt_len = prompt_len
+        self.prompt_len: Final = prompt_len
         self._hidden = hidden
         self._mask = mask_token_id
         self._shifted = shifted
@@ -49,18 +50,6 @@ class LikelihoodRequest:
         self._completion: CompletionReason | None = None
         self.log_probability = math.nan
         """Sum of the natural logarithms of the hidden tokens' probabilities; NaN before the forward."""
-
-    @property
-    def request_id(self) -> int:
-        return self._id
-
-    @property
-    def params(self) -> SamplingParams:
-        return self._params
-
-    @property
-    def prompt_len(self) -> int:
-        return self._prompt_len
 
     @property
     def guided(self) -> bool:
@@ -95,9 +84,9 @@ class LikelihoodRequest:
         decided = np.ones(len(self._tokens), dtype=np.bool_)
         decided[self._hidden] = False
         return Canvas(
-            start=self._prompt_len,
-            tokens=self._fed()[self._prompt_len :],
-            decided=decided[self._prompt_len :],
+            start=self.prompt_len,
+            tokens=self._fed()[self.prompt_len :],
+            decided=decided[self.prompt_len :],
             committed=0,
             block_size=len(self._tokens),
             running_blocks=((0, "active"),),
@@ -143,7 +132,7 @@ class LikelihoodRequest:
             PluginError: the sampler told nothing.
         """
         if not np.array_equal(decision.positions, self._hidden):
-            raise ValueError(f"request {self._id}: decided positions are not the ones that were asked")
+            raise ValueError(f"request {self.request_id}: decided positions are not the ones that were asked")
         if decision.watched_log is None:
             raise PluginError(
                 "The strategy's sampler does not tell how probable watched tokens are, which log_likelihood asks for. "
@@ -168,5 +157,5 @@ class LikelihoodRequest:
         if not self.guided:
             return None
         tokens = fed.copy()
-        tokens[: self._prompt_len] = self._mask
+        tokens[: self.prompt_len] = self._mask
         return Guidance(tokens=tokens, scale=self._scale)

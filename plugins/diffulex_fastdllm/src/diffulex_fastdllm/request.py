@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import numpy as np
 
@@ -46,12 +47,12 @@ class DualCacheRequest:
         assert context.shifted, "a family with the dual_cache capability has shifted logits"
         assert isinstance(context.options, DualCacheOptions)
         block_size = context.pattern.block_size
-        self._id = request_id
-        self._params = params
+        self.request_id: Final = request_id
+        self.params: Final = params
         self._context = context
         self._use_block_cache = context.options.fdv2_use_block_cache
         self._accept_threshold = params.resolve_thresholds(context.thresholds).accept_threshold
-        self._prompt_len = len(prompt)
+        self.prompt_len: Final = len(prompt)
         self._sub_size = block_size // context.buffer_size
         self._stop = StopRules(
             params,
@@ -71,18 +72,6 @@ class DualCacheRequest:
         self._full_pass_stored = False
         """Whether the pages hold K/V of a full pass over the running block."""
         self._completion: CompletionReason | None = None
-
-    @property
-    def request_id(self) -> int:
-        return self._id
-
-    @property
-    def params(self) -> SamplingParams:
-        return self._params
-
-    @property
-    def prompt_len(self) -> int:
-        return self._prompt_len
 
     @property
     def nfe(self) -> int:
@@ -106,13 +95,13 @@ class DualCacheRequest:
 
     @property
     def output_tokens(self) -> IntArray:
-        end = max(self._prompt_len, self._stop.output_end(self._table.frontier))
-        return self._table.tokens[self._prompt_len : end].copy()
+        end = max(self.prompt_len, self._stop.output_end(self._table.frontier))
+        return self._table.tokens[self.prompt_len : end].copy()
 
     @property
     def canvas(self) -> Canvas:
         """As of every request; its blocks are the sub-blocks."""
-        table, start = self._table, self._prompt_len
+        table, start = self._table, self.prompt_len
         first = table.start // self._sub_size
         states = [state.value for state in table.states for _ in range(self._context.buffer_size)]
         return Canvas(
@@ -156,7 +145,7 @@ class DualCacheRequest:
         tokens = decision.tokens[decision.accepted]
         asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
         if not np.isin(positions, asked).all():
-            raise ValueError(f"request {self._id}: decided positions outside the span's groups")
+            raise ValueError(f"request {self.request_id}: decided positions outside the span's groups")
         if span.advances:
             if self.mode in (Mode.SEED, Mode.COMMIT):
                 self._table.settle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from diffulex_core.blocks.limits import StopRules
@@ -33,7 +35,9 @@ class CanvasRequest:
     ) -> None:
         assert context.vocab_size is not None, "noise needs to know the vocabulary"
         assert isinstance(context.options, DenoisingOptions), "the strategy's options"
-        self._id, self._params, self._prompt_len = request_id, params, len(prompt)
+        self.request_id: Final = request_id
+        self.params: Final = params
+        self.prompt_len: Final = len(prompt)
         self._options, self._vocab_size, self._source = context.options, context.vocab_size, draws
         self._stop = StopRules(
             params,
@@ -58,18 +62,6 @@ class CanvasRequest:
         """The canvas's most probable tokens after each of its steps so far."""
         self._canvas = self._noise(self._positions)
         self._written: IntArray = self._positions[:0]
-
-    @property
-    def request_id(self) -> int:
-        return self._id
-
-    @property
-    def params(self) -> SamplingParams:
-        return self._params
-
-    @property
-    def prompt_len(self) -> int:
-        return self._prompt_len
 
     @property
     def nfe(self) -> int:
@@ -98,13 +90,13 @@ class CanvasRequest:
 
     @property
     def output_tokens(self) -> IntArray:
-        end = max(self._prompt_len, self._stop.output_end(self._start))
-        return self._tokens[self._prompt_len : end].copy()
+        end = max(self.prompt_len, self._stop.output_end(self._start))
+        return self._tokens[self.prompt_len : end].copy()
 
     @property
     def canvas(self) -> Canvas:
         """The canvas that is being denoised shows its most probable tokens, undecided until all of it is accepted."""
-        begin, running = self._prompt_len, len(self._best) > 0
+        begin, running = self.prompt_len, len(self._best) > 0
         end = self._end if running else self._start
         draft = self._best[-1] if running else self._tokens[:0]
         index = (self._start - begin) // self._canvas_size
@@ -121,7 +113,7 @@ class CanvasRequest:
         return len(self._tokens)
 
     def most_rows(self) -> int:
-        return min(self._canvas_size, len(self._tokens) - self._prompt_len)
+        return min(self._canvas_size, len(self._tokens) - self.prompt_len)
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
         rows = self._end - stored
@@ -164,7 +156,7 @@ class CanvasRequest:
         steps = options.diffusion_gemma_max_denoising_steps
         positions = self._positions
         group = SampleGroup(
-            block=(self._start - self._prompt_len) // self._canvas_size,
+            block=(self._start - self.prompt_len) // self._canvas_size,
             positions=positions,
             rows=positions - stored,
             accept_threshold=float("inf"),
@@ -219,4 +211,4 @@ class CanvasRequest:
         self._canvas = self._noise(self._positions)
 
     def _noise(self, positions: IntArray) -> IntArray:
-        return self._source.noise(seed_of(self._params), self._draws, positions, self._vocab_size)
+        return self._source.noise(seed_of(self.params), self._draws, positions, self._vocab_size)
