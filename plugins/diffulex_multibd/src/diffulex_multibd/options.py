@@ -13,8 +13,8 @@ class EditOptions:
 
     max_post_edit_steps: int = key(
         16,
-        "Edit sampling: a filled block takes edits in this many further forwards at most, and any block is settled with "
-        "all that is proposed for it after block_size more than that.",
+        "Edit sampling: a filled block takes edits in this many further forwards at most, and any block is settled "
+        "with all that is proposed for it after block_size more than that.",
         minimum=0,
         generation_config=("max_post_edit_steps",),
     )
