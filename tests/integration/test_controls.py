@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +36,8 @@ class Table:
     def __init__(self, case: Case, checkpoints: Checkpoints) -> None:
         self.case, self._checkpoints = case, checkpoints
         self._plain: dict[float, list[ReqTrajectory]] = {}
+        self._ready: dict[float, Watched] = {}
+        """Engines without settings of their own."""
 
     def ask(
         self, settings: Mapping[str, Any] | None = None, *, sharpness: float = 3.0, **given: Any
@@ -47,8 +50,19 @@ class Table:
         base = {"temperature": 0.0, "max_tokens": LENGTH, "ignore_eos": True, "seed": 7, **canvas}
         params = SamplingParams(**{**base, **given})
         prompts = [prompt(6 + 3 * number, number) for number in range(3)]
-        with Watched(case, self._checkpoints, **(settings or {})) as ready:
+        with ExitStack() as leave:
+            if settings is None:
+                if sharpness not in self._ready:
+                    self._ready[sharpness] = Watched(case, self._checkpoints, enable_prefix_caching=False)
+                ready = self._ready[sharpness]
+            else:
+                ready = leave.enter_context(Watched(case, self._checkpoints, **settings))
             return ready.serve(prompts, [params] * len(prompts))
+
+    def close(self) -> None:
+        """Close the engines."""
+        for ready in self._ready.values():
+            ready.engine.close()
 
     def plain(self, sharpness: float = 3.0) -> list[ReqTrajectory]:
         """Without any parameter."""
@@ -65,8 +79,11 @@ def checkpoints() -> Iterator[Checkpoints]:
 
 
 @pytest.fixture(scope="module")
-def tables(checkpoints: Checkpoints) -> dict[Recipe, Table]:
-    return {case.recipe: Table(case, checkpoints) for case in ONE_OF_EACH}
+def tables(checkpoints: Checkpoints) -> Iterator[dict[Recipe, Table]]:
+    made = {case.recipe: Table(case, checkpoints) for case in ONE_OF_EACH}
+    yield made
+    for table in made.values():
+        table.close()
 
 
 def told(answers: list[ReqTrajectory]) -> list[TokenLogprob]:

@@ -168,9 +168,7 @@ KNOBS: Mapping[Recipe, Mapping[str, Knob | ProvenBy]] = {
         "enable_remask": Knob(
             values=(False, True), measure=reopened, settings={"remask_threshold": 0.8, "edit_threshold": 0.5}
         ),
-        "penalty_lambda": Knob(
-            values=(0.0, 1000.0), measure=equal_neighbours, falls=True, settings={"edit_threshold": 0.5}
-        ),
+        "penalty_lambda": Knob(values=(0.0, 1000.0), measure=equal_neighbours, falls=True),
         "max_post_edit_steps": Knob(values=(0, 2, 8), measure=forwards),
     },
     ("dmax", "edit"): {
@@ -253,12 +251,12 @@ def checkpoints() -> Iterator[Checkpoints]:
 def play(
     case: Case, checkpoints: Checkpoints, settings: Mapping[str, Any], ask: Mapping[str, Any], sharpness: float
 ) -> Play:
-    """Six answers of twelve tokens, greedy unless `ask` says otherwise."""
+    """Four answers of twelve tokens, greedy unless `ask` says otherwise."""
     case = attrs.evolve(case, variant=attrs.evolve(case.variant, sharpness=sharpness))
     canvas: dict[str, Any] = {"gen_length": 12} if case.variant.canvas else {}
     given = {"temperature": 0.0, "max_tokens": 12, "logprobs": 0, "ignore_eos": True, "seed": 7, **canvas, **ask}
     with Watched(case, checkpoints, **settings) as ready:
-        ids = [ready.add(prompt(5 + 3 * number, number), SamplingParams(**given)) for number in range(6)]
+        ids = [ready.add(prompt(5 + 3 * number, number), SamplingParams(**given)) for number in range(4)]
         canvases: dict[int, list[Any]] = {each: [] for each in ids}
         while (plan := ready.step()) is not None:
             for window in plan.windows:
