@@ -11,7 +11,7 @@ from torch import Tensor
 from diffulex_tiny.recipe import tokenizer as vocabulary
 from diffulex_tiny.recipe.easing import EasedNorm
 from diffulex_tiny.recipe.folder import write_checkpoint
-from diffulex_tiny.recipe.gemma_network import Attention, GemmaNetwork, Shape
+from diffulex_tiny.recipe.gemma_network import GemmaNetwork, Shape
 
 DECODER, ENCODER = "model.decoder.", "model.encoder.language_model."
 
@@ -91,7 +91,7 @@ def described(shape: Shape) -> dict[str, object]:
 
 
 def _tensors(network: GemmaNetwork) -> Iterator[tuple[str, Tensor]]:
-    """The published tensors; what a norm of values keeps besides size 1 goes into the projection behind it."""
+    """The published tensors. What the eased norm of values keeps besides size 1, the norm behind attention undoes."""
     assert float(network.self_conditioning.post_norm.usual) == 1, "rows of a canvas enter at root mean square 1"
     for name, weight in network.named_parameters():
         path, _, kind = name.rpartition(".")
@@ -100,9 +100,5 @@ def _tensors(network: GemmaNetwork) -> Iterator[tuple[str, Tensor]]:
             yield f"{ENCODER if kind == 'encoder_scalar' else DECODER}{path}.layer_scalar", weight
         elif isinstance(module, EasedNorm):
             yield DECODER + name, module.final_weight()
-        elif path.endswith("o_proj"):
-            attention = network.get_submodule(path.removesuffix(".o_proj"))
-            assert isinstance(attention, Attention)
-            yield DECODER + name, weight * attention.v_norm.usual
         else:
             yield DECODER + name, weight
