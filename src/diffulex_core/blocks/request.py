@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from diffulex_core.blocks.limits import StopRules
@@ -37,12 +39,12 @@ class BlockRequest:
         """`rule` is None for mask filling (multi_bd, d2f)."""
         assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
         block_size = context.pattern.block_size
-        self._id = request_id
-        self._params = params
+        self.request_id: Final = request_id
+        self.params: Final = params
         self._context = context
         self._thresholds = params.resolve_thresholds(context.thresholds)
         self._rule = rule or Fill(thresholds=self._thresholds, force_rule=context.force_rule)
-        self._prompt_len = len(prompt)
+        self.prompt_len: Final = len(prompt)
         self._stop = StopRules(
             params,
             prompt_len=len(prompt),
@@ -62,18 +64,6 @@ class BlockRequest:
         """Position whose hidden row the runner keeps."""
         self._written: IntArray = np.empty(0, dtype=np.int64)
         self._completion: CompletionReason | None = None
-
-    @property
-    def request_id(self) -> int:
-        return self._id
-
-    @property
-    def params(self) -> SamplingParams:
-        return self._params
-
-    @property
-    def prompt_len(self) -> int:
-        return self._prompt_len
 
     @property
     def nfe(self) -> int:
@@ -104,8 +94,8 @@ class BlockRequest:
     @property
     def output_tokens(self) -> IntArray:
         sure = self._final_end() if self._completion is None else self._table.frontier
-        end = max(self._prompt_len, self._stop.output_end(sure))
-        return self._table.tokens[self._prompt_len : end].copy()
+        end = max(self.prompt_len, self._stop.output_end(sure))
+        return self._table.tokens[self.prompt_len : end].copy()
 
     @property
     def written(self) -> IntArray:
@@ -114,7 +104,7 @@ class BlockRequest:
 
     @property
     def canvas(self) -> Canvas:
-        table, start = self._table, self._prompt_len
+        table, start = self._table, self.prompt_len
         return Canvas(
             start=start,
             tokens=table.tokens[start : table.end].copy(),
@@ -129,7 +119,7 @@ class BlockRequest:
 
     def most_rows(self) -> int:
         block_size = self._context.pattern.block_size
-        running = min(max(2, self._context.buffer_size), len(self._table.masks) - self._prompt_len // block_size)
+        running = min(max(2, self._context.buffer_size), len(self._table.masks) - self.prompt_len // block_size)
         first = self.plan(0, None)
         assert first is not None
         atomic = len(first.tokens) if self._context.pattern.two_phase else 0
@@ -179,15 +169,15 @@ class BlockRequest:
         positions = decision.positions[decision.accepted]
         asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
         if self._rule.revises and not np.array_equal(decision.positions, asked):
-            raise ValueError(f"request {self._id}: the decision does not answer the span's groups, one by one")
+            raise ValueError(f"request {self.request_id}: the decision does not answer the span's groups, one by one")
         if not np.isin(positions, asked).all() or len(np.unique(positions)) != len(positions):
-            raise ValueError(f"request {self._id}: decided positions outside the span's groups, or twice")
+            raise ValueError(f"request {self.request_id}: decided positions outside the span's groups, or twice")
 
     def _notice_stops(self) -> None:
         """Look for stop tokens; where tokens may change, anew in everything that is not stored."""
         table, positions = self._table, self._written
         if self._rule.revises:
-            first = max(self._prompt_len, table.start)
+            first = max(self.prompt_len, table.start)
             positions = np.flatnonzero(table.decided[first : table.end]) + first
             self._stop.first_stop = None
         self._stop.notice(positions, table.tokens[positions])
@@ -197,11 +187,11 @@ class BlockRequest:
         table = self._table
         if not self._rule.revises:
             return table.frontier
-        return max(self._prompt_len, table.start + table.states.count(BlockState.TO_CACHE) * table.block_size)
+        return max(self.prompt_len, table.start + table.states.count(BlockState.TO_CACHE) * table.block_size)
 
     def _whole_prompt(self) -> int:
         """End of the prompt's last full block."""
-        return self._prompt_len // self._table.block_size * self._table.block_size
+        return self.prompt_len // self._table.block_size * self._table.block_size
 
     def _starts_block(self) -> bool:
         """Whether the step at hand starts one more block. Looks at tokens as they are before the step."""
@@ -259,9 +249,9 @@ class BlockRequest:
 
     def _replay_prompt(self, budget: int | None) -> Span | None:
         """First forward of a resumed two-phase request: the prompt as it was seen in prefill."""
-        if budget is not None and self._prompt_len > budget:
+        if budget is not None and self.prompt_len > budget:
             return None
-        return self._known_span(0, self._prompt_len, self._whole_prompt(), Phase.PREFILL)
+        return self._known_span(0, self.prompt_len, self._whole_prompt(), Phase.PREFILL)
 
     def _chunk(self, stored: int, budget: int) -> Span | None:
         """A piece of the known tokens, cut where nothing before the cut depends on what comes after."""
@@ -270,7 +260,7 @@ class BlockRequest:
             min(stored + budget, self._table.start) // pattern.block_size, stored // pattern.block_size, -1
         ):
             cut = end * pattern.block_size
-            if pattern.dependency_end(cut - 1, self._prompt_len) <= cut:
+            if pattern.dependency_end(cut - 1, self.prompt_len) <= cut:
                 return self._known_span(stored, cut, cut, Phase.DECODE)
         return None
 
