@@ -8,7 +8,8 @@ import pytest
 
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.types import CompletionReason
-from tests.integration.matrix import CASES, Case, Checkpoints, Watched, params, prompt
+from tests.integration.matrix import CASES, Case, Checkpoints, params, prompt
+from tests.integration.watched import Watched
 
 CHUNKED = list({case.recipe: case for case in reversed(CASES) if case.variant.chunks}.values())
 

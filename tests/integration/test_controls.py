@@ -21,7 +21,8 @@ from diffulex_core.outputs import ReqTrajectory, TokenLogprob
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import CompletionReason
 from tests.core.checkpoints import EOS, EOS_ID
-from tests.integration.matrix import CASES, VARIANTS, Case, Checkpoints, Recipe, Watched, prompt, tokens
+from tests.integration.matrix import CASES, VARIANTS, Case, Checkpoints, Recipe, prompt
+from tests.integration.watched import Watched, tokens
 
 ROOT = Path(__file__).parents[2]
 ONE_OF_EACH = [next(case for case in CASES if case.recipe == recipe) for recipe in sorted(VARIANTS)]

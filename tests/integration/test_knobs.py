@@ -19,7 +19,8 @@ import pytest
 
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
-from tests.integration.matrix import CASES, VARIANTS, Case, Checkpoints, Recipe, Watched, host, prompt
+from tests.integration.matrix import CASES, VARIANTS, Case, Checkpoints, Recipe, host, prompt
+from tests.integration.watched import Watched
 
 ROOT = Path(__file__).parents[2]
 CASE_OF: Mapping[Recipe, Case] = {

@@ -12,19 +12,8 @@ import pytest
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.protocols import GuidedReq
 from diffulex_core.types import Canvas, CompletionReason
-from tests.integration.matrix import (
-    CASES,
-    MOST_STEPS,
-    PAGE,
-    VARIANTS,
-    Case,
-    Checkpoints,
-    Watched,
-    host,
-    prompt,
-    recipes,
-    tokens,
-)
+from tests.integration.matrix import CASES, PAGE, VARIANTS, Case, Checkpoints, host, prompt, recipes
+from tests.integration.watched import MOST_STEPS, Watched, tokens
 
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 

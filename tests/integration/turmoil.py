@@ -13,7 +13,8 @@ from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.sparse import SparseConfig
 from diffulex_core.types import CompletionReason
-from tests.integration.matrix import Case, Checkpoints, Watched, host, prompt
+from tests.integration.matrix import Case, Checkpoints, host, prompt
+from tests.integration.watched import Watched
 
 LONGEST_PROMPT, MOST_TOKENS = 30, 20
 
