@@ -28,7 +28,7 @@ from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import Deciding, Req
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.stop_strings import first_stop, tokens_of
+from diffulex_core.stop_strings import first_stop, settled, tokens_of
 from diffulex_core.tokenizer import decode
 from diffulex_core.tracking import Ticket
 from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
@@ -295,11 +295,13 @@ class Diffulex:
     def peek(self, request_id: int) -> tuple[Canvas, str]:
         """Canvas and text so far of a request that is waiting, running, or ended in the latest step.
 
+        The text leaves out what may still become a stop string, and half a character at its end.
+
         Raises:
             KeyError: there is no such request.
         """
-        ticket = self._tickets.get(request_id) or self._ended[request_id]
-        return ticket.request.canvas, self._text(ticket.request.output_tokens, ticket.request.params)
+        request = (self._tickets.get(request_id) or self._ended[request_id]).request
+        return request.canvas, settled(self._text(request.output_tokens, request.params), request.params.stop)
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing runs."""

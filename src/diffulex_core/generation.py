@@ -56,7 +56,8 @@ class StreamEvent:
     Attributes:
         index: which prompt.
         canvas: the answer region; positions that are not decided may still change. Empty for a refused prompt.
-        text: text of the decided prefix.
+        text: text of the decided prefix; before the last event without what may still become a stop string, and without
+            half a character at its end.
         newly_decided: [n] positions whose token this step set, anew or in place of another, and `confidence` [n] of
             each.
         trajectory: the finished record in the prompt's last event, None before.

@@ -10,6 +10,7 @@ import pytest
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.stop_strings import settled
 from diffulex_core.types import CompletionReason
 from tests.integration.engines import engine, prompt
 
@@ -66,3 +67,36 @@ def test_no_token_of_a_stop_string_stays_in_an_answer(ready: Diffulex) -> None:
             assert cut.token_ids == plain.token_ids[: len(cut.token_ids)]
             cuts += 1
     assert cuts > 3
+
+
+def test_a_streamed_text_only_grows_and_never_shows_a_part_of_a_stop_string() -> None:
+    held_back = 0
+    with engine(accept_threshold=1.0, buffer_size=1) as slow:
+        for salt in range(4):
+            [plain] = slow.generate([prompt(11, salt)], greedy(24))
+            stop = plain.text[8:12]
+            with slow.stream([prompt(11, salt)], greedy(24, stop=stop)) as stopped:
+                shown = [event.text for event in stopped]
+            with slow.stream([prompt(11, salt)], greedy(24)) as unstopped:
+                freely = [event.text for event in unstopped]
+            assert shown[-1] == plain.text[: plain.text.index(stop)]
+            assert all(after.startswith(before) for before, after in pairwise(shown))
+            assert all(after.startswith(before) for before, after in pairwise(freely))
+            held_back += any(mine != free for mine, free in zip(shown, freely, strict=False))
+    assert held_back > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "stays"),
+    [
+        ("one two", [], "one two"),
+        ("one two", ["wo"], "one t"),
+        ("one two", ["two three", "o!"], "one "),
+        ("one two", ["three"], "one two"),
+        ("aab", ["abab"], "a"),
+        ("half\ufffd\ufffd", [], "half"),
+        ("hal\ufffdf", ["fish"], "hal\ufffd"),
+    ],
+)
+def test_what_may_become_a_stop_string_or_a_character_is_not_settled(text: str, stop: list[str], stays: str) -> None:
+    assert settled(text, stop) == stays
