@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.layers.linear import Multiplies
 from tests.core.checkpoints import Checkpoint
 from tests.core.lora_families import CASES, EXPERTS_FAMILY, LLADA_CASE, write_experts
@@ -49,23 +48,6 @@ def test_a_group_computes_what_one_process_does(tmp_path: Path, name: str, size:
 def test_experts_that_are_held_elsewhere_take_nothing(tmp_path: Path, size: int) -> None:
     base = write_experts(tmp_path / "base")
     check(EXPERTS_FAMILY, base, everything(base, tmp_path / "adapter"), size=size, merge=True)
-
-
-@attrs.frozen
-class Seat:
-    """A place in a group that never speaks: enough to know what a process holds."""
-
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def max(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def products(base: Checkpoint, adapter: Path, tp: Communicator, name: str) -> tuple[Multiplies, Tensor]:

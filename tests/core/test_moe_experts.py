@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffulex_core.context import BuildContext
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.errors import ConfigError, IncompatibleError, UnknownNameError
 from diffulex_core.host import Host
@@ -291,21 +291,6 @@ def take_share(share: MoE, whole_layer: MoE, tp: Communicator) -> None:
     gate, up = (part.chunk(tp.size)[tp.rank] for part in whole_layer.shared.gate_up.weight.chunk(2))
     share.shared.gate_up.weight.copy_(torch.cat((gate, up)))
     share.shared.down.weight.copy_(whole_layer.shared.down.weight.chunk(tp.size, dim=1)[tp.rank])
-
-
-@attrs.frozen
-class Seat:
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def max(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def test_experts_that_cannot_be_divided_evenly_are_refused() -> None:

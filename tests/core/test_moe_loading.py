@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.errors import CheckpointError
 from diffulex_core.layers.moe.experts import Experts
 from diffulex_core.weights import STANDARD_EXPERTS, WeightRules, load_weights
@@ -20,23 +19,6 @@ from diffulex_core.weights import STANDARD_EXPERTS, WeightRules, load_weights
 EXPERTS, HIDDEN, SIZE = 4, 6, 6
 MLP = "model.layers.0.mlp"
 RULES = WeightRules(*STANDARD_EXPERTS)
-
-
-@attrs.frozen
-class Seat:
-    """A place in a group that never speaks."""
-
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def max(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class Net(nn.Module):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext
+from diffulex_core.distributed import Seat
 from diffulex_core.distributed.ranges import even_range, kv_head_range, padded_range
 from diffulex_core.errors import CheckpointError, ConfigError
 from diffulex_core.layers.linear import Embedding, PackedLinear, RowLinear
@@ -20,23 +21,6 @@ from diffulex_core.weights.types import LoadContext
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, VOCAB = 8, 2, 2, 8, 13
-
-
-@attrs.frozen
-class Seat:
-    """A place in a group that never speaks: enough to know what a process holds."""
-
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def max(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class Net(nn.Module):

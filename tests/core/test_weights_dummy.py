@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from diffulex_core.context import BuildContext
+from diffulex_core.distributed import Seat
 from diffulex_core.layers import DecoderSpec
 from diffulex_core.layers.decoder import Decoder
 from diffulex_core.layers.linear import Linear
 from diffulex_core.weights import dummy_weights
 from tests.core.forward import Rows, block_causal, pages, run_model
-from tests.core.test_weights_divided import Net as Divided, Seat
+from tests.core.test_weights_divided import Net as Divided
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -14,12 +14,11 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffulex_core.context import BuildContext
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.distributed.ranges import even_range
 from diffulex_core.layers.linear import Embedding, PackedLinear, RowLinear
 from diffulex_core.weights import Rename, WeightRules, contents, dummy_weights, load_weights
 from tests.core.checkpoints import write_weights
-from tests.core.test_weights_divided import Seat
 
 CPU = torch.device("cpu")
 WIDTH, LAYERS, VOCAB = 64, 6, 256

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed import ALONE, Communicator
@@ -22,23 +22,6 @@ from diffulex_core.weights import LoadReport, load_weights
 CPU = torch.device("cpu")
 FIRST_PARTY = "diffulex-"
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
-
-
-@attrs.frozen
-class Seat:
-    """A place in a group of processes that never speaks: enough to know what a process holds."""
-
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def max(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class Load:

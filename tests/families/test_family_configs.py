@@ -14,9 +14,10 @@ from torch import nn
 from diffulex_core.config import Origin
 from diffulex_core.config.names import choose_family
 from diffulex_core.context import BuildContext
+from diffulex_core.distributed import Seat
 from diffulex_core.errors import ConfigError
 from diffulex_core.protocols import DiffusionModel
-from tests.families.subjects import PLAIN, Seat, Subject, host
+from tests.families.subjects import PLAIN, Subject, host
 
 META = BuildContext(dtype=torch.float32, device=torch.device("meta"))
 BY_USER = Origin(source="user", detail="the caller")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from diffulex_core.distributed import Seat
 from diffulex_core.errors import CheckpointError
 from diffulex_core.protocols import WeightResolver
 from diffulex_core.weights import LoadContext, LoadReport, ResolvedWeight, ShardId
@@ -20,7 +21,7 @@ from diffulex_core.weights.ledger import Ledger
 from diffulex_core.weights.resolve import Resolution
 from diffulex_core.weights.storage import materialise
 from tests.families.layouts import Layout, layouts
-from tests.families.subjects import CPU, PLAIN, Load, Seat, Subject
+from tests.families.subjects import CPU, PLAIN, Load, Subject
 from tests.families.weight_checks import CHECKS, Case
 
 LLADA = next(subject for subject in PLAIN if subject.name == "llada")

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffulex_core.distributed import Seat
 from diffulex_core.errors import CheckpointError, ConfigError
 from diffulex_core.weights import LoadReport
 from diffulex_core.weights.resolve import Resolution
 from tests.families.faults import FAULTS, Fault, corrupt
 from tests.families.layouts import Layout, distinct, parts_of, write
-from tests.families.subjects import Seat, Subject
+from tests.families.subjects import Subject
 
 SIZES = (2, 4)
 """Numbers of processes among which weights are divided; the first must be possible for every small config.json."""

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.errors import CheckpointError, ConfigError
 from diffulex_core.weights import LoadReport, load_weights
 from diffulex_llada.llada2.config import TINY
@@ -23,23 +22,6 @@ from tests.families.llada2_checkpoints import llada2_tensors
 
 CPU = torch.device("cpu")
 ATTENTION, MLP = "model.layers.1.attention", "model.layers.1.mlp"
-
-
-@attrs.frozen
-class Seat:
-    """A place in a group that never speaks."""
-
-    rank: int
-    size: int
-
-    def sum(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def max(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def load(
