@@ -75,8 +75,9 @@ class ContinuousScheduler:
     Those fed longest ago are placed first, so nobody starves. Pages go to the oldest request first; when they run out
     the youngest running request is preempted: it loses its pages, keeps its tokens and returns to the queue.
 
-    Pages that a span needs for one step only (`Span.held`) are worth waiting for: nobody is preempted for them, except
-    by the oldest request, so that it always goes on. Newcomers leave alone what others are about to borrow.
+    Pages that a span needs for one step only (`Span.held`) are worth waiting for: a request that finds none is left out
+    of the step, except the oldest, so that somebody always goes on. Newcomers leave alone what others are about to
+    borrow.
     """
 
     def __init__(
@@ -235,7 +236,7 @@ class ContinuousScheduler:
         """Pages for the spans, oldest request first, preempting the youngest running one whenever they run out.
 
         The oldest always gets its pages, since it fits alone; a request may have to preempt itself. Others that need
-        pages for this step only are left out when there are none.
+        pages for this step only are left out when the oldest took what they had counted on.
         """
         granted: dict[int, Span] = {}
         for request_id in sorted(spans, key=lambda request_id: self._running[request_id].arrival):

@@ -4,6 +4,7 @@ same as alone."""
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 import attrs
 import numpy as np
@@ -24,13 +25,15 @@ from diffulex_core.sparse import SparseConfig
 from diffulex_core.types import BoolArray, Decision, FloatArray, StepOutput, StepPlan, Window
 
 MASK, ROWS, PAGE, PAGES = 99, 80, 4, 24
+SLOTS = 400
+"""More than any pool here has."""
 PATTERN = full_canvas(4)
 CONTEXT = ReqContext(
     pattern=PATTERN,
     buffer_size=1,
     mask_token_id=MASK,
     eos_token_ids=frozenset({7}),
-    max_model_len=64,
+    max_model_len=128,
     thresholds=DecodingThresholds(),
 )
 
@@ -101,7 +104,7 @@ class Reader:
 
     cap: int | None = None
     kinds: Counter[str] = attrs.field(factory=Counter)
-    _memory: IntArray = attrs.field(factory=lambda: np.full(PAGES * PAGE, -1))
+    _memory: IntArray = attrs.field(factory=lambda: np.full(SLOTS, -1))
     _kept: dict[tuple[int, bool], list[int]] = attrs.field(factory=dict)
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -187,6 +190,7 @@ class Service:
 
     pages: int = PAGES
     rows: int = ROWS
+    at_once: int = 4
     cap: int | None = None
     steps: int = 0
     waits: int = 0
@@ -199,7 +203,11 @@ class Service:
         self.reader = Reader(cap=self.cap)
         self.cache = PagedKVCache(num_pages=self.pages, page_size=PAGE, pattern=PATTERN, prefix_caching=False)
         self.scheduler = ContinuousScheduler(
-            self.cache, max_num_reqs=4, max_num_batched_tokens=self.rows, block_size=4, max_refresh_tokens=self.cap
+            self.cache,
+            max_num_reqs=self.at_once,
+            max_num_batched_tokens=self.rows,
+            block_size=4,
+            max_refresh_tokens=self.cap,
         )
 
     def run(self, requests: list[CanvasRequest], aborts: dict[int, int] | None = None) -> dict[int, list[int]]:
@@ -213,9 +221,13 @@ class Service:
             for number, when in (aborts or {}).items():
                 if when == self.steps and self.scheduler.abort(number):
                     alive.remove(number)
+            held = self._held(alive)
             plan = self.scheduler.schedule()
             if plan is None:
                 break
+            waiting = alive - {window.request_id for window in plan.windows}
+            for sequence, pages in self._held(waiting).items():
+                assert pages == held.get(sequence), "a request that is left out took pages"
             self.steps += 1
             assert plan.rows <= self.rows
             assert self.steps < bound, "no progress"
@@ -230,6 +242,14 @@ class Service:
         assert not self.scheduler.has_work()
         assert not alive
         return answers
+
+    def _held(self, numbers: set[int]) -> dict[int, int]:
+        """Pages of the sequences of these requests that are open."""
+        held = {}
+        for sequence in (*numbers, *(~number for number in numbers)):
+            with suppress(KeyError):
+                held[sequence] = len(self.cache.page_table(sequence))
+        return held
 
     def _only_what_is_needed_is_held(self, plan: StepPlan, alive: set[int]) -> None:
         for window in plan.windows:
@@ -300,6 +320,16 @@ def test_more_sparse_requests_run_at_once_than_could_make_a_full_pass_together()
         service.scheduler.update(plan, service.reader.execute(plan))
     assert most == 3
     assert service.reader.kinds == {"refresh": 10, "reuse": 30}, "equal requests never take each other's pages"
+
+
+def test_only_the_oldest_takes_pages_from_others_and_equal_requests_wait_for_each_other() -> None:
+    """A full pass takes 18 pages of 90, reading what was kept 6, so that many meet at the ends of their blocks."""
+    service = Service(pages=90, rows=4000, at_once=20)
+    asked = Asked(prompt=56, length=16, block=4, slow=True, sparse=SparseConfig(retention_ratio=0.3))
+    answers = service.run([asked.make(number) for number in range(20)])
+    assert service.reader.kinds == {"full": 80, "refresh": 80, "reuse": 160}
+    assert service.steps < 20 * 16 / 4
+    assert answers[7] == Service(at_once=1).run([asked.make(7)])[7]
 
 
 def test_a_request_that_lost_its_pages_stores_once_more_what_it_had_and_goes_on() -> None:
