@@ -15,6 +15,7 @@ from diffulex_core.canvas.options import CanvasOptions
 from diffulex_core.canvas.pattern import full_canvas
 from diffulex_core.canvas.request import CanvasRequest
 from diffulex_core.canvas.rule import Region
+from diffulex_core.errors import OutOfPages
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import IntArray
@@ -330,6 +331,16 @@ def test_only_the_oldest_takes_pages_from_others_and_equal_requests_wait_for_eac
     assert service.reader.kinds == {"full": 80, "refresh": 80, "reuse": 160}
     assert service.steps < 20 * 16 / 4
     assert answers[7] == Service(at_once=1).run([asked.make(7)])[7]
+
+
+def test_a_guided_request_gets_pages_for_both_its_sequences_or_for_none() -> None:
+    service = Service(pages=9)
+    service.scheduler.add(Asked(prompt=4, length=8, scale=1.0).make(0))
+    assert service.scheduler.schedule() is not None
+    [entry] = service.scheduler._running.values()
+    with pytest.raises(OutOfPages, match="4 pages needed"):
+        service.scheduler._reserve_all(entry, 5 * PAGE)
+    assert [len(service.cache.page_table(sequence)) for sequence in (0, ~0)] == [3, 3]
 
 
 def test_a_request_that_lost_its_pages_stores_once_more_what_it_had_and_goes_on() -> None:
