@@ -17,6 +17,7 @@ from diffulex_tiny import problems
 from diffulex_tiny.recipe import canvases, window
 from diffulex_tiny.recipe.canvases import Noise
 from diffulex_tiny.recipe.loop import Schedule, train
+from diffulex_tiny.recipe.muon import orthogonal
 from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 from diffulex_tiny.recipe.tokenizer import MASK, build_tokenizer, token_id
 
@@ -168,10 +169,23 @@ class Quadratic:
         return f"at {self.network.bias.item():.2f}"
 
 
+@given(rows=st.integers(2, 12), columns=st.integers(2, 12), seed=st.integers(0, 99))
+def test_an_update_has_the_momentum_s_singular_vectors_and_even_values(rows: int, columns: int, seed: int) -> None:
+    stack = torch.randn(3, rows, columns, generator=generator(seed))
+    left, values, right = torch.linalg.svd(stack, full_matrices=False)
+    nearest = left @ right
+    update = orthogonal(stack).float()
+    assert torch.equal(update[1], orthogonal(stack[1]).float())
+    big = values > 0.1 * values.amax(-1, keepdim=True)
+    kept = torch.einsum("bir,bij,brj->br", left, update, right)
+    assert ((kept[big] > 0.5) & (kept[big] < 1.4)).all()
+    assert (nearest - update).norm() < nearest.norm()
+
+
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    schedule = Schedule(steps=200, learning_rate=0.05, warmup=10, weight_decay=0.0, report_every=50, probe_every=50)
+    schedule = Schedule(steps=200, learning_rate=0.05, other_rate=0.05, warmup=10, report_every=50, probe_every=50)
     whole = Quadratic()
     train(whole, schedule, tmp_path / "whole")
     assert whole.after == 200

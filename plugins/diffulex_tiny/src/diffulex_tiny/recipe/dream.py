@@ -22,7 +22,7 @@ from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 class Recipe:
     """Everything that decides the run; the network has the sizes of tiny/llada."""
 
-    schedule: Schedule = Schedule(steps=4000, learning_rate=6e-4, warmup=300)
+    schedule: Schedule = Schedule(steps=4000)
     mix: Mix = Mix(steps=4000, unit=(*corruption.BLOCK_SIZES, 64))
     hidden_size: int = 128
     layers: int = 4

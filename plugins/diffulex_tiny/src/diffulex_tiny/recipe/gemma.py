@@ -23,9 +23,9 @@ T_MIN, T_MAX, BOUND = 0.4, 0.8, 0.1
 class Recipe:
     """Everything that decides the run."""
 
-    schedule: Schedule = Schedule(steps=4000, learning_rate=8e-4, warmup=300)
+    schedule: Schedule = Schedule(steps=4000)
     mix: Mix = Mix(steps=4000, long_rows=24, unit=(1,))
-    eased_by: int = 1200
+    eased_by: int = 800
     canvases: int = 2
     kept_weight: float = 0.3
     imbalance_weight: float = 0.01

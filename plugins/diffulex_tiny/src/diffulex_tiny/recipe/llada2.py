@@ -22,8 +22,8 @@ from diffulex_tiny.recipe.stream import Mix, Stream
 class Recipe:
     """Everything that decides the run."""
 
-    schedule: Schedule = Schedule(steps=5000, learning_rate=6e-4, warmup=300)
-    mix: Mix = Mix(steps=5000)
+    schedule: Schedule = Schedule(steps=4000)
+    mix: Mix = Mix(steps=4000)
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
@@ -39,7 +39,7 @@ class Recipe:
     rope_share: float = 0.5
     context: int = 512
     balance: float = 1e-3
-    norms_by: int = 1000
+    norms_by: int = 600
     seed: int = 0
 
 

@@ -10,6 +10,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from diffulex_tiny.recipe.muon import Muon
+
+OUTER = ("embed_tokens.weight", "lm_head.weight", "gate.weight", "router.proj.weight")
+"""Ends of the names of matrices that are not inside the layers, or choose experts."""
+
 
 class Objective(Protocol):
     """What one recipe trains; everything it does in a step depends on the step's number alone."""
@@ -32,12 +37,18 @@ class Objective(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """How long and how fast to learn; units: steps."""
+    """How long and how fast to learn; units: steps.
+
+    Attributes:
+        learning_rate: of Muon, for the matrices inside the layers.
+        other_rate: of AdamW, for embeddings, routers and vectors.
+    """
 
     steps: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 0.02
+    other_rate: float = 1e-3
     warmup: int = 200
-    weight_decay: float = 0.1
+    weight_decay: float = 0.05
     report_every: int = 100
     probe_every: int = 500
 
@@ -49,27 +60,29 @@ def train(objective: Objective, schedule: Schedule, workdir: Path) -> None:
     """
     torch.set_num_threads(1)
     network = objective.network
-    optimizer = torch.optim.AdamW(_groups(network, schedule.weight_decay), lr=schedule.learning_rate, betas=(0.9, 0.98))
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
+    optimizers = _optimizers(network, schedule)
+    full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     workdir.mkdir(parents=True, exist_ok=True)
     state_file = workdir / "state.pt"
     start, elapsed = 0, 0.0
     if state_file.exists():
         state = torch.load(state_file)
         network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        rates.load_state_dict(state["rates"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         start, elapsed = state["step"], state["elapsed"]
         print(f"resumed at step {start}", flush=True)
     began, cpu = time.perf_counter() - elapsed, time.process_time()
     running = 0.0
     for step in range(start, schedule.steps):
         loss = objective.loss(step)
-        optimizer.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        rates.step()
+        for optimizer, rates in zip(optimizers, full_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _share(step, schedule)
+            optimizer.step()
         objective.after_step()
         running += loss.item()
         done = step + 1
@@ -85,8 +98,7 @@ def train(objective: Objective, schedule: Schedule, workdir: Path) -> None:
         if done % schedule.probe_every == 0 or done == schedule.steps:
             state = {
                 "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "rates": rates.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": done,
                 "elapsed": time.perf_counter() - began,
             }
@@ -95,15 +107,20 @@ def train(objective: Objective, schedule: Schedule, workdir: Path) -> None:
             print(f"step {done}: {objective.probe()}", flush=True)
 
 
-def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay, vectors do not."""
-    matrices = [each for each in network.parameters() if each.dim() > 1]
-    vectors = [each for each in network.parameters() if each.dim() <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _optimizers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for everything else."""
+    inner = {
+        name: weight for name, weight in network.named_parameters() if weight.dim() > 1 and not name.endswith(OUTER)
+    }
+    others = [weight for name, weight in network.named_parameters() if name not in inner]
+    return [
+        Muon(inner.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay),
+        torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
-def _rate(step: int, schedule: Schedule) -> float:
-    """Share of the learning rate: it rises in the warm-up, stays, and falls evenly in the last two fifths."""
+def _share(step: int, schedule: Schedule) -> float:
+    """Share of the learning rates: it rises in the warm-up, stays, and falls evenly in the last two fifths."""
     rise = (step + 1) / schedule.warmup
     fall = (schedule.steps - step) / (0.4 * schedule.steps)
     return min(1.0, rise, max(fall, 0.01))

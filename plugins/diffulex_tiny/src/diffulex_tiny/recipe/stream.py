@@ -48,8 +48,8 @@ class Mix:
     drill: float = 0.25
     drill_until: float = 0.8
     long: float = 0.5
-    long_from: float = 0.1
-    long_by: float = 0.3
+    long_from: float = 0.05
+    long_by: float = 0.2
     first_largest: int = problems.MAX_OPERAND
     largest_from: float = 0.1
     spell_names: float = 0.1
