@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 import attrs
 import numpy as np
@@ -59,9 +60,9 @@ class CanvasRequest:
             tokens_hook: may rewrite the sequence between steps.
         """
         assert context.mask_token_id is not None, "the strategy requires the mask_token capability"
-        self._id = request_id
-        self._params = _suppressing(params, context.eos_token_ids) if options.suppress_eos else params
-        self._prompt_len = len(prompt)
+        self.request_id: Final = request_id
+        self.params: Final = _suppressing(params, context.eos_token_ids) if options.suppress_eos else params
+        self.prompt_len: Final = len(prompt)
         self._mask = context.mask_token_id
         self._vocab_size = context.vocab_size
         self._shifted = context.shifted
@@ -83,18 +84,6 @@ class CanvasRequest:
         self._completion: CompletionReason | None = None
         self._hook = tokens_hook
         self._rewrite(None)
-
-    @property
-    def request_id(self) -> int:
-        return self._id
-
-    @property
-    def params(self) -> SamplingParams:
-        return self._params
-
-    @property
-    def prompt_len(self) -> int:
-        return self._prompt_len
 
     @property
     def guided(self) -> bool:
@@ -127,12 +116,12 @@ class CanvasRequest:
 
     @property
     def output_tokens(self) -> IntArray:
-        end = max(self._prompt_len, self._stop.output_end(self._frontier))
-        return self._tokens[self._prompt_len : end].copy()
+        end = max(self.prompt_len, self._stop.output_end(self._frontier))
+        return self._tokens[self.prompt_len : end].copy()
 
     @property
     def canvas(self) -> Canvas:
-        start = self._prompt_len
+        start = self.prompt_len
         return Canvas(
             start=start,
             tokens=self._tokens[start:].copy(),
@@ -153,7 +142,7 @@ class CanvasRequest:
         span = self._frame(masks)
         if budget is not None and span.rows > budget:
             return None
-        asked = (self._rule.ask(masks) if len(masks) else masks) + self._prompt_len
+        asked = (self._rule.ask(masks) if len(masks) else masks) + self.prompt_len
         if len(asked) == 0 or not span.advances:
             return span
         group = SampleGroup(
@@ -173,7 +162,7 @@ class CanvasRequest:
     def apply(self, span: Span, decision: Decision) -> None:
         asked = np.concatenate([group.positions for group in span.groups]) if span.groups else self._tokens[:0]
         if not np.array_equal(decision.positions, asked):
-            raise ValueError(f"request {self._id}: decided positions are not the ones that were asked")
+            raise ValueError(f"request {self.request_id}: decided positions are not the ones that were asked")
         masks = self._open()
         if self._sparse is not None and len(masks):
             self._sparse.took(span, self._region(masks))
@@ -181,7 +170,7 @@ class CanvasRequest:
             return
         if len(masks):
             decision.accepted[:] = self._rule.choose(
-                masks, asked - self._prompt_len, decision.tokens, decision.confidence
+                masks, asked - self.prompt_len, decision.tokens, decision.confidence
             )
         positions, tokens = asked[decision.accepted], decision.tokens[decision.accepted]
         self._tokens[positions] = tokens
@@ -202,7 +191,7 @@ class CanvasRequest:
 
     def _open(self) -> IntArray:
         """[n] undecided positions of the canvas, counted from its first."""
-        return np.flatnonzero(~self._decided[self._prompt_len :])
+        return np.flatnonzero(~self._decided[self.prompt_len :])
 
     def _frame(self, masks: IntArray) -> Span:
         """What the next step feeds, with nothing to sample."""
@@ -225,7 +214,7 @@ class CanvasRequest:
     def _region(self, masks: IntArray) -> Region:
         """The rule's region, counted from the sequence's first position."""
         region = self._rule.region(masks)
-        return attrs.evolve(region, start=region.start + self._prompt_len, end=region.end + self._prompt_len)
+        return attrs.evolve(region, start=region.start + self.prompt_len, end=region.end + self.prompt_len)
 
     def _rewrite(self, step: int | None) -> None:
         """Let the hook replace the sequence, and look at all of it anew."""
@@ -239,8 +228,8 @@ class CanvasRequest:
             if len(outside):
                 raise ValueError(f"the tokens hook wrote id {outside[0]}, outside the vocabulary of {self._vocab_size}")
         self._tokens = tokens
-        self._decided[self._prompt_len :] = tokens[self._prompt_len :] != self._mask
-        at = np.flatnonzero(self._decided[self._prompt_len :]) + self._prompt_len
+        self._decided[self.prompt_len :] = tokens[self.prompt_len :] != self._mask
+        at = np.flatnonzero(self._decided[self.prompt_len :]) + self.prompt_len
         self._frontier = int(np.argmin(self._decided)) if not self._decided.all() else len(tokens)
         self._stop.first_stop = None
         self._stop.notice(at, tokens[at])
@@ -249,7 +238,7 @@ class CanvasRequest:
         if not self.guided:
             return None
         tokens = self._tokens.copy()
-        tokens[: self._prompt_len] = self._mask
+        tokens[: self.prompt_len] = self._mask
         return Guidance(tokens=tokens, scale=self._scale)
 
 
