@@ -40,13 +40,19 @@ class SparseState:
             The span, with nothing to sample. One that does not advance only restores what was kept.
         """
         start, end = region.start, region.end
-        keep = self.config.kept_of(len(whole.tokens) - (end - start))
+        outside = len(whole.tokens) - (end - start)
+        keep = self.config.kept_of(outside)
         match self._phase(whole.tokens, region):
             case CachePhase.FULL:
                 return attrs.evolve(whole, held=0)
             case CachePhase.REFRESH:
                 refresh = Refresh(
-                    start=start, end=end, keep=keep, per_head=self.config.head_select, pool=self.config.pool_kernel
+                    start=start,
+                    end=end,
+                    keep=keep,
+                    per_head=self.config.head_select,
+                    # A wider one sees nothing more, and could be as wide as any whole number.
+                    pool=min(self.config.pool_kernel, 2 * outside - 1),
                 )
                 return attrs.evolve(whole, refresh=refresh, held=keep)
         if self._lost and self._refreshed is not None:
