@@ -28,7 +28,7 @@ from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import Deciding, Req
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.stop_strings import first_stop, settled, tokens_of
+from diffulex_core.stop_strings import first_stop, readable, settled, tokens_of
 from diffulex_core.tokenizer import decode
 from diffulex_core.tracking import Ticket
 from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
@@ -116,7 +116,7 @@ class Diffulex:
             UnknownNameError: the strategy has no such preset.
             InvalidSamplingParams: a setting cannot be used.
         """
-        chosen = preset_arguments(self.config.strategy, name, settings)
+        chosen = preset_arguments(self.config.strategy, name, settings, strategies=self._host.strategies)
         return SamplingParams(**{**self.config.sampling_defaults, **chosen})
 
     def generate(
@@ -238,7 +238,7 @@ class Diffulex:
             A value for each pair, in order. It does not depend on the other pairs.
         Raises:
             IncompatibleError: the strategy does not run the network under full attention.
-            RequestError: a pair cannot be served; nothing was computed.
+            RequestError: a pair cannot be served; nothing was computed. Or somebody aborted a forward of one.
             NonFiniteLogits: the network gave NaN.
         """
         parts = self._open
@@ -301,7 +301,8 @@ class Diffulex:
             KeyError: there is no such request.
         """
         request = (self._tickets.get(request_id) or self._ended[request_id]).request
-        return request.canvas, settled(self._text(request.output_tokens, request.params), request.params.stop)
+        text = readable(request.output_tokens, lambda some: self._text(some, request.params))
+        return request.canvas, settled(text, request.params.stop)
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing runs."""

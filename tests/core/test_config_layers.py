@@ -208,7 +208,7 @@ def test_text_is_read_as_the_type_of_its_key(name: str, text: str, value: object
 def test_text_that_cannot_be_read_is_refused(name: str, text: str, fix: str) -> None:
     [problem] = problems_of({name: Text(text)})
     assert fix in problem
-    assert text in problem
+    assert f"{name} is {text!r} (" in problem
 
 
 def test_an_overridden_value_is_not_judged() -> None:
@@ -223,6 +223,18 @@ def test_a_key_in_the_wrong_section_is_sent_to_its_own() -> None:
     assert "page_size (config file engine.yaml) stands in section schedule, but belongs to section cache" in problem
     [problem] = problems_of(environ={"DIFFULEX_SCHEDULE__PAGE_SIZE": "16"})
     assert "environment variable DIFFULEX_SCHEDULE__PAGE_SIZE" in problem
+
+
+@pytest.mark.parametrize("section", ["strategy", "pairs"])
+def test_keys_of_a_plugin_stand_under_its_name_or_under_what_it_is(section: str) -> None:
+    wanted = configure({"decoding_strategy": "pairs", "pair_order": ["left"], "heat": 0.25})
+    in_file = {"decoding_strategy": "pairs", section: {"pair_order": ["left"]}, "family": {"heat": 0.25}}
+    assert configure(config_file=file(in_file)) == wanted
+    in_environment = {f"DIFFULEX_{section.upper()}__PAIR_ORDER": "left", "DIFFULEX_FAMILY__HEAT": "0.25"}
+    assert configure({"decoding_strategy": "pairs"}, environ=in_environment) == wanted
+    misplaced = {"decoding_strategy": "pairs", "cache": {"pair_order": ["left"]}}
+    [problem] = problems_of(config_file=file(misplaced))
+    assert "belongs to section strategy; move it there" in problem
 
 
 def test_an_unknown_keyword_is_ignored_with_a_warning_that_names_the_closest_key() -> None:

@@ -47,6 +47,16 @@ def test_maskings_are_different_hide_something_and_stand_for_all_draws(
     assert (again.share == masks.share).all()
 
 
+def test_rounding_to_the_nearest_number_would_prefer_some_counts() -> None:
+    def rounded(first: int) -> np.typing.NDArray[np.float64]:
+        return (np.rint(first + np.arange(16) * 8 / 16) - 1) % 8 + 1
+
+    published = Counter(np.concatenate([rounded(first) for first in range(1, 9)]).tolist())
+    ours = Counter(np.concatenate([masked_counts(8, first, 16) for first in range(1, 9)]).tolist())
+    assert published == {count: 24 if count % 2 == 0 else 8 for count in range(1, 9)}
+    assert ours == {count: 16 for count in range(1, 9)}
+
+
 def test_a_single_token_has_a_single_masking() -> None:
     masks = draw_masks(1, draws=128, batch=16, seed=3)
     assert masks.hidden.tolist() == [[True]]

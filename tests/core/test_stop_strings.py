@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from tokenizers.decoders import ByteFallback
 
 from diffulex_core.pattern import IntArray
-from diffulex_core.stop_strings import first_stop, tokens_of
+from diffulex_core.stop_strings import first_stop, readable, settled, tokens_of
 
 PIECES = ["a", "b", "ab", "ba", "", "é", "\n"]
 
@@ -47,3 +50,30 @@ def test_the_first_byte_of_a_stop_string_is_no_part_of_an_answer() -> None:
     assert tokens_of("a", tokens, text_of).tolist() == [0]
     assert tokens_of("aé", tokens, text_of).tolist() == [0, first, second]
     assert tokens_of("", tokens, text_of).tolist() == []
+
+
+@given(st.text("aé漢😀\ufffd", max_size=6), st.data())
+def test_characters_before_one_that_is_half_there_stay_readable_where_every_byte_is_a_token(
+    text: str, data: st.DataObject
+) -> None:
+    """`ByteFallback` makes nothing of a whole run of bytes whose last character is not complete."""
+    ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+    decoder = ByteFallback()
+
+    def text_of(tokens: IntArray) -> str:
+        return "".join(decoder.decode([f"<0x{token:02X}>" for token in tokens.tolist()]))
+
+    lengths = [*sorted(data.draw(st.sets(st.integers(0, len(ids))))), len(ids)]
+    shown = [settled(readable(ids[:length], text_of), ()) for length in lengths]
+    assert all(after.startswith(before) for before, after in pairwise([*shown, text]))
+    if "\ufffd" not in text:
+        lags = [length - len(each.encode()) for each, length in zip(shown, lengths, strict=True)]
+        assert max(lags) <= 3
+
+
+def test_half_a_character_is_no_text_and_one_that_cannot_be_read_is() -> None:
+    half = 9
+    assert readable(np.array([0, half]), text_of) == "a"
+    assert readable(np.array([half, half]), text_of) == ""
+    assert readable(np.array([half, 0]), text_of) == "\ufffda"
+    assert readable(np.array([], dtype=np.int64), text_of) == ""

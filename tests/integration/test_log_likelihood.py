@@ -19,6 +19,7 @@ from diffulex_core.errors import (
     NonFiniteLogits,
     PluginError,
     PromptTooLong,
+    RequestError,
 )
 from diffulex_core.evaluation.masks import draw_masks, seed_for
 from diffulex_core.sampling_params import SamplingParams
@@ -194,6 +195,7 @@ def test_strategies_without_full_attention_are_refused_with_those_that_have_it()
         ((prompt(5), 7), InvalidPrompt, "Pair 1: "),
         ((prompt(5), prompt(5), prompt(5)), InvalidPrompt, "Pair 1 is not a context and a continuation"),
         ("ab", InvalidPrompt, "Pair 1 is not a context and a continuation"),
+        (7, InvalidPrompt, "Pair 1 is not a context and a continuation"),
         ((prompt(200), prompt(57)), PromptTooLong, "Pair 1 has 257 tokens, but max_model_len is 256"),
     ],
 )
@@ -222,6 +224,31 @@ def test_settings_out_of_range_are_named(engines: dict[str, Diffulex], given: di
     [name] = given
     with pytest.raises(InvalidSamplingParams, match=f"{name} is "):
         engines["llada"].log_likelihood(PAIRS, **given)
+
+
+def test_numbers_of_numpy_are_numbers(engines: dict[str, Diffulex]) -> None:
+    given: dict[str, Any] = {"mc_num": 3, "batch_size": 2, "cfg_scale": 0.5, "seed": 4}
+    numpy = {"mc_num": np.int64(3), "batch_size": np.int32(2), "cfg_scale": np.float32(0.5), "seed": np.uint8(4)}
+    assert engines["llada"].log_likelihood(PAIRS, **numpy) == engines["llada"].log_likelihood(PAIRS, **given)
+
+
+def test_a_forward_that_somebody_else_aborts_is_an_error_and_leaves_nothing_behind(
+    engines: dict[str, Diffulex], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, step = engines["llada"], engines["llada"].step
+    made = spied(ready, monkeypatch)
+
+    def aborting(**given: Any) -> Any:
+        ready.abort_request(made[-1])
+        return step(**given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ready, "step", aborting)
+        with pytest.raises(RequestError, match=r"Pair 0: one of its forwards was aborted"):
+            ready.log_likelihood(PAIRS[:1], mc_num=40)
+    assert ready.is_finished()
+    ready._open.scheduler.check_integrity()
+    assert np.isfinite(ready.log_likelihood(PAIRS, mc_num=2)).all()
 
 
 def test_logits_that_are_not_numbers_are_an_error_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,11 @@ def test_an_unknown_preset_names_those_there_are() -> None:
     near = r"'factul' of the strategy 'llada_canvas'.*factual.*Did you mean"
     with engine(decoding_strategy="llada_canvas") as ready, pytest.raises(UnknownNameError, match=near):
         ready.preset("factul")
-    with engine() as ready, pytest.raises(UnknownNameError, match=r"'multi_bd'\. It has none"):
+    elsewhere = r"'multi_bd'\. It has none.*that have it \(dream_canvas, llada_canvas\)"
+    with engine() as ready, pytest.raises(UnknownNameError, match=elsewhere):
         ready.preset("factual")
+    with engine() as ready, pytest.raises(UnknownNameError, match=r"choose another strategy"):
+        ready.preset("factul")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,38 @@ def test_a_preset_that_nobody_has_is_a_mistake_before_anything_is_loaded() -> No
     result = generate("--preset", "factul", "--model", "no/such/checkpoint", "hello")
     assert result.exit_code == 2
     assert "There is creative, factual" in result.output
+    assert "Did you mean 'factual'?" in result.output
+
+
+def answered(*arguments: str, **variables: str) -> tuple[int, int, int]:
+    """Tokens, forwards and rows of an answer on the command line."""
+    settings = ("--model", str(CHECKPOINT), "--set", "num_pages=64", "--ignore-eos", "--json", "hello")
+    result = CliRunner().invoke(build_cli(host()), ["generate", *arguments, *settings], env=variables)
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    [answer] = data["answers"]
+    return len(answer["token_ids"]), answer["nfe"], data["metrics"]["decode_rows"]
+
+
+def test_keys_that_are_given_come_before_a_preset_wherever_they_are_given(tmp_path: Path) -> None:
+    canvas = ("--set", "decoding_strategy=llada_canvas")
+    wanted = answered(*canvas, "--gen-length", "12", "--steps", "6")
+    assert wanted[:2] == (12, 6)
+    file = tmp_path / "engine.yaml"
+    file.write_text("decoding_strategy: llada_canvas\ngen_length: 12\nstrategy:\n  steps: 6\n")
+    assert answered("--config", str(file), "--preset", "factual") == wanted
+    variables = {"DIFFULEX_STRATEGY__GEN_LENGTH": "12", "DIFFULEX_LLADA_CANVAS__STEPS": "6"}
+    assert answered(*canvas, "--preset", "factual", **variables) == wanted
+    assert answered(*canvas, "--preset", "factual", "--gen-length", "8", **variables)[:2] == (8, 6)
+
+
+def test_what_is_given_of_the_sparse_cache_comes_before_a_presets() -> None:
+    canvas = ("--set", "decoding_strategy=llada_canvas", "--max-tokens", "12", "--set", "block_length=4")
+    dense, memory = answered(*canvas), answered(*canvas, "--preset", "memory")
+    assert memory[2] < dense[2]
+    assert answered(*canvas, "--preset", "memory", "--set", "sparse.enabled=false") == dense
+    late = answered(*canvas, "--preset", "memory", "--set", "sparse.delay_step=2")
+    assert memory[2] < late[2] < dense[2]
 
 
 def test_presets_are_shown_with_their_strategy() -> None:

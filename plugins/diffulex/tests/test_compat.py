@@ -134,6 +134,10 @@ def test_lists_of_unequal_length_are_refused(llm: LLM) -> None:
         llm.generate([prompt(3)], [PARAMS, PARAMS], use_tqdm=False)
     with pytest.raises(InvalidSamplingParams, match="1 prompts but 2 sparse configurations"):
         llm.generate([prompt(3)], PARAMS, sparse_configs=[SparseConfig(), None], use_tqdm=False)
+    with pytest.raises(InvalidSamplingParams, match="2 prompts but 3 sampling parameters"):
+        llm.generate([prompt(3), prompt(4)], [PARAMS] * 3, [None] * 2, use_tqdm=False)
+    with pytest.raises(InvalidSamplingParams, match="neither SamplingParams nor a list of them"):
+        llm.generate([prompt(3)], [{"temperature": 0}], use_tqdm=False)  # type: ignore[list-item]
 
 
 def test_a_sparse_cache_is_for_one_prompt_or_for_all(llm: LLM) -> None:

@@ -12,6 +12,7 @@ import click
 
 from diffulex_core.cli.config import config_options, read_settings
 from diffulex_core.host import Host
+from diffulex_core.registry import did_you_mean
 
 
 @click.command("generate")
@@ -73,9 +74,9 @@ def generate(
     if sampling["logprobs"] is not None and not machine:
         raise click.UsageError("--logprobs are printed for machines only; add --json.")
 
-    from diffulex_core.canvas.params import CANVAS_FIELDS
     from diffulex_core.cli import render
     from diffulex_core.engine import Diffulex
+    from diffulex_core.presets import given_to_engine
     from diffulex_core.sampling_params import SamplingParams
 
     given = {name: value for name, value in sampling.items() if value is not None and value != ()}
@@ -90,8 +91,7 @@ def generate(
         if preset is None:
             params = SamplingParams(**{**engine.config.sampling_defaults, **given})
         else:
-            configured = {name: None for name in CANVAS_FIELDS if name in options}
-            params = engine.preset(preset, **{**configured, **given})
+            params = engine.preset(preset, **{**given_to_engine(engine.config, preset), **given})
         if live:
             outputs = render.live(engine, texts, params)
         else:
@@ -120,11 +120,12 @@ def _read_prompts(prompts: Sequence[str], prompt_file: TextIO | None) -> Sequenc
 
 def _check_preset(name: str | None, host: Host) -> None:
     """Refuse a name that no strategy knows before anything is loaded."""
-    known = {preset: strategy.name for strategy in host.strategies for preset in strategy.presets}
+    known = {preset for strategy in host.strategies for preset in strategy.presets}
     if name is not None and name not in known:
+        hint = did_you_mean(name, known)
         raise click.UsageError(
             f"No strategy has a preset {name!r}. There is {', '.join(sorted(known)) or 'none'}; `diffulex plugins "
-            "show STRATEGY` shows what they set."
+            f"show STRATEGY` shows what they set.{' ' * bool(hint)}{hint}"
         )
 
 

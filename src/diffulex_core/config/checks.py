@@ -86,9 +86,9 @@ def _within(info: KeyInfo, value: float) -> bool:
 
 def _range(info: KeyInfo) -> str:
     parts = [
-        f"of at least {info.minimum:g}" if info.minimum is not None else "",
-        f"above {info.above:g}" if info.above is not None else "",
-        f"of at most {info.maximum:g}" if info.maximum is not None else "",
+        f"of at least {info.minimum:.12g}" if info.minimum is not None else "",
+        f"above {info.above:.12g}" if info.above is not None else "",
+        f"of at most {info.maximum:.12g}" if info.maximum is not None else "",
     ]
     return " and ".join(part for part in parts if part)
 

@@ -25,6 +25,11 @@ class Text:
     text: str
 
 
+def shown(value: object) -> str:
+    """A given value as messages quote it: a text as itself, wherever it was typed."""
+    return repr(value.text if isinstance(value, Text) else value)
+
+
 class ConversionError(ValueError):
     """A value is not of its key's type; the message says what to give."""
 

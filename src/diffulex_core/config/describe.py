@@ -139,9 +139,9 @@ def allowed(spec: KeySpec) -> str:
         return ", ".join(map(str, choices))
     parts = [
         info.form,
-        f">= {info.minimum:g}" if info.minimum is not None else "",
-        f"> {info.above:g}" if info.above is not None else "",
-        f"<= {info.maximum:g}" if info.maximum is not None else "",
+        f">= {info.minimum:.12g}" if info.minimum is not None else "",
+        f"> {info.above:.12g}" if info.above is not None else "",
+        f"<= {info.maximum:.12g}" if info.maximum is not None else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -105,9 +105,9 @@ def plugin_sections(
     """
     sections = []
     shared = family_cls is not None and family_cls is strategy_cls
-    of_strategy = (strategy.name, *strategy.aliases) if strategy is not None else ()
+    of_strategy = (STRATEGY, strategy.name, *strategy.aliases) if strategy is not None else ()
     if family is not None and family_cls is not None:
-        titles = (family.name, *family.aliases, *(of_strategy if shared else ()))
+        titles = (FAMILY, family.name, *family.aliases, *(of_strategy if shared else ()))
         sections.append(Section(name=FAMILY, owner=f"model family '{family.name}'", cls=family_cls, titles=titles))
     if strategy is not None and strategy_cls is not None and not shared:
         owner = f"strategy '{strategy.name}'"

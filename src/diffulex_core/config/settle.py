@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from diffulex_core.config.convert import ConversionError, convert, is_optional
+from diffulex_core.config.convert import ConversionError, convert, is_optional, shown
 from diffulex_core.config.keys import Origin
 from diffulex_core.config.layers import Given, expand_group
 from diffulex_core.config.schema import KeySpec, Schema
@@ -27,7 +27,7 @@ class Setting:
 
     def problem(self, text: str) -> str:
         """A sentence about this value: what it is, who set it, who owns the key, and what to do."""
-        return f"{self.spec.name} is {self.value!r} ({self.origin}; {self.spec.where}): {text}."
+        return f"{self.spec.name} is {shown(self.value)} ({self.origin}; {self.spec.where}): {text}."
 
 
 @attrs.define
@@ -92,7 +92,7 @@ def _settle_layer(layer: Iterable[Given], schema: Schema, host: Host | None, rep
             if parts is None:
                 names = ", ".join(schema.groups[name])
                 report.problems.append(
-                    f"{name} is {given.value!r} ({given.origin}): give a table with keys of {names}."
+                    f"{name} is {shown(given.value)} ({given.origin}): give a table with keys of {names}."
                 )
                 continue
             grouped += [attrs.evolve(part, strict=True) for part in parts]
@@ -130,6 +130,6 @@ def _place(given: Given, schema: Schema, host: Host | None, report: Report, foun
     other = found.get(spec.name)
     if other is not None and other.value != given.value:
         report.problems.append(
-            setting.problem(f"the same place also gives {other.value!r} under another of its names; give one")
+            setting.problem(f"the same place also gives {shown(other.value)} under another of its names; give one")
         )
     found[spec.name] = setting

@@ -12,7 +12,14 @@ import numpy as np
 from diffulex_core.admission import Prompt, check_ids, encode
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.config import EngineConfig
-from diffulex_core.errors import IncompatibleError, InvalidPrompt, InvalidSamplingParams, NonFiniteLogits, PromptTooLong
+from diffulex_core.errors import (
+    IncompatibleError,
+    InvalidPrompt,
+    InvalidSamplingParams,
+    NonFiniteLogits,
+    PromptTooLong,
+    RequestError,
+)
 from diffulex_core.evaluation.masks import Masks, draw_masks, seed_for
 from diffulex_core.evaluation.request import LikelihoodRequest
 from diffulex_core.outputs import ReqTrajectory
@@ -45,14 +52,23 @@ def _seed(instance: object, attribute: attrs.Attribute[Any], value: object) -> N
         raise InvalidSamplingParams(f"{attribute.name} is {value!r}; give a whole number.")
 
 
+# Not one generic function: type checkers would accept everything as an argument of the constructor.
+def _plain_whole(value: int) -> int:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _plain_number(value: float) -> float:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 @attrs.frozen(kw_only=True)
 class Estimate:
-    """How the estimate is made; see `Diffulex.log_likelihood`."""
+    """How the estimate is made; see `Diffulex.log_likelihood`. Numpy's numbers are as good as Python's."""
 
-    mc_num: int = attrs.field(default=128, validator=_whole)
-    batch_size: int = attrs.field(default=16, validator=_whole)
-    cfg_scale: float = attrs.field(default=0.0, validator=_scale)
-    seed: int = attrs.field(default=0, validator=_seed)
+    mc_num: int = attrs.field(default=128, converter=_plain_whole, validator=_whole)
+    batch_size: int = attrs.field(default=16, converter=_plain_whole, validator=_whole)
+    cfg_scale: float = attrs.field(default=0.0, converter=_plain_number, validator=_scale)
+    seed: int = attrs.field(default=0, converter=_plain_whole, validator=_seed)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -122,6 +138,8 @@ class _Evaluation:
     _values: dict[int, float] = attrs.field(factory=dict, init=False)
     _failed: list[int] = attrs.field(factory=list, init=False)
     """Pairs whose logits were not finite."""
+    _abandoned: list[int] = attrs.field(factory=list, init=False)
+    """Pairs of which somebody else ended a forward."""
 
     def run(self, order: Sequence[int], progress: Progress) -> list[float]:
         config, jobs = self.engine.config, self._jobs(order)
@@ -137,6 +155,11 @@ class _Evaluation:
                     error = NonFiniteLogits([self._failed[0]])
                     error.add_note(f"The number counts the pairs of log_likelihood: {self._failed[0]}.")
                     raise error
+                if self._abandoned:
+                    raise RequestError(
+                        f"Pair {self._abandoned[0]}: one of its forwards was aborted, so it has no value. Abort only "
+                        "the requests that you added, and ask again."
+                    )
                 progress.update(done=len(self._values))
         finally:
             for request_id in list(self._running):
@@ -176,7 +199,8 @@ class _Evaluation:
         """Enter what a forward found, or that it failed or was abandoned."""
         request, tally, at = self._running.pop(record.req_id)
         if record.completion_reason is not CompletionReason.LENGTH_TOKENS:
-            self._failed += [tally.pair] * (record.completion_reason is CompletionReason.ERROR)
+            missed = self._failed if record.completion_reason is CompletionReason.ERROR else self._abandoned
+            missed.append(tally.pair)
             return
         hidden = tally.masks.hidden[at]
         tally.terms[at] = request.log_probability * tally.masks.share[at] * len(hidden) / hidden.sum()
@@ -209,7 +233,7 @@ def _check_strategy(config: EngineConfig, strategies: Iterable[DecodingStrategy]
 def _read(
     at: int, pair: tuple[Prompt, Prompt], *, tokenizer: PreTrainedTokenizerBase, vocab_size: int, context: ReqContext
 ) -> Pair:
-    if isinstance(pair, str) or len(pair) != 2:
+    if isinstance(pair, str) or not isinstance(pair, (Sequence, np.ndarray)) or len(pair) != 2:
         raise InvalidPrompt(f"Pair {at} is not a context and a continuation.")
     before, after = pair
     try:

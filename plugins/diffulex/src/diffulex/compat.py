@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 import attrs
 
-from diffulex_core.admission import Prompt, as_list
+from diffulex_core.admission import Prompt, as_list, check_params
 from diffulex_core.config import CacheSection
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import InvalidSamplingParams
@@ -103,13 +103,12 @@ class LLM:
             InvalidSamplingParams: the lists differ in length, or a sparse configuration cannot be used.
         """
         prompts = as_list(prompts)
-        if isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params] * len(prompts)
+        sampling_params = check_params(sampling_params, len(prompts))
         if sparse_configs is None or isinstance(sparse_configs, SparseConfig):
-            sparse_configs = [sparse_configs] * len(sampling_params)
-        if len(sparse_configs) != len(sampling_params):
+            sparse_configs = [sparse_configs] * len(prompts)
+        if len(sparse_configs) != len(prompts):
             raise InvalidSamplingParams(
-                f"{len(sampling_params)} prompts but {len(sparse_configs)} sparse configurations; give one for all, or "
+                f"{len(prompts)} prompts but {len(sparse_configs)} sparse configurations; give one for all, or "
                 "one for each prompt."
             )
         params = [_whole(each, sparse) for each, sparse in zip(sampling_params, sparse_configs, strict=True)]
