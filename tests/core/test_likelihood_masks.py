@@ -54,7 +54,7 @@ def test_rounding_to_the_nearest_number_would_prefer_some_counts() -> None:
     published = Counter(np.concatenate([rounded(first) for first in range(1, 9)]).tolist())
     ours = Counter(np.concatenate([masked_counts(8, first, 16) for first in range(1, 9)]).tolist())
     assert published == {count: 24 if count % 2 == 0 else 8 for count in range(1, 9)}
-    assert ours == {count: 16 for count in range(1, 9)}
+    assert ours == dict.fromkeys(range(1, 9), 16)
 
 
 def test_a_single_token_has_a_single_masking() -> None:
