@@ -11,9 +11,6 @@ from diffulex_tiny.recipe.corruption import Layout
 FARTHEST = 32
 """Tokens that a window spans at most, unless one block is larger."""
 
-KEPT_WEIGHT = 0.2
-"""What agreeing with a token that is right counts, against deciding one."""
-
 
 @attrs.frozen(kw_only=True)
 class Moment:
@@ -73,9 +70,3 @@ def draw_wrong(ids: Tensor, moment: Moment, numbers: Tensor, generator: torch.Ge
     kind = torch.rand(ids.shape, generator=generator)
     other = torch.where(numbers[ids] & (kind < 0.8), number, elsewhere)
     return wrong, torch.where(kind > 0.95, anything, other)
-
-
-def weights(moment: Moment, wrong: Tensor) -> Tensor:
-    """[batch, seq] float32: what each position counts in the loss."""
-    decided = moment.running & (moment.hidden | wrong)
-    return torch.where(decided, 1.0, KEPT_WEIGHT) * moment.running
