@@ -11,7 +11,7 @@ from diffulex_core.config import Origin, resolve, structure, unstructure
 from diffulex_core.config.describe import installed_sections, installed_sizes, json_schema
 from diffulex_core.errors import ConfigError, IncompatibleError, PluginError
 from diffulex_core.host import Host
-from diffulex_core.plugin import Capability, hookimpl
+from diffulex_core.plugin import Capability, SamplingMode, hookimpl
 from tests.core.config_kit import (
     ALPHA,
     ALPHA_OWN,
@@ -66,6 +66,8 @@ def test_an_alias_settles_what_the_checkpoint_does_not_tell() -> None:
         assert configure({"model_name": name}, host=host).family_options.heat == 0.5
     pairs = configure({"model_name": "alpha_pairs"}, host=host)
     assert (pairs.strategy.name, pairs.decoding.buffer_size) == ("pairs", 7)
+    recommended = {"decoding_strategy": "blocks", "buffer_size": 5}
+    assert configure({"model_name": "alpha_pairs"}, host=host, generation_config=recommended) == pairs
     again = resolve("ckpt", pairs.flat(), host=host, checkpoint=CHECKPOINT)
     assert again == pairs
     assert structure(unstructure(config)) == config
@@ -77,6 +79,23 @@ def test_whoever_contradicts_the_name_of_the_model_is_told() -> None:
     assert "'alpha_hot' works with 0.75 only; leave heat out, or call the model 'alpha'" in hot
     [blocks] = problems_of({"model_name": "alpha_pairs", "decoding_strategy": "blocks"}, host=host)
     assert "'alpha_pairs' works with 'pairs' only; leave decoding_strategy out" in blocks
+
+
+def test_a_strategy_may_have_modes_of_its_own() -> None:
+    wild = SamplingMode(thresholds={"remask_threshold"}, ignores={"accept_threshold"}, keys={"pair_order"})
+    host = make_host(strategies=(attrs.evolve(PAIRS, modes={"wild": wild}), BLOCKS))
+    given = {"decoding_strategy": "pairs", "pair_order": ["left"], "remask_threshold": 0.2, "accept_threshold": 0.3}
+    config = configure({**given, "sampling_mode": "wild"}, host=host)
+    assert config.decoding.sampling_mode == "wild"
+    assert config.strategy.thresholds == {"remask_threshold"}
+    [warning] = config.warnings
+    assert warning.startswith("The strategy 'pairs' in sampling_mode='wild' does not use accept_threshold;")
+    [warning] = configure(given, host=host).warnings
+    assert "'naive' does not use accept_threshold, remask_threshold, pair_order;" in warning
+    [problem] = problems_of({**given, "sampling_mode": "wildd"}, host=host)
+    assert "'pairs' has no such mode; leave sampling_mode out, give one of naive, wild." in problem
+    [problem] = problems_of({"decoding_strategy": "blocks", "sampling_mode": "wild"}, host=host)
+    assert "give one of naive, or choose decoding_strategy='pairs'" in problem
 
 
 @pytest.mark.parametrize(

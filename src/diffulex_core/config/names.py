@@ -138,8 +138,9 @@ def apply_mode(
         return strategy, ()
     if name not in strategy.modes:
         others = sorted(other.name for other in host.strategies if name in other.modes)
-        advice = f"leave sampling_mode out, or choose decoding_strategy={' or '.join(map(repr, others))}"
-        known = f"the strategy '{strategy.name}' has no such mode; {advice if others else 'leave sampling_mode out'}"
+        has = ", ".join((mode.spec.default, *strategy.modes))
+        advice = f", or choose decoding_strategy={' or '.join(map(repr, others))}" if others else ""
+        known = f"the strategy '{strategy.name}' has no such mode; leave sampling_mode out, give one of {has}{advice}"
         return strategy, (mode.problem(known),)
     changed = strategy.in_mode(name)
     missing = (

@@ -99,12 +99,13 @@ def resolve(
         return user_layers(schema, given, config_file=config_file, environ=environ, strict=strict, given_by=given_by)
 
     core = build_schema(core_sections())
-    layers = [from_generation_config(facts.generation, core), *by_user(core)]
+    of_checkpoint, of_user = from_generation_config(facts.generation, core), by_user(core)
+    layers = [of_checkpoint, *of_user]
     family_choice = choose_family(*given_text(layers, "model_name", core), checkpoint, host)
     family = family_choice.descriptor
     alias, settled = alias_settings(given_text(layers, "model_name", core)[0], family)
     by_alias = from_defaults(settled, Origin(source="family", detail=alias))
-    strategy_choice = choose_strategy(*given_text([by_alias, *layers], "decoding_strategy", core), family, host)
+    strategy_choice = choose_strategy(*given_text([of_checkpoint, by_alias, *of_user], "decoding_strategy", core), family, host)
     strategy = strategy_choice.descriptor
     report.problems += (*family_choice.problems, *strategy_choice.problems)
     misfit = misfits(family, strategy, host) if family is not None and strategy is not None else ()

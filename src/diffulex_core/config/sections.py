@@ -85,9 +85,10 @@ class DecodingSection:
     decoding_strategy: str = key(
         "", "Decoding strategy; empty = the model family's default.", generation_config=("decoding_strategy",)
     )
-    sampling_mode: Literal["naive", "edit"] = key(
+    sampling_mode: str = key(
         "naive",
-        "naive decides masks only; edit also revises decided tokens, where strategy and family offer it.",
+        "naive decides masks only; edit also revises decided tokens, where strategy and family offer it. Strategies may "
+        "have other modes.",
         generation_config=("sampling_mode",),
     )
     block_size: int = key(
