@@ -147,6 +147,11 @@ def test_a_sparse_cache_is_for_one_prompt_or_for_all(llm: LLM) -> None:
     none = [output["token_ids"] for output in llm.generate(prompts, PARAMS, use_tqdm=False)]
     assert one == [both[0], none[1]]
     assert both[0] != none[0]
+    fields = {"retention_ratio": 0.3, "default_block_len": 6}
+    assert [output["token_ids"] for output in llm.generate(prompts, PARAMS, fields, use_tqdm=False)] == both
+    for strange in (True, "memory"):
+        with pytest.raises(InvalidSamplingParams, match="give a SparseConfig, a dict or None"):
+            llm.generate(prompts, PARAMS, strange, use_tqdm=False)  # type: ignore[arg-type]
     llm.add_request(prompt(9), attrs.evolve(PARAMS, sparse=attrs.evolve(sparse, enabled=False)), sparse)
     finished = []
     while not llm.is_finished():

@@ -46,6 +46,10 @@ _PAGE = 256
 """Positions of a page of dLLM-Serve unless `kvcache_block_size` says otherwise."""
 
 
+Sparse = SparseConfig | Mapping[str, Any]
+"""A sparse cache, or a dict of its fields."""
+
+
 class Output(TypedDict):
     """One answer.
 
@@ -88,7 +92,7 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams],
-        sparse_configs: SparseConfig | Sequence[SparseConfig | None] | None = None,
+        sparse_configs: Sparse | Sequence[Sparse | None] | None = None,
         use_tqdm: bool = True,
     ) -> list[Output]:
         """Answer all prompts, in the order given.
@@ -96,15 +100,15 @@ class LLM:
         Args:
             prompts: texts, or lists of token ids; one of them is a list of one.
             sampling_params: one for all, or one for each prompt.
-            sparse_configs: the sparse cache, one for all or one (or None) for each prompt; None = as the sampling
-                parameters or else the engine's keys say.
+            sparse_configs: the sparse cache or a dict of its fields, one for all or one (or None) for each prompt;
+                None = as the sampling parameters or else the engine's keys say.
             use_tqdm: show a progress bar.
         Raises:
             InvalidSamplingParams: the lists differ in length, or a sparse configuration cannot be used.
         """
         prompts = as_list(prompts)
         sampling_params = check_params(sampling_params, len(prompts))
-        if sparse_configs is None or isinstance(sparse_configs, SparseConfig):
+        if isinstance(sparse_configs, str) or not isinstance(sparse_configs, Sequence):
             sparse_configs = [sparse_configs] * len(prompts)
         if len(sparse_configs) != len(prompts):
             raise InvalidSamplingParams(
@@ -114,9 +118,7 @@ class LLM:
         params = [_whole(each, sparse) for each, sparse in zip(sampling_params, sparse_configs, strict=True)]
         return [self._output(answer) for answer in self._engine.generate(prompts, params, use_tqdm=use_tqdm)]
 
-    def add_request(
-        self, prompt: Prompt, sampling_params: SamplingParams, sparse_config: SparseConfig | None = None
-    ) -> int:
+    def add_request(self, prompt: Prompt, sampling_params: SamplingParams, sparse_config: Sparse | None = None) -> int:
         """Queue a prompt; returns its id.
 
         Raises:
@@ -176,6 +178,6 @@ def _translated(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _whole(params: SamplingParams, sparse: SparseConfig | None) -> SamplingParams:
+def _whole(params: SamplingParams, sparse: Sparse | None) -> SamplingParams:
     """The same, run to the end of the canvas, with this sparse cache unless it is None."""
     return attrs.evolve(params, ignore_eos=True, sparse=params.sparse if sparse is None else sparse)
