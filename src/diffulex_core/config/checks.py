@@ -45,7 +45,9 @@ def check_together(settings: Settings, report: Report) -> None:
                 report.warn(f"{name} ({settings[name].origin}) has no effect while auto_max_nfe is off; turn it on.")
     if not settings["sparse.enabled"].value:
         for name, setting in settings.items():
-            if name.startswith("sparse.") and name != "sparse.enabled" and setting.origin.by_user:
+            # A whole SparseConfig, passed to be turned off, sets all of them.
+            chosen = setting.origin.by_user and setting.value != setting.spec.default
+            if name.startswith("sparse.") and name != "sparse.enabled" and chosen:
                 report.warn(f"{name} ({setting.origin}) has no effect while sparse.enabled is off; turn it on.")
     if not settings["use_lora"].value:
         # A path without a word about use_lora is a problem, see _adapter_has_a_place.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from diffulex_core.hookspecs import Register
 from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
 from diffulex_dream.canvas.options import PRESETS
+
+if TYPE_CHECKING:
+    from diffulex_core.config import EngineConfig
 
 STOP_TOKENS = ("<|im_end|>", "<|dlm_pad|>")
 """Ends of a turn; only DiffuCoder has the second."""
@@ -75,3 +81,16 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             forces={"enable_prefix_caching": False},
         )
     )
+
+
+@hookimpl
+def diffulex_validate_config(config: EngineConfig) -> Sequence[str]:
+    from diffulex_dream.canvas.options import DreamCanvasOptions
+
+    if not isinstance(config.strategy_options, DreamCanvasOptions):
+        return ()
+    sparse = config.cache.sparse
+    if not (sparse.enabled and sparse.force_first):
+        return ()
+    problem = "sparse.force_first is True, a rule for blocks, and the strategy 'dream_canvas' has none."
+    return [f"{problem} Leave it out, or choose llada_canvas."]
