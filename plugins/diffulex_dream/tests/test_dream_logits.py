@@ -101,7 +101,9 @@ def test_half_precision_stays_near_the_fp32_oracle(tmp_path: Path, network: Netw
 
 
 @pytest.mark.parametrize(
-    ("network", "left_out"), [(DREAM, "qkv.bias"), (REASONER, "q_norm"), (REASONER, "k_norm")], ids=str
+    ("network", "left_out"),
+    [(DREAM, "qkv.bias"), (REASONER, "q_norm"), (REASONER, "k_norm")],
+    ids=["dream qkv.bias", "reasoner q_norm", "reasoner k_norm"],
 )
 def test_what_sets_the_two_apart_matters(tmp_path: Path, network: Network, left_out: str) -> None:
     checkpoint = network.write(tmp_path)
