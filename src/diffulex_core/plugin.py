@@ -30,7 +30,7 @@ from diffulex_core.protocols import (
     SelfConditioned,
     WeightResolver,
 )
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 
 __all__ = [
     "AttentionBackend",
@@ -116,7 +116,16 @@ def _references(instance: object, attribute: attrs.Attribute[Any], value: Mappin
 
 
 def _names(value: Iterable[str]) -> frozenset[str]:
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is one text where names are wanted; give a set, as in {{{value!r}}}")
     return frozenset(value)
+
+
+def _thresholds(instance: object, attribute: attrs.Attribute[Any], value: frozenset[str]) -> None:
+    """attrs validator: names of decoding thresholds."""
+    known = [field.name for field in attrs.fields(DecodingThresholds)]
+    if strange := sorted(value - set(known)):
+        raise ValueError(f"{attribute.name} holds {', '.join(strange)}; the thresholds are {', '.join(known)}")
 
 
 def _frozen_mapping(value: Mapping[str, object]) -> Mapping[str, object]:
@@ -128,6 +137,8 @@ def _frozen_texts(value: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _frozen_tables(value: Mapping[str, Mapping[str, object]]) -> Mapping[str, Mapping[str, object]]:
+    if not isinstance(value, Mapping) or not all(isinstance(entries, Mapping) for entries in value.values()):
+        raise ValueError(f"{value!r} is not a dict of dicts, as in {{'name': {{'key': 1}}}}")
     return frozendict({name: frozendict(entries) for name, entries in value.items()})
 
 
@@ -223,8 +234,8 @@ class SamplingMode:
     req: str | None = attrs.field(default=None, validator=_reference)
     sampler: str | None = None
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    ignores: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names, validator=_thresholds)
+    ignores: frozenset[str] = attrs.field(default=frozenset(), converter=_names, validator=_thresholds)
     keys: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
 
 
@@ -232,10 +243,26 @@ def _frozen_modes(value: Mapping[str, SamplingMode]) -> Mapping[str, SamplingMod
     return frozendict(value)
 
 
+def _modes(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, SamplingMode]) -> None:
+    """attrs validator: modes by the name that `sampling_mode` gives them."""
+    for name, mode in value.items():
+        _word("mode", name)
+        if name == "naive":
+            raise ValueError("the mode 'naive' is the strategy as it is; give another name")
+        if not isinstance(mode, SamplingMode):
+            raise ValueError(f"the mode {name!r} is {mode!r}; give a SamplingMode")
+
+
+def _word(kind: str, name: object) -> None:
+    if not isinstance(name, str) or name.split() != [name]:
+        raise ValueError(f"a {kind} is called {name!r}; a name is text without white space")
+
+
 def _presets(instance: object, attribute: attrs.Attribute[Any], value: Mapping[str, Mapping[str, object]]) -> None:
     """attrs validator: a mapping whose values are arguments of `SamplingParams`."""
     known = {field.name for field in attrs.fields(SamplingParams)}
     for name, settings in value.items():
+        _word("preset", name)
         if unknown := sorted(settings.keys() - known):
             raise ValueError(f"the preset {name!r} sets {', '.join(unknown)}, which no request has")
         arguments: dict[str, Any] = dict(settings)
@@ -276,12 +303,12 @@ class DecodingStrategy:
     sampler: str | None = None
     aliases: tuple[str, ...] = ()
     requires: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
-    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
+    thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names, validator=_thresholds)
     defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     forces: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
-    modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, hash=False)
+    modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, validator=_modes, hash=False)
     presets: Mapping[str, Mapping[str, object]] = attrs.field(
         factory=dict, converter=_frozen_tables, validator=_presets, hash=False
     )

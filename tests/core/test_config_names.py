@@ -79,6 +79,10 @@ def test_whoever_contradicts_the_name_of_the_model_is_told() -> None:
     assert "'alpha_hot' works with 0.75 only; leave heat out, or call the model 'alpha'" in hot
     [blocks] = problems_of({"model_name": "alpha_pairs", "decoding_strategy": "blocks"}, host=host)
     assert "'alpha_pairs' works with 'pairs' only; leave decoding_strategy out" in blocks
+    keys = {"decoding_strategy": "pairs", "pair_order": ("left",)}
+    host = make_host(families=(attrs.evolve(SETTLED, alias_settings={"alpha_pairs": keys}), BETA))
+    assert configure({"model_name": "alpha_pairs"}, host=host).strategy_options == PairsOptions(pair_order=("left",))
+    assert problems_of({"model_name": "alpha_pairs", "decoding_strategy": "blocks"}, host=host) == (blocks,)
 
 
 def test_a_strategy_may_have_modes_of_its_own() -> None:
@@ -96,6 +100,9 @@ def test_a_strategy_may_have_modes_of_its_own() -> None:
     assert "'pairs' has no such mode; leave sampling_mode out, give one of naive, wild." in problem
     [problem] = problems_of({"decoding_strategy": "blocks", "sampling_mode": "wild"}, host=host)
     assert "give one of naive, or choose decoding_strategy='pairs'" in problem
+    odd = make_host(strategies=(attrs.evolve(PAIRS, modes={"odd": SamplingMode(keys={"pear_order"})}), BLOCKS))
+    with pytest.raises(PluginError, match="'pairs' has a mode 'odd' with keys of its own, pear_order, which are no"):
+        configure({"decoding_strategy": "pairs"}, host=odd)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,14 @@ def settle_by_alias(
     Raises:
         PluginError: the family names a key or value that does not exist.
     """
+    by_alias = tuple(by_alias)
+    chosen = settings["decoding_strategy"].value
+    # Keys of the strategy that belongs to the alias are unknown under another one, which is refused as it is.
+    contradicted = any(given.name == "decoding_strategy" and given.value != chosen for given in by_alias)
     for given in by_alias:
         spec = schema.by_name.get(given.name)
+        if spec is None and contradicted:
+            continue
         if spec is None:
             raise PluginError(
                 f"The model family '{family.name}' settles {given.name} for '{given.origin.detail}', which is no "
@@ -129,6 +135,20 @@ def misfits(family: ModelFamily, strategy: DecodingStrategy, host: Host) -> tupl
     return ()
 
 
+def check_modes(strategy: DecodingStrategy, schema: Schema) -> None:
+    """Refuse a strategy whose modes are said to read keys that do not exist.
+
+    Raises:
+        PluginError: naming them.
+    """
+    for name, mode in strategy.modes.items():
+        if strange := sorted(mode.keys - schema.by_name.keys()):
+            raise PluginError(
+                f"The strategy '{strategy.name}' has a mode '{name}' with keys of its own, {', '.join(strange)}, which "
+                "are no configuration keys of it."
+            )
+
+
 def apply_mode(
     strategy: DecodingStrategy, family: ModelFamily | None, mode: Setting, host: Host
 ) -> tuple[DecodingStrategy, tuple[str, ...]]:
@@ -138,7 +158,7 @@ def apply_mode(
         return strategy, ()
     if name not in strategy.modes:
         others = sorted(other.name for other in host.strategies if name in other.modes)
-        has = ", ".join((mode.spec.default, *strategy.modes))
+        has = ", ".join((str(mode.spec.default), *strategy.modes))
         advice = f", or choose decoding_strategy={' or '.join(map(repr, others))}" if others else ""
         known = f"the strategy '{strategy.name}' has no such mode; leave sampling_mode out, give one of {has}{advice}"
         return strategy, (mode.problem(known),)

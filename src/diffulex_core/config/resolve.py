@@ -24,6 +24,7 @@ from diffulex_core.config.layers import (
 from diffulex_core.config.names import (
     alias_settings,
     apply_mode,
+    check_modes,
     choose_family,
     choose_strategy,
     misfits,
@@ -105,7 +106,9 @@ def resolve(
     family = family_choice.descriptor
     alias, settled = alias_settings(given_text(layers, "model_name", core)[0], family)
     by_alias = from_defaults(settled, Origin(source="family", detail=alias))
-    strategy_choice = choose_strategy(*given_text([of_checkpoint, by_alias, *of_user], "decoding_strategy", core), family, host)
+    strategy_choice = choose_strategy(
+        *given_text([of_checkpoint, by_alias, *of_user], "decoding_strategy", core), family, host
+    )
     strategy = strategy_choice.descriptor
     report.problems += (*family_choice.problems, *strategy_choice.problems)
     misfit = misfits(family, strategy, host) if family is not None and strategy is not None else ()
@@ -131,6 +134,7 @@ def resolve(
     if family is not None:
         settle_by_alias(settings, by_alias, family, schema, report)
     if strategy is not None:
+        check_modes(strategy, schema)
         _force(settings, strategy, schema, report)
         mode = settings["sampling_mode"]
         strategy, in_mode = apply_mode(strategy, family, mode, host)

@@ -87,8 +87,8 @@ class DecodingSection:
     )
     sampling_mode: str = key(
         "naive",
-        "naive decides masks only; edit also revises decided tokens, where strategy and family offer it. Strategies may "
-        "have other modes.",
+        "naive decides masks only; edit also revises decided tokens, where strategy and family offer it. Strategies "
+        "may have other modes.",
         generation_config=("sampling_mode",),
     )
     block_size: int = key(
