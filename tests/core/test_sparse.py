@@ -215,6 +215,15 @@ def test_scores_are_computed_in_float32_whatever_the_activations_are() -> None:
     )
 
 
+def test_the_mean_query_is_not_rounded_to_the_activations() -> None:
+    """Its two numbers are 1 and 1 + 2**-8, which bfloat16 does not tell apart."""
+    query, key = torch.zeros(4, 1, HEAD, dtype=torch.bfloat16), torch.zeros(4, 1, HEAD, dtype=torch.bfloat16)
+    query[2:, 0, :2] = torch.tensor([[1, 1], [1, 1 + 2**-7]])
+    key[0, 0, 0] = key[1, 0, 1] = 1
+    refresh = Refresh(start=2, end=4, keep=1, per_head=False, pool=1)
+    assert policy(1, 1).keep(0, query, key, refresh).tolist() == [[1]]
+
+
 def test_configurations_are_frozen_values() -> None:
     assert SparseConfig() == SparseConfig(enabled=True, delay_step=np.int64(1), default_block_len=32)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):

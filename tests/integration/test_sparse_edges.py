@@ -75,6 +75,13 @@ def test_the_row_before_the_block_is_fed_when_a_hook_takes_its_first_position_ba
     assert MASK not in hooked.token_ids
 
 
+def test_the_first_position_of_a_block_comes_first_in_a_random_order_too() -> None:
+    config = SparseConfig(delay_step=0, force_first=True)
+    with canvas(checkpoint="dream") as ready:
+        answers = ready.generate([prompt(9)] * 3, [params(config, remasking="random", seed=seed) for seed in range(3)])
+    assert [rows(answer) for answer in answers] == [[29, 5, 5, 5, 5] * 4] * 3
+
+
 def rewritten(hook: TokensHook, checkpoint: str, config: SparseConfig) -> ReqTrajectory:
     """The answer of a request whose sequence the hook rewrites."""
     done: list[ReqTrajectory] = []
