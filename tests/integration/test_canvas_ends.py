@@ -118,6 +118,16 @@ def test_a_stop_string_saves_forwards_too_but_an_ending_for_want_of_forwards_doe
     assert (cut.completion_reason, cut.nfe, cut.steps_saved) == (CompletionReason.NFE_LIMIT, 5, 0)
 
 
+def test_an_answer_that_is_cut_short_saves_nothing(engines: dict[str, Diffulex]) -> None:
+    ready = engines["llada_canvas"]
+    begun = ready.add_request(prompt(9), SamplingParams(temperature=0, gen_length=LENGTH, ignore_eos=True))
+    for _ in range(3):
+        ready.step()
+    ready.abort_request(begun)
+    [aborted] = ready.step().finished
+    assert (aborted.completion_reason, aborted.nfe, aborted.steps_saved) == (CompletionReason.ABORTED, 3, 0)
+
+
 def test_forwards_that_the_limit_forbids_are_not_saved(engines: dict[str, Diffulex]) -> None:
     ready = engines["llada_canvas"]
     settings = {"block_length": 4}

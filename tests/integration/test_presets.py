@@ -185,6 +185,7 @@ def test_what_is_given_of_the_sparse_cache_comes_before_a_presets() -> None:
 def test_presets_are_shown_with_their_strategy() -> None:
     result = CliRunner().invoke(build_cli(host()), ["plugins", "show", "llada_canvas"], terminal_width=200)
     assert re.search(r"preset factual .*temperature=0.0, gen_length=64", result.output)
+    assert re.search(r"preset memory .*sparse.enabled=yes, sparse.retention_ratio=0.4", result.output)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

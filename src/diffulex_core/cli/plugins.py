@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -176,6 +176,15 @@ def _print_finding(finding: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+def _entries(table: Mapping[str, object], group: str = "") -> Iterator[str]:
+    """`key=value` of a table and of the tables in it, whose keys stand behind theirs."""
+    for key, content in table.items():
+        if isinstance(content, Mapping) and content:
+            yield from _entries(content, f"{group}{key}.")
+        else:
+            yield f"{group}{key}={_text(content)}"
+
+
 def _text(value: object) -> str:
     match value:
         case None:
@@ -185,7 +194,7 @@ def _text(value: object) -> str:
         case {"kind": kind, "name": name}:
             return f"{kind} {name}"
         case Mapping():
-            return ", ".join(f"{key}={_text(content)}" for key, content in value.items()) or "-"
+            return ", ".join(_entries(value)) or "-"
         case bool():
             return "yes" if value else "no"
         case _:
