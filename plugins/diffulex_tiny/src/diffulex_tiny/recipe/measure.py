@@ -33,7 +33,7 @@ SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
         {},
         {"buffer_size": 1},
         {"block_size": 8},
-        {"decoding_strategy": "dream_canvas"},
+        {"decoding_strategy": "dream_canvas", "alg": "confidence_threshold"},
     ),
     "gemma": ({}, {"confidence_threshold": 0.05}, {"entropy_bound": 1.0}),
 })  # fmt: skip
