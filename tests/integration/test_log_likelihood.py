@@ -208,11 +208,16 @@ def test_a_pair_that_cannot_be_served_is_refused_before_anything_is_computed(
     assert made == []
 
 
-def test_a_pair_that_never_fits_a_step_is_refused_first() -> None:
-    with engine(decoding_strategy="llada_canvas", max_num_batched_tokens=64) as ready:
+def test_a_pair_that_never_fits_a_step_is_refused_before_anything_is_computed() -> None:
+    with engine(decoding_strategy="llada_canvas", max_num_batched_tokens=64, max_num_reqs=1) as ready:
         with pytest.raises(PromptTooLong, match="needs 80 rows"):
-            ready.log_likelihood([PAIRS[0], (prompt(30), prompt(10))], cfg_scale=1.0)
+            ready.log_likelihood([PAIRS[0], (prompt(30), prompt(10))], cfg_scale=1.0, mc_num=40)
         assert ready.is_finished()
+        ready.add_request(prompt(5), SamplingParams(temperature=0, gen_length=2))
+        plan = ready.step().plan
+        assert plan is not None
+        assert plan.step == 0
+        ready.step()
         assert len(ready.log_likelihood([PAIRS[0], (prompt(30), prompt(10))])) == 2
 
 
