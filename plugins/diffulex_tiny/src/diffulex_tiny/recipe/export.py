@@ -85,11 +85,6 @@ def export(network: LlamaForCausalLM, folder: Path) -> None:
     )
 
 
-def load_state(network: LlamaForCausalLM, state_file: Path) -> None:
-    """Take over the weights of a training state."""
-    network.load_state_dict(torch.load(state_file)["network"])
-
-
 def checkpoint_name(name: str) -> str:
     """Checkpoint name of a training tensor."""
     if name in OUTER_NAMES:

@@ -1,4 +1,4 @@
-"""Training loop of the masked-diffusion checkpoints: resumable, on the CPU, over an endless stream of problems."""
+"""tiny/llada from nothing, by a training loop of its own: resumable, over an endless stream of problems."""
 
 from __future__ import annotations
 
