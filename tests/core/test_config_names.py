@@ -96,6 +96,10 @@ def test_a_strategy_may_have_modes_of_its_own() -> None:
     assert warning.startswith("The strategy 'pairs' in sampling_mode='wild' does not use accept_threshold;")
     [warning] = configure(given, host=host).warnings
     assert "'naive' does not use accept_threshold, remask_threshold, pair_order;" in warning
+    calm = {"wild": wild, "calm": SamplingMode(keys={"pair_order"})}
+    both = make_host(strategies=(attrs.evolve(PAIRS, modes=calm), BLOCKS))
+    keys = {"decoding_strategy": "pairs", "pair_order": ["left"]}
+    assert configure({**keys, "sampling_mode": "calm"}, host=both).warnings == ()
     [problem] = problems_of({**given, "sampling_mode": "wildd"}, host=host)
     assert "'pairs' has no such mode; leave sampling_mode out, give one of naive, wild." in problem
     [problem] = problems_of({"decoding_strategy": "blocks", "sampling_mode": "wild"}, host=host)

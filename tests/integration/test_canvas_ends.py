@@ -137,6 +137,21 @@ def test_forwards_that_the_limit_forbids_are_not_saved(engines: dict[str, Difful
     assert (free.steps_saved, bound.steps_saved) == (LENGTH - free.nfe, 10 - free.nfe)
 
 
+@pytest.mark.parametrize(
+    ("settings", "planned"),
+    [
+        ({"alg": "origin"}, True),
+        ({"alg": "entropy", "defer_eos": True}, True),
+        ({"alg": "origin", "defer_eos": True}, False),
+        ({"alg": "confidence_threshold"}, False),
+    ],
+)
+def test_steps_that_depend_on_what_is_proposed_are_not_planned(
+    engines: dict[str, Diffulex], settings: dict[str, Any], planned: bool
+) -> None:
+    assert answer(engines["dream_canvas"], {"steps": 6, **settings}).steps_saved == (0 if planned else None)
+
+
 def test_strategies_that_plan_nothing_ahead_tell_nothing() -> None:
     with engine() as ready:
         assert ready.generate(prompt(5), SamplingParams(temperature=0, max_tokens=8))[0].steps_saved is None
