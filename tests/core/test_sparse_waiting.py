@@ -7,8 +7,8 @@ from tests.core.test_canvas_machine import Asked, Service
 
 
 def test_a_request_is_left_out_when_the_oldest_takes_the_pages_it_had_counted_on() -> None:
-    """The younger is first in line and counts on pages that are free; then the oldest needs seven of the eight. Only the
-    oldest could still give way, and it has its own by then."""
+    """The younger is first in line and counts on pages that are free; then the oldest needs seven of the eight. Nobody
+    but the oldest could still give way, and it has its own by then."""
     service = Service(pages=8)
     large = Asked(prompt=17, length=8, block=4, slow=True, sparse=SparseConfig(retention_ratio=0.3, refresh_every=2))
     small = Asked(prompt=2, length=6, block=8, slow=True, sparse=SparseConfig(retention_ratio=0.1, refresh_every=3))
