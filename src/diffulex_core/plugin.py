@@ -285,6 +285,7 @@ class DecodingStrategy:
         thresholds: names of the decoding thresholds that change its behaviour.
         defaults: configuration keys that this strategy sets unless the checkpoint or the user does.
         forces: configuration keys that it normalises to one value, with a warning when the user asked for another.
+        unread: names of the core's configuration keys that change nothing in its answers, besides thresholds.
         sizes: values of block_size and page_size that it allows besides those that all strategies do.
         config_cls: reference to a frozen attrs class with the strategy's own configuration keys; its requests find the
             instance in `ReqContext.options`.
@@ -306,6 +307,7 @@ class DecodingStrategy:
     thresholds: frozenset[str] = attrs.field(default=frozenset(), converter=_names, validator=_thresholds)
     defaults: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
     forces: Mapping[str, object] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    unread: frozenset[str] = attrs.field(default=frozenset(), converter=_names)
     sizes: tuple[int, ...] = attrs.field(default=(), validator=_sizes)
     config_cls: str | None = attrs.field(default=None, validator=_reference)
     modes: Mapping[str, SamplingMode] = attrs.field(factory=dict, converter=_frozen_modes, validator=_modes, hash=False)
@@ -314,10 +316,10 @@ class DecodingStrategy:
     )
     logprobs: bool = True
 
-    def keys_of_other_modes(self, name: str) -> frozenset[str]:
-        """Configuration keys that change nothing in a mode, since only others read them."""
-        others = frozenset[str]().union(*(mode.keys for other, mode in self.modes.items() if other != name))
-        return others - (self.modes[name].keys if name in self.modes else frozenset())
+    def unread_in(self, mode: str) -> frozenset[str]:
+        """Keys, thresholds aside, that change nothing in a mode: nobody reads them, or only other modes do."""
+        others = frozenset[str]().union(*(each.keys for other, each in self.modes.items() if other != mode))
+        return self.unread | (others - (self.modes[mode].keys if mode in self.modes else frozenset()))
 
     def in_mode(self, name: str) -> DecodingStrategy:
         """The recipe with a mode's changes; itself for a mode that it does not know, such as "naive"."""

@@ -85,6 +85,20 @@ def test_whoever_contradicts_the_name_of_the_model_is_told() -> None:
     assert problems_of({"model_name": "alpha_pairs", "decoding_strategy": "blocks"}, host=host) == (blocks,)
 
 
+def test_core_keys_that_a_strategy_does_not_read_are_named_and_ask_for_nothing() -> None:
+    given = {"decoding_strategy": "pairs", "block_size": 16, "buffer_size": 8, "max_num_batched_tokens": 64}
+    [problem] = problems_of(given, host=make_host(strategies=(PAIRS, BLOCKS)))
+    assert "a forward must hold the running blocks of one request" in problem
+    host = make_host(strategies=(attrs.evolve(PAIRS, unread={"block_size", "buffer_size"}), BLOCKS))
+    config = configure(given, host=host)
+    [warning] = config.warnings
+    assert "'pairs' does not use block_size, buffer_size; the values given change nothing." in warning
+    assert {"block_size", "buffer_size"} < set(config.unused)
+    odd = make_host(strategies=(attrs.evolve(PAIRS, unread={"block_sighs"}), BLOCKS))
+    with pytest.raises(PluginError, match="'pairs' names block_sighs among the keys that it does not read, but there"):
+        configure({"decoding_strategy": "pairs"}, host=odd)
+
+
 def test_a_strategy_may_have_modes_of_its_own() -> None:
     wild = SamplingMode(thresholds={"remask_threshold"}, ignores={"accept_threshold"}, keys={"pair_order"})
     host = make_host(strategies=(attrs.evolve(PAIRS, modes={"wild": wild}), BLOCKS))

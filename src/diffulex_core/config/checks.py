@@ -25,12 +25,20 @@ def check_values(settings: Settings, report: Report) -> None:
             _check_built(setting, report)
 
 
-def check_together(settings: Settings, report: Report) -> None:
-    """The rules between keys; a rule is left out when one of its keys is unusable."""
+def check_together(settings: Settings, unread: frozenset[str], report: Report) -> None:
+    """The rules between keys; a rule is left out when one of its keys is unusable.
+
+    Args:
+        unread: keys that the strategy does not read.
+    """
     for rule, keys in (
         (_pages_hold_blocks, ("block_size", "page_size")),
         (_pages_are_positive, ("num_pages",)),
-        (_budget_holds_a_window, ("max_num_batched_tokens", "block_size", "buffer_size")),
+        *(
+            [(_budget_holds_a_window, ("max_num_batched_tokens", "block_size", "buffer_size"))]
+            if "buffer_size" not in unread
+            else []
+        ),
         (_profiler_has_a_place, ("profiler_config.profiler", "profiler_config.torch_profiler_dir")),
         (_adapter_has_a_place, ("use_lora", "lora_path")),
         (_pool_is_odd, ("sparse.pool_kernel",)),

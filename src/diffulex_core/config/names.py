@@ -135,12 +135,17 @@ def misfits(family: ModelFamily, strategy: DecodingStrategy, host: Host) -> tupl
     return ()
 
 
-def check_modes(strategy: DecodingStrategy, schema: Schema) -> None:
-    """Refuse a strategy whose modes are said to read keys that do not exist.
+def check_keys(strategy: DecodingStrategy, schema: Schema) -> None:
+    """Refuse a strategy that is said not to read keys that do not exist, or whose modes are said to read such.
 
     Raises:
         PluginError: naming them.
     """
+    if strange := sorted(strategy.unread - schema.by_name.keys()):
+        raise PluginError(
+            f"The strategy '{strategy.name}' names {', '.join(strange)} among the keys that it does not read, but "
+            "there are no such configuration keys."
+        )
     for name, mode in strategy.modes.items():
         if strange := sorted(mode.keys - schema.by_name.keys()):
             raise PluginError(

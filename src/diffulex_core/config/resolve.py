@@ -24,7 +24,7 @@ from diffulex_core.config.layers import (
 from diffulex_core.config.names import (
     alias_settings,
     apply_mode,
-    check_modes,
+    check_keys,
     choose_family,
     choose_strategy,
     misfits,
@@ -134,7 +134,7 @@ def resolve(
     if family is not None:
         settle_by_alias(settings, by_alias, family, schema, report)
     if strategy is not None:
-        check_modes(strategy, schema)
+        check_keys(strategy, schema)
         _force(settings, strategy, schema, report)
         mode = settings["sampling_mode"]
         strategy, in_mode = apply_mode(strategy, family, mode, host)
@@ -145,7 +145,7 @@ def resolve(
     _name_attention(settings, host, report)
     name_experts_kernel(settings, host, report)
     check_values(settings, report)
-    check_together(settings, report)
+    check_together(settings, strategy.unread if strategy is not None else frozenset(), report)
     defaults = sampling_defaults(facts.generation, report)
     if family is None or strategy is None:
         raise ConfigError(report.problems)
@@ -243,8 +243,8 @@ def _build(
     strategy_options = family_options
     if classes[1] is not classes[0]:
         strategy_options = None if classes[1] is None else _fill(classes[1], STRATEGY, settings)
-    idle_keys = strategy.keys_of_other_modes(settings["sampling_mode"].value).union(THRESHOLDS)
-    unused = tuple(name for name in settings if name in idle_keys - strategy.thresholds)
+    idle_keys = strategy.unread_in(settings["sampling_mode"].value).union(THRESHOLDS) - strategy.thresholds
+    unused = tuple(name for name in settings if name in idle_keys)
     given = [settings[name] for name in unused if settings[name].origin.by_user]
     idle = [setting.spec.name for setting in given if setting.value != setting.spec.default]
     if idle:

@@ -71,5 +71,7 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             presets=PRESETS,
             # Any token of a canvas changes the K/V of all others.
             forces={"enable_prefix_caching": False},
+            # A canvas has no buffer, and blocks that are called block_length.
+            unread={"block_size", "buffer_size"},
         )
     )
