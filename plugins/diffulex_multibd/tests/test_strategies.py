@@ -134,8 +134,8 @@ def test_keys_at_their_defaults_and_keys_in_use_are_not_worth_a_word() -> None:
 
 def test_the_keys_that_a_mode_names_exist() -> None:
     config = configure(decoding_strategy="multi_bd")
-    assert config.strategy.keys_of_other_modes("naive") == EDIT_KEYS.keys() <= config.schema().by_name.keys()
-    assert config.strategy.keys_of_other_modes("edit") == set()
+    assert config.strategy.unread_in("naive") == EDIT_KEYS.keys() <= config.schema().by_name.keys()
+    assert config.strategy.unread_in("edit") == set()
 
 
 def test_edit_mode_brings_its_request_and_reads_all_thresholds_but_one_in_every_process() -> None:
