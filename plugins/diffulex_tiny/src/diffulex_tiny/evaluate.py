@@ -42,10 +42,15 @@ class Score:
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
         """Wilson interval of the accuracy; 95 % at the default `z`."""
-        p, n = self.accuracy, self.total
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return middle - half, middle + half
+        return wilson(self.exact, self.total, z)
+
+
+def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson interval of a share; 95 % at the default `z`."""
+    p, n = hits / total, total
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
 
 
 def evaluate(

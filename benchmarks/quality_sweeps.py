@@ -1,0 +1,216 @@
+"""What `benchmarks.quality` runs: for each model its ways of decoding, and the knob that each sweep turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+
+from diffulex_tiny.problems import Task
+
+Place = Literal["engine", "request", "sparse"]
+Settings = Mapping[str, Any]
+
+LENGTHS: Mapping[Task, int] = {"two_step": 32, "long": 128}
+"""Room for an answer, and length of a canvas."""
+ACCEPT = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+SHORT_AND_LONG: tuple[Task, ...] = ("two_step", "long")
+
+
+@attrs.frozen(kw_only=True)
+class Sweep:
+    """One way of decoding with one knob turned.
+
+    Attributes:
+        model: name of a checkpoint of diffulex-tiny.
+        tasks: problems that the model was trained for.
+        way: name of the curve.
+        knob, values: what is turned, and to what.
+        place: where knobs and settings of that name go: an engine, a request, or a request's sparse cache.
+        engine, request: what stays as it is.
+        revises: whether decided tokens may be replaced, so that edits are counted.
+    """
+
+    model: str
+    tasks: tuple[Task, ...]
+    way: str
+    knob: str
+    values: tuple[Any, ...]
+    engine: Settings
+    request: Settings = attrs.field(factory=dict)
+    place: Place = "engine"
+    revises: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Trial:
+    """One point of a sweep: everything that an engine and its requests are given."""
+
+    sweep: Sweep
+    task: Task
+    value: Any
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """Options of the engine. Pages hold the longest blocks, and no trial profits from the one before it."""
+        turned = {self.sweep.knob: self.value} if self.sweep.place == "engine" else {}
+        rest = {"page_size": 32, "num_pages": 512, "max_num_batched_tokens": 16384, "enable_prefix_caching": False}
+        return {**rest, **self.sweep.engine, **turned}
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Sampling parameters."""
+        turned: dict[str, Any] = {self.sweep.knob: self.value} if self.sweep.place == "request" else {}
+        if self.sweep.place == "sparse":
+            turned = {"sparse": {self.sweep.knob: self.value}}
+        return {"temperature": 0.0, "max_tokens": LENGTHS[self.task], **self.sweep.request, **turned}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of it in one, for records."""
+        return {**self.engine, **self.request}
+
+
+def trials(sweep: Sweep, *, quick: bool = False) -> Iterator[Trial]:
+    """Every point of a sweep; `quick`: the first, the middle and the last value only."""
+    values = sweep.values
+    if quick:
+        values = tuple(dict.fromkeys((values[0], values[len(values) // 2], values[-1])))
+    for task in sweep.tasks:
+        for value in values:
+            yield Trial(sweep=sweep, task=task, value=value)
+
+
+def blocks(model: str, tasks: tuple[Task, ...], strategy: str) -> list[Sweep]:
+    """Running blocks: one of them and several over accept thresholds, then each knob by itself."""
+    several = {"decoding_strategy": strategy, "block_size": 4, "buffer_size": 4, "accept_threshold": 0.9}
+    one = {**several, "buffer_size": 1}
+
+    def sweep(way: str, engine: Settings, knob: str, *values: float) -> Sweep:
+        return Sweep(model=model, tasks=tasks, way=way, knob=knob, values=values, engine=engine)
+
+    return [
+        sweep(f"{strategy}, one block", one, "accept_threshold", *ACCEPT),
+        sweep(strategy, several, "accept_threshold", *ACCEPT),
+        sweep(strategy, several, "buffer_size", 2, 3, 4, 6, 8),
+        sweep(strategy, several, "semi_complete_threshold", 0.25, 0.5, 0.75, 0.9, 1.0),
+        sweep(strategy, several, "add_block_threshold", 0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+        sweep(f"{strategy}, longer blocks", several, "block_size", 4, 8, 16, 32),
+    ]
+
+
+def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
+    """Edit sampling and DMax, whose blocks may change until they are stored."""
+    edit = {"decoding_strategy": "multi_bd", "sampling_mode": "edit", "block_size": 4, "buffer_size": 4}
+    edit_ways = {"edit, one block": {**edit, "buffer_size": 1}, "edit": edit}
+    dmax = {"decoding_strategy": "dmax", "block_size": 4, "buffer_size": 4}
+
+    def sweep(way: str, engine: Settings, knob: str, *values: float) -> Sweep:
+        return Sweep(model=model, tasks=tasks, way=way, knob=knob, values=values, engine=engine, revises=True)
+
+    return [
+        *(sweep(way, engine, "accept_threshold", *ACCEPT) for way, engine in edit_ways.items()),
+        sweep("edit", {**edit, "accept_threshold": 0.9}, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9),
+        sweep("dmax", dmax, "accept_threshold", *ACCEPT),
+        sweep("dmax", {**dmax, "accept_threshold": 0.9}, "buffer_size", 1, 2, 4, 8),
+    ]
+
+
+def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) -> list[Sweep]:
+    """A canvas over steps, guidance and accept thresholds; `quota` chooses positions when steps are given."""
+    engine = {"decoding_strategy": strategy, "block_size": 8}
+    sweeps = []
+    for task in tasks:
+        length = LENGTHS[task]
+        fixed = {"gen_length": length}
+        steps = tuple(length // share for share in (8, 4, 2, 1))
+        kinds: Sequence[tuple[str, Settings, Settings, str, tuple[float, ...], Place]] = (
+            (strategy, engine, {**fixed, **quota}, "steps", steps, "request"),
+            (f"{strategy}, guided", engine, {**fixed, **quota, "steps": length}, "cfg_scale", (0.5, 1.0), "request"),
+            (
+                f"{strategy}, threshold",
+                engine,
+                _by_threshold(fixed, quota, length),
+                "accept_threshold",
+                ACCEPT,
+                "engine",
+            ),
+        )
+        for way, given, request, knob, values, place in kinds:
+            sweeps.append(
+                Sweep(
+                    model=model,
+                    tasks=(task,),
+                    way=way,
+                    knob=knob,
+                    values=values,
+                    engine=given,
+                    request=request,
+                    place=place,
+                )
+            )
+    return sweeps
+
+
+def _by_threshold(fixed: Settings, quota: Settings, steps: int) -> Settings:
+    return {**fixed, **quota, "alg": "confidence_threshold", "steps": steps}
+
+
+def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
+    """The sparse cache on a canvas in blocks of 8, a position in each step."""
+    return [
+        Sweep(
+            model=model,
+            tasks=(task,),
+            way="llada_canvas, sparse cache",
+            knob="retention_ratio",
+            values=(0.3, 0.5, 0.7, 0.85, 1.0),
+            engine={"decoding_strategy": "llada_canvas", "block_size": 8},
+            request={"gen_length": LENGTHS[task], "steps": LENGTHS[task], "block_length": 8},
+            place="sparse",
+        )
+        for task in tasks
+    ]
+
+
+def noise(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
+    """DiffusionGemma's canvases of noise: when one is accepted, and how much is kept in each step."""
+    engine = {"decoding_strategy": "diffusion_gemma"}
+    return [
+        Sweep(
+            model=model,
+            tasks=tasks,
+            way="diffusion_gemma",
+            knob=knob,
+            values=values,
+            engine=engine,
+        )
+        for knob, values in {
+            "confidence_threshold": (0.001, 0.005, 0.02, 0.05, 0.2),
+            "entropy_bound": (0.05, 0.1, 0.3, 1.0, 3.0),
+            "max_denoising_steps": (8, 16, 32, 48),
+        }.items()
+    ]
+
+
+LLADA_QUOTA: Settings = {"block_length": 8}
+DREAM_QUOTA: Settings = {"alg": "entropy"}
+
+SWEEPS: tuple[Sweep, ...] = (
+    *blocks("llada", ("two_step",), "d2f"),
+    *blocks("llada", ("two_step",), "multi_bd"),
+    *canvas("llada", ("two_step",), "llada_canvas", LLADA_QUOTA),
+    *sparse("llada", ("two_step",)),
+    *canvas("llada", ("two_step",), "dream_canvas", DREAM_QUOTA),
+    *blocks("llada2", SHORT_AND_LONG, "multi_bd"),
+    *revising("llada2", SHORT_AND_LONG),
+    *blocks("dream", SHORT_AND_LONG, "d2f"),
+    *blocks("dream", SHORT_AND_LONG, "multi_bd"),
+    *canvas("dream", SHORT_AND_LONG, "dream_canvas", DREAM_QUOTA),
+    *canvas("dream", SHORT_AND_LONG, "llada_canvas", LLADA_QUOTA),
+    *sparse("dream", SHORT_AND_LONG),
+    *noise("gemma", SHORT_AND_LONG),
+)
+"""Everything, in the order in which it runs."""
+MODELS: tuple[str, ...] = tuple(dict.fromkeys(sweep.model for sweep in SWEEPS))

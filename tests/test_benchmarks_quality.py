@@ -1,0 +1,269 @@
+"""The pure parts of benchmarks/quality.py: edits, stores, curves, the comparison, tables and the picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+from benchmarks import quality, quality_curves, quality_picture, quality_results, quality_sweeps, quality_tables
+from benchmarks.quality_results import Edits, EditWatch, Result
+from hypothesis import given, strategies as st
+
+from diffulex_core.outputs import GenerationOutputs, ReqStep, ReqTrajectory
+from diffulex_core.types import Canvas, CompletionReason
+from diffulex_tiny.evaluate import wilson
+
+MASKED = -1
+POINTS = st.lists(st.tuples(st.floats(0.1, 8), st.integers(0, 20).map(lambda hits: hits / 20)), min_size=1, max_size=8)
+
+
+def result(**changes: Any) -> Result:
+    plain: dict[str, Any] = {
+        "model": "m", "task": "long", "way": "multi_bd", "strategy": "multi_bd", "knob": "accept_threshold",
+        "value": 0.9, "settings": {"block_size": 4, "buffer_size": 4, "accept_threshold": 0.9}, "problems": 100,
+        "exact": 98, "answer_tokens": 70, "tpf": 3.0, "tpf_total": 2.5, "tpf_stores": None, "forwards": 20.0,
+        "rows": 300.0, "head_rows": 100.0, "rows_per_forward": 12.0, "edits": None, "reasons": {"stop_eos": 1.0},
+    }  # fmt: skip
+    return Result(**{**plain, **changes})
+
+
+def one_block(**changes: Any) -> Result:
+    settings = {"block_size": 4, "buffer_size": 1, "accept_threshold": 0.9}
+    return result(**{"settings": settings, "tpf": 2.0, "tpf_stores": 1.6, "exact": 100, **changes})
+
+
+def canvas(*tokens: int) -> Canvas:
+    found = np.array(tokens, dtype=np.int64)
+    return Canvas(start=5, tokens=found, decided=found != MASKED, committed=0, block_size=4, running_blocks=())
+
+
+def answer(*, prompt: int, committed: int, decode: int, tokens: int = 8) -> ReqTrajectory:
+    step = ReqStep(step_id=0, step_time=0.0, is_prefill=False, num_generated_tokens=1, rows=6, catch_up_rows=2)
+    first = attrs.evolve(step, is_prefill=True)
+    return ReqTrajectory(
+        req_id=0,
+        token_ids=(1,) * tokens,
+        text="text",
+        completion_reason=CompletionReason.STOP_EOS,
+        trajectory=(first, *(step,) * decode),
+        prompt_tokens=prompt,
+        tokens_committed=committed,
+    )
+
+
+def test_an_edit_helps_when_it_puts_the_right_token_and_hurts_when_it_takes_it_away() -> None:
+    watch = EditWatch(expected=[7, 8])
+    for step in (canvas(7, 9), canvas(6, 8, 1), canvas(6, 8, 2), canvas(5, 8, 2)):
+        watch.see(step)
+    assert watch.edits == Edits(made=4, helped=1, hurt=1)
+
+
+def test_a_token_that_was_masked_in_between_counts_as_edited_when_another_one_comes() -> None:
+    watch = EditWatch(expected=[7, 8])
+    for step in (canvas(9, 8), canvas(MASKED, MASKED), canvas(7, 8)):
+        watch.see(step)
+    assert watch.edits == Edits(made=1, helped=1)
+
+
+@given(st.lists(st.lists(st.integers(MASKED, 2), min_size=4, max_size=4), min_size=1, max_size=8))
+def test_helped_less_hurt_is_what_revising_gained(steps: list[list[int]]) -> None:
+    expected = [0, 1, 2]
+    watch = EditWatch(expected=expected)
+    for step in steps:
+        watch.see(canvas(*step))
+    told = [[step[at] for step in steps if step[at] != MASKED] for at in range(len(expected))]
+    gained = sum((each[-1] == want) - (each[0] == want) for each, want in zip(told, expected, strict=True) if each)
+    assert watch.edits.helped - watch.edits.hurt == gained
+
+
+@pytest.mark.parametrize(
+    ("prompt", "committed", "blocks"),
+    [(8, 8, 2), (6, 2, 1), (6, 10, 3), (6, 0, 0), (6, -2, 0)],
+)
+def test_stored_blocks_are_those_with_tokens_of_the_answer(prompt: int, committed: int, blocks: int) -> None:
+    found = quality_results.stored_blocks(answer(prompt=prompt, committed=committed, decode=4), 4)
+    assert found == blocks
+
+
+def test_counts_are_means_over_answers_and_stores_cost_a_forward_each() -> None:
+    answers = (answer(prompt=8, committed=8, decode=2), answer(prompt=8, committed=0, decode=4))
+    outputs = GenerationOutputs(trajectories=answers, prefill_tokens=20, decode_rows=40, head_rows=10)
+    found = quality_results.counted(outputs, stores_alone=4)
+    assert found["tpf"] == (8 / 2 + 8 / 4) / 2
+    assert found["tpf_stores"] == (8 / 4 + 8 / 4) / 2
+    assert found["tpf_total"] == (8 / 3 + 8 / 5) / 2
+    assert (found["forwards"], found["rows"], found["head_rows"]) == (4, 30, 5)
+    assert found["rows_per_forward"] == 4
+    assert found["reasons"] == {"stop_eos": 1.0}
+    assert quality_results.counted(outputs, stores_alone=None)["tpf_stores"] is None
+
+
+@pytest.mark.parametrize("changes", [{"text": "texT"}, {"completion_reason": CompletionReason.LENGTH_TOKENS}])
+def test_an_answer_is_right_when_text_and_end_are(changes: dict[str, Any]) -> None:
+    right = answer(prompt=8, committed=8, decode=2)
+    assert quality_results.is_right(right, "text")
+    assert not quality_results.is_right(attrs.evolve(right, **changes), "text")
+
+
+@given(POINTS)
+def test_no_point_beats_one_of_the_edge_and_each_other_point_is_beaten(points: list[tuple[float, float]]) -> None:
+    kept = quality_curves.edge(points)
+    assert list(kept) == sorted(kept)
+
+    def beaten(point: tuple[float, float]) -> bool:
+        return any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
+
+    assert set(kept) == {point for point in points if not beaten(point)}
+
+
+@given(POINTS)
+def test_the_area_is_the_integral_of_the_best_accuracy_at_a_speed(points: list[tuple[float, float]]) -> None:
+    speeds = sorted({0.0, *(tpf for tpf, _ in points)})
+    expected = sum(
+        (end - begin) * max(accuracy for tpf, accuracy in points if tpf >= end)
+        for begin, end in itertools.pairwise(speeds)
+    )
+    assert quality_curves.area(points) == pytest.approx(expected)
+
+
+def test_a_way_that_is_always_right_has_its_highest_tpf_as_area() -> None:
+    assert quality_curves.area([(1.0, 1.0), (3.0, 1.0), (2.0, 0.5)]) == 3.0
+
+
+def test_a_curve_tells_how_fast_its_way_is_without_losing_more_than_two_points() -> None:
+    points = [(2.0, 100), (3.0, 98), (4.0, 97)]
+    [curve] = quality_curves.curves([result(tpf=tpf, exact=exact) for tpf, exact in points])
+    assert curve.fastest == 3.0
+    assert curve.edge == ((2.0, 1.0), (3.0, 0.98), (4.0, 0.97))
+
+
+def test_several_blocks_are_compared_with_one_where_all_else_is_equal() -> None:
+    [pair] = quality_curves.comparisons([one_block(), result()])
+    assert (pair.ratio, pair.ratio_stores) == (1.5, 3.0 / 1.6)
+    assert pair.lost == pytest.approx(0.02)
+    assert pair.met
+
+
+@pytest.mark.parametrize("changes", [{"tpf": 2.9}, {"exact": 97}])
+def test_a_comparison_that_is_too_slow_or_loses_too_much_is_not_met(changes: dict[str, Any]) -> None:
+    [pair] = quality_curves.comparisons([one_block(), result(**changes)])
+    assert not pair.met
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "other"},
+        {"task": "two_step"},
+        {"strategy": "d2f"},
+        {"answer_tokens": 31},
+        {"settings": {"block_size": 8, "buffer_size": 4, "accept_threshold": 0.9}},
+        {"settings": {"block_size": 4, "buffer_size": 4, "accept_threshold": 0.8}},
+        {"settings": {"block_size": 4, "buffer_size": 1, "accept_threshold": 0.9}},
+    ],
+)
+def test_nothing_is_compared_that_differs_in_more_than_the_buffer(changes: dict[str, Any]) -> None:
+    assert quality_curves.comparisons([one_block(), result(**changes)]) == []
+
+
+def test_a_point_that_two_sweeps_share_is_compared_once() -> None:
+    assert len(quality_curves.comparisons([one_block(), result(), result(knob="buffer_size", value=4)])) == 1
+
+
+@given(st.integers(1, 600).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_the_interval_ends_where_the_count_is_just_1_96_deviations_off(counts: tuple[int, int]) -> None:
+    hits, total = counts
+    for p in wilson(hits, total):
+        assert (hits / total - p) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / total, abs=1e-9)
+
+
+def test_the_csv_has_a_line_for_each_point_and_leaves_empty_what_was_not_measured() -> None:
+    edited = result(edits=Edits(made=5, helped=3, hurt=1), tokens_per_second=12.34, reasons={"stop_eos": 0.9, "x": 0.1})
+    plain, told = csv.DictReader(io.StringIO(quality_tables.as_csv([result(), edited])))
+    assert (plain["accuracy"], plain["edits"], plain["tokens_per_second"], plain["tpf_stores"]) == ("0.98", "", "", "")
+    assert (told["edits"], told["edits_helped"], told["edits_hurt"]) == ("5", "3", "1")
+    assert (told["tokens_per_second"], told["stop_eos"], told["other_reasons"]) == ("12.3", "0.9", "0.1")
+
+
+def test_the_tables_tell_notes_curves_comparison_and_points() -> None:
+    results = [one_block(), result()]
+    drawn, compared = quality_curves.curves(results), quality_curves.comparisons(results)
+    text = quality_tables.as_markdown(results, drawn, compared, ["Absent: tiny/x."])
+    assert text.startswith("* Absent: tiny/x.\n")
+    assert "Met by 1 of 1 settings." in text
+    assert "| multi_bd | accept_threshold 0.9 | 98.0 % | 93.0 to 99.4 % | 3.00 |" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") in {8, 13, 14} for line in lines)
+
+
+def test_the_tables_say_when_nothing_can_be_compared() -> None:
+    assert "Nothing that was run has both" in quality_tables.as_markdown([], [], [], [])
+
+
+def test_the_picture_is_drawn_for_curves_of_several_models(tmp_path: Path) -> None:
+    results = [result(model=model, way=way) for model in ("a", "b", "c") for way in ("x", "y")]
+    quality_picture.draw(quality_curves.curves(results), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_labels_do_not_overlap(heights: list[float]) -> None:
+    placed = sorted(quality_picture.apart(heights))
+    assert all(above - below > 5 for below, above in itertools.pairwise(placed))
+    assert placed[0] >= 0
+    assert placed[-1] <= 103
+
+
+def test_every_model_has_sweeps_and_quick_ones_keep_the_ends_of_each() -> None:
+    assert quality_sweeps.MODELS == ("llada", "llada2", "dream", "gemma")
+    for sweep in quality_sweeps.SWEEPS:
+        some = [trial.value for trial in quality_sweeps.trials(sweep, quick=True) if trial.task == sweep.tasks[0]]
+        assert {sweep.values[0], sweep.values[-1]} <= set(some) <= set(sweep.values)
+
+
+def test_a_knob_goes_where_its_sweep_says() -> None:
+    for sweep in quality_sweeps.SWEEPS:
+        for trial in quality_sweeps.trials(sweep):
+            places = {"engine": trial.engine, "request": trial.request, "sparse": trial.request.get("sparse", {})}
+            holding = [place for place, settings in places.items() if settings.get(sweep.knob) == trial.value]
+            assert holding == [sweep.place]
+
+
+def test_models_that_are_not_there_are_named_in_every_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "names", list)
+    assert quality.main(["--out", str(tmp_path), "--models", "llada", "gemma", "--quick"]) == 0
+    record = json.loads((tmp_path / "quality.json").read_text())
+    assert record["absent"] == ["llada", "gemma"]
+    assert record["asked"] == {
+        "models": ["llada", "gemma"], "problems": 24, "seed": 1, "rounds": 0, "quick": True,
+    }  # fmt: skip
+    text = (tmp_path / "quality.md").read_text()
+    assert "Absent: tiny/gemma" in text
+    assert "Not asked for: tiny/dream" in text
+
+
+def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path) -> None:
+    engine = {"decoding_strategy": "multi_bd", "block_size": 4, "buffer_size": 1}
+    plain = quality_sweeps.Sweep(
+        model="llada", tasks=("two_step",), way="one", knob="accept_threshold", values=(0.9,), engine=engine
+    )
+    refused = attrs.evolve(plain, way="edit", engine={**engine, "sampling_mode": "edit"})
+    run = quality.Run(asked=quality.Asked(models=("llada",), problems=4, rounds=1))
+    quality.run_model(run, [plain, attrs.evolve(plain, way="again"), refused], lambda line: None)
+    first, again = run.results
+    assert first == attrs.evolve(again, way="one")
+    assert first.exact == 4
+    assert first.answer_tokens == 18
+    assert 0 < (first.tpf_stores or 0) < first.tpf
+    assert (first.tokens_per_second or 0) > 0
+    assert [each.split(":")[0] for each in run.failed] == ["tiny/llada, two_step, edit, accept_threshold 0.9"]
+    run.write(tmp_path)
+    assert "Failed: tiny/llada, two_step, edit" in (tmp_path / "quality.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {f"quality.{kind}" for kind in ("csv", "json", "md", "png")}
