@@ -13,10 +13,13 @@ import attrs
 import numpy as np
 import pytest
 from benchmarks import quality, quality_curves, quality_picture, quality_results, quality_sweeps, quality_tables
+from benchmarks.nfe import PARITY
 from benchmarks.quality_results import Edits, EditWatch, Result
 from hypothesis import given, strategies as st
 
+from diffulex_core.engine import Diffulex
 from diffulex_core.outputs import GenerationOutputs, ReqStep, ReqTrajectory
+from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import Canvas, CompletionReason
 from diffulex_tiny.evaluate import wilson
 
@@ -90,6 +93,16 @@ def test_helped_less_hurt_is_what_revising_gained(steps: list[list[int]]) -> Non
 def test_stored_blocks_are_those_with_tokens_of_the_answer(prompt: int, committed: int, blocks: int) -> None:
     found = quality_results.stored_blocks(answer(prompt=prompt, committed=committed, decode=4), 4)
     assert found == blocks
+
+
+def test_stores_are_the_forwards_that_diffulex_0_1_spent_beyond_ours() -> None:
+    recording = json.loads((PARITY / "vectors" / "llada2-b1.json").read_text())
+    case = next(case for case in recording["cases"] if len(case["prompt"]) == 19)
+    params = SamplingParams(**recording["sampling"], max_tokens=len(case["tokens"]))
+    with Diffulex(PARITY / "checkpoints" / recording["checkpoint"], **recording["config"], num_pages=64) as engine:
+        [found] = engine.generate(case["prompt"], params)
+    stores = quality_results.stored_blocks(found, recording["config"]["block_size"])
+    assert found.nfe + stores == case["reference_forwards"]
 
 
 def test_counts_are_means_over_answers_and_stores_cost_a_forward_each() -> None:
