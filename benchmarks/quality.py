@@ -267,12 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, run = Console(), Run(asked=asked)
     for model in (name for name in asked.models if name not in run.absent):
         run_model(
-            run, [sweep for sweep in SWEEPS if sweep.model == model], lambda line: console.print(line, markup=False)
+            run,
+            [sweep for sweep in SWEEPS if sweep.model == model],
+            lambda line: console.print(line, markup=False, soft_wrap=True),
         )
         run.write(folder)
     run.write(folder)
     for note in run.notes():
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
     return 1 if run.failed else 0
 
 

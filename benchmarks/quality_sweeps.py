@@ -119,19 +119,21 @@ def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
 
 def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) -> list[Sweep]:
     """A canvas over steps, guidance and accept thresholds; `quota` chooses positions when steps are given."""
-    engine = {"decoding_strategy": strategy, "block_size": 8}
+    engine = {"decoding_strategy": strategy}
     sweeps = []
     for task in tasks:
         length = LENGTHS[task]
         fixed = {"gen_length": length}
         steps = tuple(length // share for share in (8, 4, 2, 1))
+        # llada_canvas plans no steps then; under dream_canvas a threshold chooses among the positions that are due.
+        by_threshold = {"alg": "confidence_threshold", "steps": steps[0]}
         kinds: Sequence[tuple[str, Settings, Settings, str, tuple[float, ...], Place]] = (
             (strategy, engine, {**fixed, **quota}, "steps", steps, "request"),
             (f"{strategy}, guided", engine, {**fixed, **quota, "steps": length}, "cfg_scale", (0.5, 1.0), "request"),
             (
                 f"{strategy}, threshold",
                 engine,
-                _by_threshold(fixed, quota, length),
+                {**fixed, **quota, **by_threshold},
                 "accept_threshold",
                 ACCEPT,
                 "engine",
@@ -153,10 +155,6 @@ def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) ->
     return sweeps
 
 
-def _by_threshold(fixed: Settings, quota: Settings, steps: int) -> Settings:
-    return {**fixed, **quota, "alg": "confidence_threshold", "steps": steps}
-
-
 def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
     """The sparse cache on a canvas in blocks of 8, a position in each step."""
     return [
@@ -166,7 +164,7 @@ def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
             way="llada_canvas, sparse cache",
             knob="retention_ratio",
             values=(0.3, 0.5, 0.7, 0.85, 1.0),
-            engine={"decoding_strategy": "llada_canvas", "block_size": 8},
+            engine={"decoding_strategy": "llada_canvas"},
             request={"gen_length": LENGTHS[task], "steps": LENGTHS[task], "block_length": 8},
             place="sparse",
         )

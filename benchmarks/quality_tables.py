@@ -64,9 +64,9 @@ def as_markdown(
     """Curves, the comparison of one block with several, and all points of each model and task."""
     parts = [f"* {note}" for note in notes]
     parts += ["", "## Curves", "", *_table(_CURVE_COLUMNS, map(_curve_cells, curves))]
-    parts += ["", "## Several blocks against one", "", _told(comparisons), ""]
+    parts += ["", "## Several blocks against one", "", _told(comparisons)]
     if comparisons:
-        parts += _table(_COMPARISON_COLUMNS, map(_comparison_cells, comparisons))
+        parts += ["", *_table(_COMPARISON_COLUMNS, map(_comparison_cells, comparisons))]
     for model, task in dict.fromkeys((each.model, each.task) for each in results):
         chosen = [each for each in results if (each.model, each.task) == (model, task)]
         parts += ["", f"## tiny/{model}, {task}", "", *_table(_COLUMNS, map(_cells, chosen))]
