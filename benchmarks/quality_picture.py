@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INKS = ("#0b5394", "#b45f06", "#38761d", "#a61c00", "#674ea7", "#1f7a8c", "#7f6000", "#ad1457", "#444444", "#5b7fa6")
-"""Dark enough on white paper; apart in lightness as well as in hue. Marks tell lines apart without colour."""
-MARKS = "osD^vPX<>h"
+"""Dark enough on white paper, and apart in lightness as well as in hue."""
+LOOKS = tuple((INKS[at % len(INKS)], "osD^vPX<>"[at % 9]) for at in range(90))
+"""Inks and marks, so that lines are told apart without colour too; each pair differs from all others."""
 ACROSS, TOP = 2, 103.0
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Write a PNG: all measured points, a line through those that nothing beats, and its name where it ends.
+    """Write a PNG: all measured points, stairs along those that nothing beats, and their name.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; `requirements-dev.txt` has it.
@@ -50,13 +51,13 @@ def _panel(axis: Axes, curves: Sequence[Curve]) -> None:
     # Of those that end at one height the furthest is named first, so that few of the thin lines cross.
     ordered = sorted(curves, key=lambda curve: (-curve.edge[-1][1], -curve.edge[-1][0]))
     heights = apart([(100 * curve.edge[-1][1] - bottom) / (TOP - bottom) for curve in ordered])
-    looks = {curve.way: look for curve, look in zip(curves, itertools.cycle(zip(INKS, MARKS, strict=True)))}
+    looks = dict(zip((curve.way for curve in curves), itertools.cycle(LOOKS), strict=False))
     for curve, height in zip(ordered, heights, strict=True):
         ink, mark = looks[curve.way]
         tpf, accuracy = zip(*curve.points, strict=True)
         axis.plot(tpf, [100 * each for each in accuracy], mark, color=ink, markersize=4, alpha=0.45)
         tpf, accuracy = zip(*curve.edge, strict=True)
-        axis.plot(tpf, [100 * each for each in accuracy], "-" + mark, color=ink, linewidth=1.6, markersize=5.5)
+        axis.plot(tpf, [100 * each for each in accuracy], "-" + mark, color=ink, linewidth=1.6, drawstyle="steps-pre")
         axis.annotate(
             curve.way,
             (tpf[-1], 100 * accuracy[-1]),

@@ -135,7 +135,5 @@ def tpf_with_stores(outputs: GenerationOutputs, block_size: int) -> float:
 
 def stored_blocks(answer: ReqTrajectory, block_size: int) -> int:
     """Blocks with tokens of the answer whose K/V were stored in their final form."""
-    if answer.tokens_committed <= 0:
-        return 0
-    end = answer.prompt_tokens + answer.tokens_committed
-    return -(-end // block_size) - answer.prompt_tokens // block_size
+    # K/V are stored by whole blocks, of which the first may begin in the prompt.
+    return (answer.prompt_tokens + answer.tokens_committed) // block_size - answer.prompt_tokens // block_size

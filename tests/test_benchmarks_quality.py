@@ -86,9 +86,22 @@ def test_helped_less_hurt_is_what_revising_gained(steps: list[list[int]]) -> Non
     assert watch.edits.helped - watch.edits.hurt == gained
 
 
+def test_edits_are_as_many_as_the_engine_records() -> None:
+    recording = json.loads((PARITY / "vectors" / "llada2-dmax.json").read_text())
+    case = recording["cases"][0]
+    watch = EditWatch(expected=case["tokens"])
+    with Diffulex(PARITY / "checkpoints" / recording["checkpoint"], **recording["config"], num_pages=64) as engine:
+        generation = engine.stream([case["prompt"]], SamplingParams(**recording["sampling"], max_tokens=16))
+        for event in generation:
+            watch.see(event.canvas)
+        [found] = generation.outputs
+    assert watch.edits.made == found.tokens_edited > 0
+    assert watch.edits.helped > watch.edits.hurt
+
+
 @pytest.mark.parametrize(
     ("prompt", "committed", "blocks"),
-    [(8, 8, 2), (6, 2, 1), (6, 10, 3), (6, 0, 0), (6, -2, 0)],
+    [(8, 8, 2), (6, 2, 1), (6, 10, 3), (6, 0, 0)],
 )
 def test_stored_blocks_are_those_with_tokens_of_the_answer(prompt: int, committed: int, blocks: int) -> None:
     found = quality_results.stored_blocks(answer(prompt=prompt, committed=committed, decode=4), 4)
