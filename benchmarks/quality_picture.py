@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ INKS = ("#0b5394", "#b45f06", "#38761d", "#a61c00", "#674ea7", "#1f7a8c", "#7f60
 """Dark enough on white paper, and apart in lightness as well as in hue."""
 LOOKS = tuple((INKS[at % len(INKS)], "osD^vPX<>"[at % 9]) for at in range(90))
 """Inks and marks, so that lines are told apart without colour too; each pair differs from all others."""
-ACROSS, TOP = 2, 103.0
+ACROSS, TOP = 2, 101.5
 
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
@@ -27,13 +27,14 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    looks = dict(zip(dict.fromkeys(curve.way for curve in curves), itertools.cycle(LOOKS), strict=False))
     panels = list(dict.fromkeys((curve.model, curve.task) for curve in curves))
     across = min(ACROSS, max(1, len(panels)))
     down = -(-max(1, len(panels)) // across)
     figure = Figure(figsize=(8.5 * across, 5.2 * down), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
     for (model, task), axis in zip(panels, axes, strict=False):
-        _panel(axis, [curve for curve in curves if (curve.model, curve.task) == (model, task)])
+        _panel(axis, [curve for curve in curves if (curve.model, curve.task) == (model, task)], looks)
         axis.set_title(f"tiny/{model}, {task.replace('_', ' ')} problems", loc="left")
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -41,7 +42,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _panel(axis: Axes, curves: Sequence[Curve]) -> None:
+def _panel(axis: Axes, curves: Sequence[Curve], looks: Mapping[str, tuple[str, str]]) -> None:
     furthest = max(tpf for curve in curves for tpf, _ in curve.points)
     bottom = max(-3.0, 100 * min(accuracy for curve in curves for _, accuracy in curve.edge) - 8)
     axis.set(xlabel="tokens per forward", ylabel="exact answers, %", xlim=(0, 1.04 * furthest), ylim=(bottom, TOP))
@@ -51,7 +52,6 @@ def _panel(axis: Axes, curves: Sequence[Curve]) -> None:
     # Of those that end at one height the furthest is named first, so that few of the thin lines cross.
     ordered = sorted(curves, key=lambda curve: (-curve.edge[-1][1], -curve.edge[-1][0]))
     heights = apart([(100 * curve.edge[-1][1] - bottom) / (TOP - bottom) for curve in ordered])
-    looks = dict(zip((curve.way for curve in curves), itertools.cycle(LOOKS), strict=False))
     for curve, height in zip(ordered, heights, strict=True):
         ink, mark = looks[curve.way]
         tpf, accuracy = zip(*curve.points, strict=True)
