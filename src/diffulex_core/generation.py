@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,8 @@ class Generation:
         """Prompts that ended and whose last event is yet to come, with their last canvas."""
         self._totals = Totals()
         self._began = engine.now()
-        try:
+        with ExitStack() as failing:
+            failing.callback(self.close)
             for index, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
                 try:
                     self._index_of[engine.add_request(prompt, each, deliver=self._take)] = index
@@ -102,9 +104,7 @@ class Generation:
                         raise
                     self._done[index] = _refused(index, error, engine.now())
                     self._unseen[index] = _NO_CANVAS
-        except BaseException:
-            self.close()
-            raise
+            failing.pop_all()
 
     def __enter__(self) -> Generation:
         return self

@@ -106,6 +106,24 @@ def test_a_lone_worker_goes_on_after_an_error() -> None:
     group.close()
 
 
+def test_a_rank_that_cannot_be_started_leaves_none_of_the_others_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[process.WorkerProcess] = []
+    start = process.WorkerProcess.start
+
+    def one_only(**given: Any) -> process.WorkerProcess:
+        if started:
+            raise OSError("no process is left")
+        started.append(start(**given))
+        return started[0]
+
+    monkeypatch.setattr(process.WorkerProcess, "start", one_only)
+    # The error keeps the half-made group alive, as it does in a debugger or a notebook.
+    with pytest.raises(OSError, match="no process is left") as caught:
+        made(2)
+    assert caught.tb is not None
+    assert started[0].process.returncode is not None
+
+
 def test_a_death_explains_why_another_rank_is_lonely(pair: WorkerGroup) -> None:
     with pytest.raises(WorkerError, match=r"rank 1 .*SIGKILL while executing a step") as caught:
         asked(pair, "lonely", "die")

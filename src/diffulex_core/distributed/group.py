@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from diffulex_core.distributed.messages import Answer, Assignment, Call, Failure, Greeting, Manifest, Method
@@ -58,16 +59,15 @@ class WorkerGroup:
         self._whole = True
         """False while a message is on its way: an interrupt that comes then leaves half of it."""
         self._lost: WorkerError | None = None
-        try:
+        with ExitStack() as failing:
+            failing.callback(self.close)
             for rank, assignment in enumerate(assignments):
                 inherited = () if assignment.listener is None else (assignment.listener,)
                 worker = WorkerProcess.start(replica=replica, rank=rank, inherited=inherited)
                 self._workers.append(worker)
                 worker.send(pickle.dumps(Greeting(replica=replica, rank=rank, manifest=manifest)))
                 worker.send(pickle.dumps(assignment))
-        except BaseException:
-            self.close()
-            raise
+            failing.pop_all()
 
     def call(self, method: Method, *arguments: Any) -> list[Any]:
         """Call a method of every rank's `Worker`; returns what they return, in rank order.
