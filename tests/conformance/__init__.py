@@ -1,0 +1,1 @@
+"""The kit against broken implementations, and the first-party plugins against the kit."""

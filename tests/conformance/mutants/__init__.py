@@ -1,0 +1,32 @@
+"""Broken implementations, a file for each file of checks; each lists its own in `MUTANTS`."""
+
+from __future__ import annotations
+
+from tests.conformance.mutant import Mutant
+from tests.conformance.mutants import (
+    attention,
+    cache_policy,
+    engine,
+    families,
+    kv_cache,
+    models,
+    plugins,
+    requests,
+    sampler,
+    scheduler,
+    weights,
+)
+
+MUTANTS: tuple[Mutant, ...] = (
+    *plugins.MUTANTS,
+    *families.MUTANTS,
+    *weights.MUTANTS,
+    *models.MUTANTS,
+    *requests.MUTANTS,
+    *scheduler.MUTANTS,
+    *kv_cache.MUTANTS,
+    *sampler.MUTANTS,
+    *cache_policy.MUTANTS,
+    *attention.MUTANTS,
+    *engine.MUTANTS,
+)

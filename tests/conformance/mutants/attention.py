@@ -1,0 +1,7 @@
+"""Broken subjects for the checks of `diffulex_core.testing.checks.attention`."""
+
+from __future__ import annotations
+
+from tests.conformance.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = ()
