@@ -30,7 +30,7 @@ def main() -> int:
         rows.append((mutant.check.name, mutant.name, mutant.check in killers, others))
     table = Table("check", "mutant", "caught", "also caught by")
     for name, what, caught, others in rows:
-        table.add_row(name, what, "[green]yes[/]" if caught else "[red]NO[/]", others)
+        table.add_row(name, what, f"[{'green' if caught else 'red'}]{_word(caught)}[/]", others)
     Console().print(table)
     killed = sum(caught for _, _, caught, _ in rows)
     total = f"{killed} of {len(rows)} mutants caught by the check they were made for; {len(CHECKS)} checks."
@@ -42,6 +42,10 @@ def main() -> int:
         ]
         out.write_text("\n".join([*lines, "", total, ""]))
     return 0 if killed == len(rows) else 1
+
+
+def _word(caught: bool) -> str:
+    return "yes" if caught else "NO"
 
 
 if __name__ == "__main__":
