@@ -1,6 +1,7 @@
 """Accuracy against tokens per forward: every way of decoding on the trained checkpoints, over thresholds and sizes.
 
-Run: python -m benchmarks.quality --out FOLDER [--models NAME ...] [--problems N] [--seed N] [--rounds N] [--quick].
+Run: python -m benchmarks.quality --out FOLDER [--models NAME ...] [--add FILE ...] [--problems N] [--seed N]
+[--rounds N] [--quick]. `--add` takes over what earlier runs found, so that models can be run one at a time.
 Writes quality.csv, quality.json, quality.md and quality.png. Counts are deterministic; times, which `--rounds` asks
 for, are medians of interleaved rounds. What is not there or does not run is named in the JSON record and the Markdown.
 """
@@ -70,6 +71,23 @@ class Run:
     results: list[Result] = attrs.field(factory=list)
     failed: list[str] = attrs.field(factory=list)
 
+    def add(self, file: Path) -> None:
+        """Take over the results of an earlier run of the same problems.
+
+        Raises:
+            ValueError: it asked other problems, or a checkpoint has changed since.
+        """
+        record = json.loads(file.read_text())
+        earlier = {name: record["asked"][name] for name in ("problems", "seed", "quick")}
+        ours = {name: value for name, value in attrs.asdict(self.asked).items() if name in earlier}
+        stale = [name for name, weights in record["checkpoints"].items() if weights != digest(name)]
+        if earlier != ours or stale:
+            raise ValueError(f"{file} holds results of {earlier}, not of {ours}, or of other checkpoints: {stale}")
+        self.failed += record["failed"]
+        for fields in record["results"]:
+            edits = None if fields["edits"] is None else Edits(**fields["edits"])
+            self.results.append(Result(**{**fields, "edits": edits}))
+
     @property
     def absent(self) -> list[str]:
         """Models that were asked for and are not there."""
@@ -79,11 +97,14 @@ class Run:
         """What was run and what was not, in sentences."""
         ran = ", ".join(dict.fromkeys(f"tiny/{each.model}" for each in self.results)) or "nothing"
         yield f"Run: {ran}, on {self.asked.problems} unseen problems of each task (seed {self.asked.seed})."
+        if any(each.problems < self.asked.problems for each in self.results):
+            yield "Points that take a hundred forwards over a whole canvas for each answer: on a fifth of the problems."
         if self.asked.quick:
             yield "Quick: at most three values of each sweep."
         for name in self.absent:
             yield f"Absent: tiny/{name}; none of its sweeps was run."
-        for name in (name for name in MODELS if name not in self.asked.models):
+        known = {*self.asked.models, *(each.model for each in self.results)}
+        for name in (name for name in MODELS if name not in known):
             yield f"Not asked for: tiny/{name}."
         yield from (f"Failed: {each}" for each in self.failed)
 
@@ -104,7 +125,7 @@ class Run:
                 "machine": platform.machine(),
                 "torch": torch.__version__,
             },
-            "results": [{**row(each), "settings": dict(each.settings)} for each in self.results],
+            "results": [attrs.asdict(each) for each in self.results],
             "curves": [attrs.asdict(each) for each in drawn],
             "comparisons": [
                 {"one": row(each.one), "several": row(each.several), "met": each.met}
@@ -182,7 +203,8 @@ def run_model(run: Run, sweeps: Sequence[Sweep], tell: Callable[[str], None]) ->
         name = f"tiny/{trial.sweep.model}, {trial.task}, {trial.sweep.way}, {trial.sweep.knob} {trial.value:g}"
         key = key_of(trial)
         if key not in known:
-            asked = list(problems(run.asked.seed, "eval", run.asked.problems, trial.task))
+            count = max(1, round(run.asked.problems * trial.sweep.share))
+            asked = list(problems(run.asked.seed, "eval", count, trial.task))
             try:
                 with open_engine(trial.sweep.model, trial.engine) as engine:
                     known[key] = result_of(engine, trial, asked)
@@ -238,11 +260,12 @@ def open_engine(model: str, options: Settings) -> Diffulex:
     return Diffulex(f"tiny/{model}", strict=True, **options)
 
 
-def asked_by(arguments: Sequence[str] | None) -> tuple[Asked, Path]:
-    """What the command line asks for, and where results go."""
+def asked_by(arguments: Sequence[str] | None) -> tuple[Asked, Path, Sequence[Path]]:
+    """What the command line asks for, where results go, and files of results that are there already."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--add", nargs="+", type=Path, default=[], help="quality.json of other models' runs")
     parser.add_argument("--problems", type=int, help="unseen problems of each task; default 500, 24 with --quick")
     parser.add_argument("--seed", type=int, default=1, help="which problems; 1 as on the models' cards")
     parser.add_argument("--rounds", type=int, default=0, help="interleaved rounds of times; default none")
@@ -258,13 +281,15 @@ def asked_by(arguments: Sequence[str] | None) -> tuple[Asked, Path]:
         rounds=given["rounds"],
         quick=given["quick"],
     )
-    return asked, given["out"]
+    return asked, given["out"], given["add"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; 1 when a point failed, 0 otherwise."""
-    asked, folder = asked_by(arguments)
+    asked, folder, earlier = asked_by(arguments)
     console, run = Console(), Run(asked=asked)
+    for file in earlier:
+        run.add(file)
     for model in (name for name in asked.models if name not in run.absent):
         run_model(
             run,

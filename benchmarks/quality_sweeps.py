@@ -14,7 +14,11 @@ Settings = Mapping[str, Any]
 
 LENGTHS: Mapping[Task, int] = {"two_step": 32, "long": 128}
 """Room for an answer, and length of a canvas."""
-ACCEPT = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+ACCEPT = (0.5, 0.7, 0.9, 0.95, 0.99, 0.999, 0.9999)
+HARD = 0.999
+"""Threshold at which the other knobs of running blocks are turned: below it the tiny models decide a block at once."""
+COSTLY = 0.2
+"""Share of the problems for points that take a hundred forwards over a whole canvas for each answer."""
 SHORT_AND_LONG: tuple[Task, ...] = ("two_step", "long")
 
 
@@ -30,6 +34,7 @@ class Sweep:
         place: where knobs and settings of that name go: an engine, a request, or a request's sparse cache.
         engine, request: what stays as it is.
         revises: whether decided tokens may be replaced, so that edits are counted.
+        share: of the problems that are asked for, at most so many are put.
     """
 
     model: str
@@ -41,6 +46,7 @@ class Sweep:
     request: Settings = attrs.field(factory=dict)
     place: Place = "engine"
     revises: bool = False
+    share: float = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -84,8 +90,9 @@ def trials(sweep: Sweep, *, quick: bool = False) -> Iterator[Trial]:
 
 def blocks(model: str, tasks: tuple[Task, ...], strategy: str) -> list[Sweep]:
     """Running blocks: one of them and several over accept thresholds, then each knob by itself."""
-    several = {"decoding_strategy": strategy, "block_size": 4, "buffer_size": 4, "accept_threshold": 0.9}
+    several = {"decoding_strategy": strategy, "block_size": 4, "buffer_size": 4}
     one = {**several, "buffer_size": 1}
+    hard = {**several, "accept_threshold": HARD}
 
     def sweep(way: str, engine: Settings, knob: str, *values: float) -> Sweep:
         return Sweep(model=model, tasks=tasks, way=way, knob=knob, values=values, engine=engine)
@@ -93,10 +100,10 @@ def blocks(model: str, tasks: tuple[Task, ...], strategy: str) -> list[Sweep]:
     return [
         sweep(f"{strategy}, one block", one, "accept_threshold", *ACCEPT),
         sweep(strategy, several, "accept_threshold", *ACCEPT),
-        sweep(strategy, several, "buffer_size", 2, 3, 4, 6, 8),
-        sweep(strategy, several, "semi_complete_threshold", 0.25, 0.5, 0.75, 0.9, 1.0),
-        sweep(strategy, several, "add_block_threshold", 0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
-        sweep(f"{strategy}, longer blocks", several, "block_size", 4, 8, 16, 32),
+        sweep(strategy, hard, "buffer_size", 2, 3, 4, 6, 8),
+        sweep(strategy, hard, "semi_complete_threshold", 0.25, 0.5, 0.75, 0.9, 1.0),
+        sweep(strategy, hard, "add_block_threshold", 0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+        sweep(f"{strategy}, longer blocks", hard, "block_size", 4, 8, 16, 32),
     ]
 
 
@@ -111,9 +118,9 @@ def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
 
     return [
         *(sweep(way, engine, "accept_threshold", *ACCEPT) for way, engine in edit_ways.items()),
-        sweep("edit", {**edit, "accept_threshold": 0.9}, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9),
+        sweep("edit", {**edit, "accept_threshold": 0.7}, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9),
         sweep("dmax", dmax, "accept_threshold", *ACCEPT),
-        sweep("dmax", {**dmax, "accept_threshold": 0.9}, "buffer_size", 1, 2, 4, 8),
+        sweep("dmax", {**dmax, "accept_threshold": HARD}, "buffer_size", 1, 2, 4, 8),
     ]
 
 
@@ -124,7 +131,7 @@ def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) ->
     for task in tasks:
         length = LENGTHS[task]
         fixed = {"gen_length": length}
-        steps = tuple(length // share for share in (8, 4, 2, 1))
+        steps = tuple(length // each for each in (8, 4, 2, 1))
         # llada_canvas plans no steps then; under dream_canvas a threshold chooses among the positions that are due.
         by_threshold = {"alg": "confidence_threshold", "steps": steps[0]}
         kinds: Sequence[tuple[str, Settings, Settings, str, tuple[float, ...], Place]] = (
@@ -150,6 +157,7 @@ def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) ->
                     engine=given,
                     request=request,
                     place=place,
+                    share=COSTLY if task == "long" and knob != "accept_threshold" else 1.0,
                 )
             )
     return sweeps
@@ -167,6 +175,7 @@ def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
             engine={"decoding_strategy": "llada_canvas"},
             request={"gen_length": LENGTHS[task], "steps": LENGTHS[task], "block_length": 8},
             place="sparse",
+            share=COSTLY if task == "long" else 1.0,
         )
         for task in tasks
     ]

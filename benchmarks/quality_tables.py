@@ -90,7 +90,7 @@ def _cells(result: Result) -> Sequence[str]:
     return (
         result.way,
         f"{result.knob} {result.value:g}",
-        f"{result.accuracy:.1%}".replace("%", " %"),
+        f"{result.exact} of {result.problems}, {100 * result.accuracy:.1f} %",
         f"{100 * low:.1f} to {100 * high:.1f} %",
         f"{result.tpf:.2f}",
         f"{result.tpf_total:.2f}",

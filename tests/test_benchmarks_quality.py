@@ -224,7 +224,7 @@ def test_the_tables_tell_notes_curves_comparison_and_points() -> None:
     text = quality_tables.as_markdown(results, drawn, compared, ["Absent: tiny/x."])
     assert text.startswith("* Absent: tiny/x.\n")
     assert "Met by 1 of 1 settings." in text
-    assert "| multi_bd | accept_threshold 0.9 | 98.0 % | 93.0 to 99.4 % | 3.00 |" in text
+    assert "| multi_bd | accept_threshold 0.9 | 98 of 100, 98.0 % | 93.0 to 99.4 % | 3.00 |" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") in {8, 13, 14} for line in lines)
 
@@ -293,3 +293,19 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path) -
     run.write(tmp_path)
     assert "Failed: tiny/llada, two_step, edit" in (tmp_path / "quality.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {f"quality.{kind}" for kind in ("csv", "json", "md", "png")}
+
+    joined = quality.Run(asked=attrs.evolve(run.asked, models=()))
+    joined.add(tmp_path / "quality.json")
+    assert joined.results == [attrs.evolve(each, reasons=dict(each.reasons)) for each in run.results]
+    assert joined.failed == run.failed
+    assert not any("Not asked for: tiny/llada;" in note for note in joined.notes())
+    with pytest.raises(ValueError, match="'seed': 2"):
+        quality.Run(asked=attrs.evolve(run.asked, seed=2)).add(tmp_path / "quality.json")
+
+
+def test_points_that_cost_a_hundred_forwards_an_answer_are_asked_fewer_problems() -> None:
+    sweep = next(each for each in quality_sweeps.SWEEPS if each.model == "llada" and each.knob == "retention_ratio")
+    run = quality.Run(asked=quality.Asked(models=("llada",), problems=5))
+    quality.run_model(run, [attrs.evolve(sweep, share=0.2, values=(1.0,))], lambda line: None)
+    assert [each.problems for each in run.results] == [1]
+    assert any("on a fifth of the problems" in note for note in run.notes())
