@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from diffulex_core.engine import Diffulex
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.plugin import SamplingParams
 from diffulex_tiny.problems import LONG_STEPS, Problem
 
 MAX_TOKENS = {"two_step": 32, "long": 128}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Component, hookimpl
+from diffulex_core.plugin import Component, Register, hookimpl
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from diffulex_core.errors import CheckpointError
+from diffulex_core.plugin import CheckpointError
 
 PREFIX = "tiny/"
 

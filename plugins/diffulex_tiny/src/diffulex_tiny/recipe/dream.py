@@ -22,8 +22,8 @@ from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 class Recipe:
     """Everything that decides the run; the network has the sizes of tiny/llada."""
 
-    schedule: Schedule = Schedule(steps=6000)
-    mix: Mix = Mix(steps=6000, unit=(*corruption.BLOCK_SIZES, 64))
+    schedule: Schedule = Schedule(steps=10000)
+    mix: Mix = Mix(steps=10000, unit=(*corruption.BLOCK_SIZES, 64))
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
