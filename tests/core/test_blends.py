@@ -14,8 +14,8 @@ from diffulex_core.layers.decoder import Decoder
 from diffulex_core.packing import pack
 from diffulex_core.pattern import BlockCausal, Phase
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import ThreadGroup
 from diffulex_core.types import Blends, Span, StepPlan, Window
-from tests.core.thread_group import ThreadGroup
 
 VOCAB, HIDDEN = 13, 16
 TABLE = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(3))

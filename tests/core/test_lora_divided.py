@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.layers.linear import Multiplies
+from diffulex_core.testing.thread_group import ThreadGroup, together
 from tests.core.checkpoints import Checkpoint
 from tests.core.lora_families import CASES, EXPERTS_FAMILY, LLADA_CASE, write_experts
 from tests.core.lora_kit import Family, adapter_tensors, linear_shapes, logits, random_matrices, write_adapter
-from tests.core.thread_group import ThreadGroup, together
 
 
 def everything(base: Checkpoint, folder: Path, rank: int = 5) -> Path:

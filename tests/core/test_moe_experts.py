@@ -31,8 +31,8 @@ from diffulex_core.layers.moe.dispatch import Dispatched, LocalDispatcher
 from diffulex_core.layers.moe.experts import Experts
 from diffulex_core.layers.moe.layer import MoE
 from diffulex_core.plugin import Component, hookimpl
+from diffulex_core.testing.thread_group import ThreadGroup
 from tests.core.config_kit import problems_of
-from tests.core.thread_group import ThreadGroup
 
 CPU = torch.device("cpu")
 KERNELS: Mapping[str, ExpertsKernel] = {"torch": TorchExperts(), "naive": NaiveExperts()}

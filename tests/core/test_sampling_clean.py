@@ -15,9 +15,9 @@ from diffulex_core.distributed import Communicator
 from diffulex_core.packing import parts_of_head
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import ThreadGroup
 from diffulex_core.types import Decision, SamplingBatch
 from tests.core.sampler_oracle import Asked, Group, batch_of, distribution, logits_of
-from tests.core.thread_group import ThreadGroup
 
 VOCAB = 9
 HOT = SamplingParams(temperature=1.7, top_p=0.8, top_k=5, seed=3)

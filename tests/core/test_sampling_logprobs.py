@@ -15,9 +15,9 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.distributed import Communicator
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import ThreadGroup
 from diffulex_core.types import Decision, LogProbabilities, Questions
 from tests.core.sampler_oracle import Asked, Group, batch_of, decide, logits_of
-from tests.core.thread_group import ThreadGroup
 
 ROW = st.lists(st.integers(-6, 6).map(float), min_size=5, max_size=5)
 PARAMS = st.builds(

@@ -11,9 +11,9 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.distributed import Communicator
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import ThreadGroup
 from diffulex_core.types import Decision, Questions
 from tests.core.sampler_oracle import Asked, Group, batch_of
-from tests.core.thread_group import ThreadGroup
 
 VOCAB, FORBIDDEN = 11, 4
 

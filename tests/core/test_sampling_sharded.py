@@ -20,9 +20,9 @@ from diffulex_core.sampling.choose import draw
 from diffulex_core.sampling.filters import restrict
 from diffulex_core.sampling.rng import uniform
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import Collective, ThreadGroup, together
 from diffulex_core.types import Decision, SamplingBatch
 from tests.core.sampler_oracle import Asked, Group, accepted, batch_of, distribution
-from tests.core.thread_group import Collective, ThreadGroup, together
 
 SIZES = (2, 3, 4, 8)
 EVERYTHING: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 4}

@@ -18,8 +18,8 @@ from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.sparse import SparseConfig
 from diffulex_core.sparse.phases import CachePhase, phase
 from diffulex_core.sparse.policy import SparseRefresh
+from diffulex_core.testing.thread_group import together
 from diffulex_core.types import KVGeometry, Refresh
-from tests.core.thread_group import together
 
 FULL, REFRESH, REUSE = CachePhase
 

@@ -27,11 +27,11 @@ from diffulex_core.layers.moe.spec import MoESpec
 from diffulex_core.protocols import DiffusionModel
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import ThreadGroup, together
 from diffulex_core.types import Decision
 from diffulex_core.weights import dummy_weights
 from tests.core.forward import CPU, Rows, all_visible, attention_batch, block_causal, pages, slot_mapping
 from tests.core.sampler_oracle import Asked, Group, batch_of
-from tests.core.thread_group import ThreadGroup, together
 from tests.families.layouts import layouts, write
 from tests.families.subjects import SUBJECTS, Subject
 

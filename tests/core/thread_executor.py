@@ -12,9 +12,9 @@ from diffulex_core.distributed import Communicator
 from diffulex_core.host import Host
 from diffulex_core.plugin import Component, hookimpl
 from diffulex_core.sizing import Capacity
+from diffulex_core.testing.thread_group import ThreadGroup
 from diffulex_core.types import StepOutput, StepPlan
 from diffulex_core.worker import Blueprint, Worker
-from tests.core.thread_group import ThreadGroup
 
 
 class ThreadExecutor:

@@ -22,6 +22,7 @@ from diffulex_core.host import Host
 from diffulex_core.kv_store import KVStore
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
+from diffulex_core.testing.thread_group import ThreadGroup
 from diffulex_core.weights import load_weights
 from diffulex_dream import oracle
 from diffulex_dream.config import TINY_DREAM, TINY_REASONER
@@ -31,7 +32,6 @@ from tests.core.checkpoints import MASK_ID, VOCAB_SIZE
 from tests.core.forward import CPU
 from tests.core.oracles import Setting
 from tests.core.serving import Service, context_of, pattern_of
-from tests.core.thread_group import ThreadGroup
 from tests.families.oracle_decoding import VOCABULARY, Decoding, greedy, prompt_tokens, setting_of
 from tests.families.standard_checkpoints import standard_tensors, write_checkpoint
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings, strategies as st
 
 from diffulex_core.distributed import Communicator
 from diffulex_core.errors import PromptTooLong
+from diffulex_core.testing.thread_group import together
 from diffulex_core.types import CompletionReason
 from diffulex_gemma.decision import CanvasDecision
 from diffulex_gemma.model import DiffusionGemma
 from diffulex_gemma.request import CanvasRequest
-from tests.core.thread_group import together
 from tests.families.canvas_serving import Service, mild_model, options, prompt, request
 from tests.families.gemma import CANVAS, load, save
 

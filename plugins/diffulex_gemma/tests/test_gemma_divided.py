@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.errors import ConfigError
+from diffulex_core.testing.thread_group import together
 from diffulex_core.types import KVGeometry
-from tests.core.thread_group import together
 from tests.families.gemma import CANVAS, VOCAB, Bench, Fed, load, native_model, save
 
 TABLE = [3, 0, 4, 1]

@@ -14,11 +14,11 @@ from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.packing import pack
 from diffulex_core.pattern import Phase
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.thread_group import ThreadGroup, together
 from diffulex_core.types import SampleGroup, SamplingBatch, Span, StepPlan, Window
 from diffulex_gemma.decision import CanvasDecision
 from diffulex_gemma.pattern import CausalCanvas
 from diffulex_gemma.sampler import CanvasSampler
-from tests.core.thread_group import ThreadGroup, together
 from tests.families.native_canvases import TABLE
 
 VOCAB = 13

@@ -66,7 +66,8 @@ class ThreadGroup:
         self._laid[rank] = (said, x.clone())
         self._barrier.wait()
         laid = [each for each in self._laid if each is not None]
-        assert {each for each, _ in laid} == {said}, f"rank {rank} calls {said}, all together {[s for s, _ in laid]}"
+        if {each for each, _ in laid} != {said}:
+            raise AssertionError(f"rank {rank} calls {said}, all together {[each for each, _ in laid]}")
         together = torch.stack([tensor for _, tensor in laid])
         if rank == 0 and kind != "end":
             self.log.append(said)

@@ -1,0 +1,1 @@
+"""What is right, said slowly: oracles that share no helper with the code under test."""
