@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffulex_core.descriptors import DecodingStrategy
 from diffulex_core.errors import EmptyPrompt, InvalidPrompt, InvalidSamplingParams, PromptTooLong
 from diffulex_core.pattern import IntArray
-from diffulex_core.plugin import DecodingStrategy
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 

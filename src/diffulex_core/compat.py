@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 from diffulex_core.errors import IncompatibleError
-from diffulex_core.plugin import DecodingStrategy, ModelFamily
 
 
 def missing_capabilities(family: ModelFamily, strategy: DecodingStrategy) -> frozenset[str]:

@@ -13,12 +13,9 @@ import attrs
 import pluggy
 
 from diffulex_core import __version__, builtin, hookspecs
+from diffulex_core.descriptors import AttentionBackendPlugin, Component, ComponentKind, DecodingStrategy, ModelFamily
 from diffulex_core.errors import PluginError
-from diffulex_core.plugin import AttentionBackendPlugin, Component, ComponentKind, DecodingStrategy, ModelFamily
 from diffulex_core.registry import NotLoaded, Provenance, Registry, did_you_mean
-
-GROUP = "diffulex.v1"
-"""The entry-point group of plugins; its number changes when the hooks change incompatibly."""
 
 PREFIX = "diffulex_"
 """Functions of a plugin module whose name starts like this are hooks; helpers are called something else."""
@@ -99,7 +96,7 @@ def find_candidates(given: Iterable[ModuleType]) -> list[Candidate]:
     """Every installed plugin and the given modules, sorted by name and distribution; core's own is not among them."""
     found = [
         Candidate(provenance=_provenance(point, module))
-        for point in entry_points(group=GROUP)
+        for point in entry_points(group=hookspecs.ENTRY_POINT_GROUP)
         if (module := point.value.partition("[")[0].strip()) != CORE.module
     ]
     found += [

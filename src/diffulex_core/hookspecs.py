@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
 
-from diffulex_core.plugin import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
+from diffulex_core.descriptors import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
 
 if TYPE_CHECKING:
     import click
 
     from diffulex_core.config import EngineConfig
     from diffulex_core.observers import Observer
+
+ENTRY_POINT_GROUP = "diffulex.v1"
+"""The entry-point group of plugins, and with it the version of the published API: its number changes when the API
+changes incompatibly."""
 
 hookspec = pluggy.HookspecMarker("diffulex")
 

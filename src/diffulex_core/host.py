@@ -23,6 +23,7 @@ import attrs
 import pluggy
 
 from diffulex_core import builtin
+from diffulex_core.descriptors import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
 from diffulex_core.discovery import (
     CORE,
     Candidate,
@@ -33,7 +34,6 @@ from diffulex_core.discovery import (
     read_plugin,
 )
 from diffulex_core.errors import PluginError
-from diffulex_core.plugin import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
 from diffulex_core.refs import load_reference
 from diffulex_core.registry import NotLoaded, Provenance, Registry, how_to_settle
 from diffulex_core.selection import Selection

@@ -9,8 +9,8 @@ import attrs
 
 from diffulex_core.canvas.params import CANVAS_FIELDS
 from diffulex_core.config import EngineConfig
+from diffulex_core.descriptors import DecodingStrategy
 from diffulex_core.errors import UnknownNameError
-from diffulex_core.plugin import DecodingStrategy
 from diffulex_core.registry import did_you_mean
 
 

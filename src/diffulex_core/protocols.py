@@ -27,6 +27,8 @@ from diffulex_core.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from diffulex_core.context import ForwardContext
@@ -463,6 +465,19 @@ class WeightResolver(Protocol):
 
     def resolve_checkpoint_weight(self, name: str, ctx: LoadContext) -> ResolvedWeight | None:
         """Target of the checkpoint tensor `name`, or None when it is not expected."""
+        ...
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """Turns a model's name into a directory that holds its files."""
+
+    def resolve(self, name: str) -> Path | None:
+        """The directory, or None when this source does not know the name.
+
+        Raises:
+            CheckpointError: the name is this source's, but its files cannot be had; says why.
+        """
         ...
 
 

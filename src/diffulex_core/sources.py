@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
+from diffulex_core.descriptors import Component
 from diffulex_core.errors import CheckpointError
 from diffulex_core.host import Host
-from diffulex_core.plugin import Component
+from diffulex_core.protocols import ModelSource
 from diffulex_core.registry import Entry
 
 LAST_RESORT = "hub"
 """Asked after all others, because it may use the network."""
-
-
-@runtime_checkable
-class ModelSource(Protocol):
-    """Turns a model's name into a directory that holds its files."""
-
-    def resolve(self, name: str) -> Path | None:
-        """The directory, or None when this source does not know the name.
-
-        Raises:
-            CheckpointError: the name is this source's, but its files cannot be had; says why.
-        """
-        ...
 
 
 class DirectorySource:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.attention.case import AttentionCase
+from diffulex_core.descriptors import AttentionBackendPlugin
 from diffulex_core.errors import IncompatibleError
-from diffulex_core.plugin import AttentionBackendPlugin
 from diffulex_core.protocols import AttentionBackend
 from diffulex_core.registry import Entry
 

@@ -10,9 +10,9 @@ import attrs
 import click
 
 from diffulex_core.compat import missing_capabilities
+from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 from diffulex_core.errors import UnknownNameError
 from diffulex_core.host import Host, PluginRecord
-from diffulex_core.plugin import DecodingStrategy, ModelFamily
 from diffulex_core.registry import Entry, did_you_mean, not_loaded_text
 
 as_json = click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")

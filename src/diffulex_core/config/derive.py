@@ -9,8 +9,8 @@ import attrs
 
 from diffulex_core.config.keys import Origin
 from diffulex_core.config.settle import Report, Setting
+from diffulex_core.descriptors import Capability, DecodingStrategy, ModelFamily
 from diffulex_core.errors import InvalidSamplingParams
-from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily
 from diffulex_core.sampling_params import SamplingParams
 
 BLOCK_SIZE_KEYS = ("block_size", "bd_size", "canvas_length")

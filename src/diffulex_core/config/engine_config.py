@@ -33,7 +33,7 @@ from diffulex_core.config.sections import (
     RuntimeSection,
     ScheduleSection,
 )
-from diffulex_core.plugin import DecodingStrategy, ModelFamily
+from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 
 
 def _frozen(value: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,8 +13,8 @@ from diffulex_core.config.keys import Origin
 from diffulex_core.config.layers import Given
 from diffulex_core.config.schema import Schema
 from diffulex_core.config.settle import Report, Setting
+from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 from diffulex_core.errors import IncompatibleError, PluginError, UnknownNameError
-from diffulex_core.plugin import DecodingStrategy, ModelFamily
 from diffulex_core.registry import Registry, not_loaded_text
 
 if TYPE_CHECKING:

@@ -41,8 +41,8 @@ from diffulex_core.config.schema import (
 )
 from diffulex_core.config.sections import CORE_SECTIONS, THRESHOLDS
 from diffulex_core.config.settle import Report, Setting, given_text, settle
+from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 from diffulex_core.errors import ConfigError, IncompatibleError, PluginError, UnknownNameError
-from diffulex_core.plugin import DecodingStrategy, ModelFamily
 
 if TYPE_CHECKING:
     from diffulex_core.host import Host

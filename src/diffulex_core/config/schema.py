@@ -10,8 +10,8 @@ import attrs
 
 from diffulex_core.config.keys import GroupInfo, KeyInfo, info_of
 from diffulex_core.config.sections import CORE_SECTIONS, SIZES
+from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 from diffulex_core.errors import PluginError
-from diffulex_core.plugin import DecodingStrategy, ModelFamily
 
 # attrs types its Factory class as a function.
 _FACTORY: Any = attrs.Factory

@@ -12,6 +12,7 @@ import numpy as np
 from diffulex_core.admission import Prompt, check_ids, encode
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.config import EngineConfig
+from diffulex_core.descriptors import Capability, DecodingStrategy
 from diffulex_core.errors import (
     IncompatibleError,
     InvalidPrompt,
@@ -24,7 +25,6 @@ from diffulex_core.evaluation.masks import Masks, draw_masks, seed_for
 from diffulex_core.evaluation.request import LikelihoodRequest
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.pattern import IntArray
-from diffulex_core.plugin import Capability, DecodingStrategy
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import ReqContext
 from diffulex_core.types import CompletionReason, FloatArray

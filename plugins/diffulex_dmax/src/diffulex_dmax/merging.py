@@ -5,8 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import Alternatives, Blends, BoolArray, FloatArray
+from diffulex_core.plugin import Alternatives, Blends, BoolArray, FloatArray, IntArray
 from diffulex_dmax.options import DMaxOptions
 
 

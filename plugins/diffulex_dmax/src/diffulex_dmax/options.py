@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from diffulex_core.config.keys import key
+from diffulex_core.plugin import key
 
 MergeMode = Literal["dmax_topk", "iter_smooth_topk"]
 

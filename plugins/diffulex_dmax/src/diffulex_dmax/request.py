@@ -8,11 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals
-from diffulex_core.pattern import IntArray
-from diffulex_core.plugin import AttentionPattern, BlockCausal
-from diffulex_core.protocols import ReqContext
-from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Alternatives, Blends, Decision, SampleGroup
+from diffulex_core.plugin import (
+    Alternatives,
+    AttentionPattern,
+    Blends,
+    BlockCausal,
+    Decision,
+    IntArray,
+    ReqContext,
+    SampleGroup,
+    SamplingParams,
+)
 from diffulex_dmax.leftmost import judge
 from diffulex_dmax.merging import Merges
 from diffulex_dmax.options import DMaxOptions

@@ -12,8 +12,8 @@ from types import MappingProxyType
 import attrs
 
 from diffulex_core.config_json import StandardTraits, read_standard_decoder
-from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec
+from diffulex_core.plugin import ConfigError
 
 
 @attrs.frozen(kw_only=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, Register, SamplerTraits, hookimpl
 from diffulex_dream.canvas.options import PRESETS
 
 if TYPE_CHECKING:
-    from diffulex_core.config import EngineConfig
+    from diffulex_core.plugin import EngineConfig
 
 STOP_TOKENS = ("<|im_end|>", "<|dlm_pad|>")
 """Ends of a turn; only DiffuCoder has the second."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from diffulex_core.config_json import ConfigReader, StandardTraits, standard_decoder
-from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec
+from diffulex_core.plugin import ConfigError
 
 TRAITS = StandardTraits(
     qkv_bias=True,

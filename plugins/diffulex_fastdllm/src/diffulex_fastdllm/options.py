@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from diffulex_core.config.keys import key
+from diffulex_core.plugin import key
 
 
 @attrs.frozen(kw_only=True)

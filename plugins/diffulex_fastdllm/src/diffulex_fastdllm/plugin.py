@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from diffulex_core.config import EngineConfig
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
+from diffulex_core.plugin import (
+    Capability,
+    DecodingStrategy,
+    EngineConfig,
+    ModelFamily,
+    Register,
+    SamplerTraits,
+    hookimpl,
+)
 
 DUAL_CACHE = "dual_cache"
 """The network, whose logits are shifted, was trained to decode sub-blocks beside stale neighbours of their block."""

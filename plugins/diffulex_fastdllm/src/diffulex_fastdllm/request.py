@@ -9,10 +9,17 @@ import numpy as np
 
 from diffulex_core.blocks import BlockState, BlockTable
 from diffulex_core.blocks.limits import StopRules
-from diffulex_core.pattern import IntArray, Phase
-from diffulex_core.protocols import ReqContext
-from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Canvas, CompletionReason, Decision, SampleGroup, Span
+from diffulex_core.plugin import (
+    Canvas,
+    CompletionReason,
+    Decision,
+    IntArray,
+    Phase,
+    ReqContext,
+    SampleGroup,
+    SamplingParams,
+    Span,
+)
 from diffulex_fastdllm.options import DualCacheOptions
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from diffulex_core.config_json import MOST_LAYERS, ConfigReader
-from diffulex_core.errors import ConfigError
+from diffulex_core.plugin import ConfigError
 from diffulex_gemma.spec import GemmaSpec, LayerKind
 
 TINY: Mapping[str, object] = MappingProxyType({

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import Decision, FloatArray
+from diffulex_core.plugin import Decision, FloatArray, IntArray
 
 
 @attrs.frozen(kw_only=True, eq=False)

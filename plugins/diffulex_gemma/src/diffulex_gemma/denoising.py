@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import BoolArray, FloatArray
+from diffulex_core.plugin import BoolArray, FloatArray, IntArray
 
 
 def temperature(step: int, steps: int, t_min: float, t_max: float) -> float:

@@ -7,10 +7,8 @@ from typing import Protocol
 import attrs
 import numpy as np
 
-from diffulex_core.pattern import IntArray
+from diffulex_core.plugin import FloatArray, IntArray, SamplingParams
 from diffulex_core.sampling.rng import uniform
-from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import FloatArray
 
 _SEED_BITS = 2**63 - 1
 

@@ -11,8 +11,7 @@ from diffulex_core.context import BuildContext, ForwardContext
 from diffulex_core.distributed.ranges import even_range, kv_head_range
 from diffulex_core.layers.linear import Embedding, VocabHead
 from diffulex_core.layers.rope import Rope
-from diffulex_core.protocols import DiffusionModel
-from diffulex_core.types import KVGeometry
+from diffulex_core.plugin import DiffusionModel, KVGeometry
 from diffulex_gemma.config import gemma_spec
 from diffulex_gemma.layers import Layer, Norm, SelfConditioning
 from diffulex_gemma.spec import GemmaSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from diffulex_core.pattern import Extent, IntArray
+from diffulex_core.plugin import Extent, IntArray
 
 
 @attrs.frozen(kw_only=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffulex_core.config import EngineConfig
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, Component, DecodingStrategy, ModelFamily, hookimpl
+from diffulex_core.plugin import Capability, Component, DecodingStrategy, EngineConfig, ModelFamily, Register, hookimpl
 from diffulex_gemma.options import DenoisingOptions
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from diffulex_core.distributed import Communicator
 from diffulex_core.distributed.ranges import Range
+from diffulex_core.plugin import SamplingBatch, SamplingParams
 from diffulex_core.sampling.filters import restrict
-from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import SamplingBatch
 
 COLDEST = 1e-10
 """What temperature 0 stands for: softmax is the most probable token, evenly among equals."""

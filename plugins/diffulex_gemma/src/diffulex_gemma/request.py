@@ -7,10 +7,17 @@ from typing import Final
 import numpy as np
 
 from diffulex_core.blocks.limits import StopRules
-from diffulex_core.pattern import IntArray, Phase
-from diffulex_core.protocols import ReqContext
-from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Canvas, CompletionReason, Decision, SampleGroup, Span
+from diffulex_core.plugin import (
+    Canvas,
+    CompletionReason,
+    Decision,
+    IntArray,
+    Phase,
+    ReqContext,
+    SampleGroup,
+    SamplingParams,
+    Span,
+)
 from diffulex_gemma.decision import CanvasDecision
 from diffulex_gemma.denoising import confident, stable, temperature, within_bound
 from diffulex_gemma.draws import COUNTER, Draws, seed_of

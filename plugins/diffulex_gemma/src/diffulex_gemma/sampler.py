@@ -11,9 +11,9 @@ from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.distributed.ranges import Range
+from diffulex_core.plugin import Decision, SamplingBatch
 from diffulex_core.sampling import choose
 from diffulex_core.sampling.logprobs import Reported, reported
-from diffulex_core.types import Decision, SamplingBatch
 from diffulex_gemma.decision import CanvasDecision
 from diffulex_gemma.draws import COUNTER, Draws, seed_of
 from diffulex_gemma.processed import biased, processed

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from diffulex_core.config_json import MOST_LAYERS, ConfigReader
-from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec
+from diffulex_core.plugin import ConfigError
 
 TINY: Mapping[str, object] = MappingProxyType({
     "architectures": ["LLaDAModelLM"], "model_type": "llada", "vocab_size": 97, "embedding_size": 104, "d_model": 32,

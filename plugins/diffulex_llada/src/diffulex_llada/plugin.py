@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, SamplerTraits, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, Register, SamplerTraits, hookimpl
 from diffulex_llada.canvas.options import PRESETS
 
 PROVIDES = frozenset[str](

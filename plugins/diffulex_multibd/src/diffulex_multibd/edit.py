@@ -8,10 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals
-from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import ReqContext
-from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
-from diffulex_core.types import Blends, Decision, SampleGroup
+from diffulex_core.plugin import Blends, Decision, DecodingThresholds, IntArray, ReqContext, SampleGroup, SamplingParams
 from diffulex_multibd.joint_threshold import Limits, Proposal, judge
 from diffulex_multibd.options import EditOptions
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import BoolArray, FloatArray
+from diffulex_core.plugin import BoolArray, FloatArray, IntArray
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, DecodingStrategy, SamplingMode, hookimpl
+from diffulex_core.plugin import Capability, DecodingStrategy, Register, SamplingMode, hookimpl
 
 _THRESHOLDS = frozenset(
     {"add_block_threshold", "semi_complete_threshold", "accept_threshold", "token_stability_threshold"}

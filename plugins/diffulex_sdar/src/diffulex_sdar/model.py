@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from diffulex_core.context import BuildContext
 from diffulex_core.layers import build_decoder
-from diffulex_core.protocols import DiffusionModel
+from diffulex_core.plugin import DiffusionModel
 from diffulex_sdar.config import sdar_moe_spec, sdar_spec, stable_diffcoder_spec
 
 

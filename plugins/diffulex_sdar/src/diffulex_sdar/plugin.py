@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, ModelFamily, SamplerTraits, hookimpl
+from diffulex_core.plugin import Capability, ModelFamily, Register, SamplerTraits, hookimpl
 
 PROVIDES = frozenset[str]((Capability.MASK_TOKEN, Capability.BLOCK_CAUSAL))
 SIZES = (64,)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from diffulex_core.canvas.options import resolve
 from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of, sparse_of
 from diffulex_core.canvas.schedule import time_grid
-from diffulex_core.errors import InvalidSamplingParams
-from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import ReqContext
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.plugin import IntArray, InvalidSamplingParams, ReqContext, SamplingParams
 from diffulex_dream.canvas.options import ALGORITHMS, DreamCanvasOptions
 from diffulex_dream.canvas.rule import DreamRule
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from diffulex_core.canvas.choice import draws, weighted
 from diffulex_core.canvas.rule import Region
 from diffulex_core.canvas.schedule import decided_share, decided_shares, grid_quota
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import BoolArray, FloatArray
+from diffulex_core.plugin import BoolArray, FloatArray, IntArray
 
 _TRANSFER, _ORDER = 1, 2
 """Streams of the draws that pick positions."""

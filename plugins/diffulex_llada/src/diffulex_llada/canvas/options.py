@@ -10,7 +10,7 @@ import attrs
 
 from diffulex_core.canvas.options import CanvasOptions
 from diffulex_core.canvas.params import LONGEST
-from diffulex_core.config.keys import key
+from diffulex_core.plugin import key
 
 ALGORITHMS = ("quota", "confidence_threshold")
 """What `alg` may be here; the first is LLaDA's own."""

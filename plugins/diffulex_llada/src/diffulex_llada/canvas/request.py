@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from diffulex_core.canvas.options import resolve
 from diffulex_core.canvas.request import CanvasRequest, TokensHook, canvas_length, seed_of, sparse_of
-from diffulex_core.errors import InvalidSamplingParams
-from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import ReqContext
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.plugin import IntArray, InvalidSamplingParams, ReqContext, SamplingParams
 from diffulex_llada.canvas.options import ALGORITHMS, LLaDACanvasOptions
 from diffulex_llada.canvas.rule import llada_rule
 

@@ -8,8 +8,7 @@ import numpy as np
 from diffulex_core.canvas.choice import above, draws, most_confident
 from diffulex_core.canvas.rule import Region
 from diffulex_core.canvas.schedule import block_steps, quota
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import BoolArray, FloatArray
+from diffulex_core.plugin import BoolArray, FloatArray, IntArray
 
 _REMASKING = 1
 """Stream of the draws that order positions."""

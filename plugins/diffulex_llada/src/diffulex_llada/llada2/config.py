@@ -12,9 +12,9 @@ from types import MappingProxyType
 import attrs
 
 from diffulex_core.config_json import ConfigReader, StandardTraits, standard_decoder
-from diffulex_core.errors import ConfigError
 from diffulex_core.layers import DecoderSpec
 from diffulex_core.layers.moe import MoESpec
+from diffulex_core.plugin import ConfigError
 
 TINY: Mapping[str, object] = MappingProxyType({
     "architectures": ["LLaDA2MoeModelLM"], "model_type": "llada2_moe", "vocab_size": 97, "hidden_size": 32,
