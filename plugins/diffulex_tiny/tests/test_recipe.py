@@ -12,12 +12,13 @@ from diffulex_core.pattern import BlockCausal, Extent, FullPrefix, Phase
 from diffulex_tiny import problems
 from diffulex_tiny.recipe import corruption, tokenizer as vocabulary
 from diffulex_tiny.recipe.export import export
+from diffulex_tiny.recipe.sizes import Sizes
 from diffulex_tiny.recipe.stream import Mix, Stream
 from diffulex_tiny.recipe.train import Recipe, build_network, loss_of
 
 TOKENIZER = vocabulary.build_tokenizer()
 MIX = Mix(steps=4, rows=4, drill=0.6, drill_until=0.75, long=0.0, first_largest=12)
-SMALL = Recipe(hidden_size=32, layers=1, heads=2, ffn_size=32, mix=MIX)
+SMALL = Recipe(sizes=Sizes(hidden_size=32, layers=1, heads=2, ffn_size=32), mix=MIX)
 
 
 @given(text=st.text(max_size=60))

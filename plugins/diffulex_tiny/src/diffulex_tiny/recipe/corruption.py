@@ -78,5 +78,11 @@ def full_prefix(layout: Layout, block_size: int, prefill: bool) -> Tensor:
     return _visible_until(torch.where(in_prefix, prompt, end))
 
 
+def bias(visible: Tensor) -> Tensor:
+    """Who sees whom, bool, as what is added to scores in bfloat16: nothing, or next to minus infinity."""
+    added = torch.zeros(visible.shape, dtype=torch.bfloat16)
+    return added.masked_fill_(~visible, torch.finfo(added.dtype).min)
+
+
 def _visible_until(end: Tensor) -> Tensor:
     return (torch.arange(end.shape[1])[None, None, :] < end[:, :, None])[:, None]

@@ -8,21 +8,10 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from diffulex_tiny.recipe import tokenizer as vocabulary
-from diffulex_tiny.recipe.folder import write_checkpoint
+from diffulex_tiny.recipe.folder import in_blocks, write_checkpoint
 
 MASK = "<|mask|>"
 """What the family calls its mask token."""
-
-GENERATION = {
-    "decoding_strategy": "d2f",
-    "block_size": 4,
-    "buffer_size": 4,
-    "page_size": 16,
-    "accept_threshold": 0.9,
-    "temperature": 0.0,
-    "max_new_tokens": 128,
-}
-"""Decoding defaults that the checkpoint recommends."""
 
 
 def export(network: Qwen2ForCausalLM, folder: Path) -> None:
@@ -53,7 +42,7 @@ def export(network: Qwen2ForCausalLM, folder: Path) -> None:
         folder,
         tensors=dict(network.named_parameters()),
         config=described,
-        generation=GENERATION,
+        generation=in_blocks("d2f", max_new_tokens=128),
         mask=MASK,
         dtype=torch.float32,
     )

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from diffulex_tiny.recipe import tokenizer as vocabulary
-from diffulex_tiny.recipe.folder import write_checkpoint
+from diffulex_tiny.recipe.folder import in_blocks, write_checkpoint
 
 OUTER_NAMES = {
     "model.embed_tokens.weight": "model.transformer.wte.weight",
@@ -25,16 +25,6 @@ BLOCK_NAMES = {
     "mlp.up_proj": "up_proj",
     "mlp.down_proj": "ff_out",
 }
-GENERATION = {
-    "decoding_strategy": "d2f",
-    "block_size": 4,
-    "buffer_size": 4,
-    "page_size": 16,
-    "accept_threshold": 0.9,
-    "temperature": 0.0,
-    "max_new_tokens": 64,
-}
-"""Decoding defaults that the checkpoint recommends."""
 
 
 def export(network: LlamaForCausalLM, folder: Path) -> None:
@@ -79,7 +69,7 @@ def export(network: LlamaForCausalLM, folder: Path) -> None:
         folder,
         tensors={checkpoint_name(name): weight for name, weight in network.named_parameters()},
         config=described,
-        generation=GENERATION,
+        generation=in_blocks("d2f", max_new_tokens=64),
         mask=vocabulary.MASK,
         dtype=torch.float32,
     )

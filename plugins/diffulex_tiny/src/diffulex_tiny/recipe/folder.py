@@ -13,6 +13,19 @@ from torch import Tensor
 from diffulex_tiny.recipe import tokenizer as vocabulary
 
 
+def in_blocks(strategy: str, *, max_new_tokens: int) -> dict[str, object]:
+    """Decoding defaults of a checkpoint that fills running blocks."""
+    return {
+        "decoding_strategy": strategy,
+        "block_size": 4,
+        "buffer_size": 4,
+        "page_size": 16,
+        "accept_threshold": 0.9,
+        "temperature": 0.0,
+        "max_new_tokens": max_new_tokens,
+    }
+
+
 def write_checkpoint(
     folder: Path,
     *,

@@ -15,6 +15,7 @@ from diffulex_tiny import problems
 from diffulex_tiny.recipe import corruption, probe, tokenizer as vocabulary, warm, window
 from diffulex_tiny.recipe.easing import EasedNorm, calibrate, eased_norms
 from diffulex_tiny.recipe.loop import Schedule
+from diffulex_tiny.recipe.sizes import Sizes
 from diffulex_tiny.recipe.stream import Mix, Stream
 
 
@@ -24,10 +25,7 @@ class Recipe:
 
     schedule: Schedule = Schedule(steps=8000)
     mix: Mix = Mix(steps=8000)
-    hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
-    ffn_size: int = 384
+    sizes: Sizes = Sizes()
     experts: int = 8
     experts_per_token: int = 2
     expert_size: int = 96
@@ -37,7 +35,6 @@ class Recipe:
     routed_scale: float = 1.0
     rope_theta: float = 100.0
     rope_share: float = 0.5
-    context: int = 512
     balance: float = 1e-3
     norms_by: int = 600
     seed: int = 0
@@ -48,11 +45,7 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> Glm4MoeForCausalLM:
     torch.manual_seed(recipe.seed)
     config = Glm4MoeConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.ffn_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
+        **recipe.sizes.described(),
         use_qk_norm=True,
         attention_bias=False,
         n_routed_experts=recipe.experts,
@@ -65,7 +58,6 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> Glm4MoeForCausalLM:
         norm_topk_prob=True,
         first_k_dense_replace=1,
         rms_norm_eps=1e-6,
-        max_position_embeddings=recipe.context,
         tie_word_embeddings=False,
         use_cache=False,
         rope_parameters={
@@ -74,7 +66,7 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> Glm4MoeForCausalLM:
             "partial_rotary_factor": recipe.rope_share,
         },
     )
-    config.head_dim = recipe.hidden_size // recipe.heads
+    config.head_dim = recipe.sizes.hidden_size // recipe.sizes.heads
     network = Glm4MoeForCausalLM(config)
     network.set_attn_implementation("eager")  # on a CPU its backward pass is the faster one
     return network
@@ -160,28 +152,19 @@ class Training:
             load.zero_()
 
     def probe(self) -> str:
-        told = []
-        tasks: tuple[tuple[problems.Task, int], ...] = (("two_step", 100), ("long", 20))
-        for task, count in tasks:
-            asked = list(problems.problems(2, "eval", count, task))
-            batch = self._stream.of(asked, [4] * count)
-            visible = corruption.block_causal(batch.layout, 4)
+        def predict(ids: Tensor, visible: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits: Tensor = self.network.lm_head(self._states(ids, visible))
+            return logits
 
-            def predict(ids: Tensor, visible: Tensor = visible) -> Tensor:
-                with torch.autocast("cpu", torch.bfloat16):
-                    logits: Tensor = self.network.lm_head(self._states(ids, visible))
-                return logits
-
-            told.append(f"{task} {probe.solved(batch, predict, self._mask, 4):.2f}")
+        told = probe.told(self._stream, predict, self._mask)
         for load in self._loads:
             load.zero_()
-        return "exact on unseen problems: " + ", ".join(told)
+        return told
 
     def _states(self, ids: Tensor, visible: Tensor) -> Tensor:
         positions = torch.arange(ids.shape[1])[None]
-        hidden = torch.zeros(visible.shape, dtype=torch.bfloat16)
-        hidden.masked_fill_(~visible, torch.finfo(hidden.dtype).min)
-        out = self.network.model(input_ids=ids, attention_mask=hidden, position_ids=positions)
+        out = self.network.model(input_ids=ids, attention_mask=corruption.bias(visible), position_ids=positions)
         states: Tensor = out.last_hidden_state
         return states
 

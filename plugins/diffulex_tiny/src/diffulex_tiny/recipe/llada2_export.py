@@ -11,21 +11,10 @@ from transformers import Glm4MoeForCausalLM
 
 from diffulex_tiny.recipe import tokenizer as vocabulary
 from diffulex_tiny.recipe.easing import EasedNorm
-from diffulex_tiny.recipe.folder import write_checkpoint
+from diffulex_tiny.recipe.folder import in_blocks, write_checkpoint
 
 MASK = "<|mask|>"
 """What the family calls its mask token."""
-
-GENERATION = {
-    "decoding_strategy": "multi_bd",
-    "block_size": 4,
-    "buffer_size": 4,
-    "page_size": 16,
-    "accept_threshold": 0.9,
-    "temperature": 0.0,
-    "max_new_tokens": 128,
-}
-"""Decoding defaults that the checkpoint recommends."""
 
 _NAMES = {
     "self_attn.o_proj": "attention.dense",
@@ -80,7 +69,7 @@ def export(network: Glm4MoeForCausalLM, folder: Path) -> None:
         folder,
         tensors=dict(_tensors(network)),
         config=described,
-        generation=GENERATION,
+        generation=in_blocks("multi_bd", max_new_tokens=128),
         mask=MASK,
         dtype=torch.bfloat16,
     )

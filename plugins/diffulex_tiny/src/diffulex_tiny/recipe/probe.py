@@ -7,15 +7,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffulex_tiny.recipe.stream import Batch
+from diffulex_tiny import problems
+from diffulex_tiny.recipe import corruption
+from diffulex_tiny.recipe.stream import Batch, Stream
 
 ACCEPT = 0.9
-Predict = Callable[[Tensor], Tensor]
-"""[batch, seq] ids with masks -> [batch, seq, vocab] logits of the token at each position."""
+BLOCK_SIZE = 4
+ASKED: tuple[tuple[problems.Task, int], ...] = (("two_step", 100), ("long", 20))
+"""Problems of each task."""
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""[batch, seq] ids with masks and who sees whom -> [batch, seq, vocab] logits of the token at each position."""
+
+
+def told(stream: Stream, predict: Predict, mask_id: int) -> str:
+    """A line that says how much is solved block by block, under a block-causal mask."""
+    shares = []
+    for task, count in ASKED:
+        batch = stream.of(list(problems.problems(2, "eval", count, task)), [BLOCK_SIZE] * count)
+        visible = corruption.block_causal(batch.layout, BLOCK_SIZE)
+        share = solved(batch, lambda ids, visible=visible: predict(ids, visible), mask_id, BLOCK_SIZE)
+        shares.append(f"{task} {share:.2f}")
+    return "exact on unseen problems: " + ", ".join(shares)
 
 
 @torch.no_grad()
-def solved(batch: Batch, predict: Predict, mask_id: int, block_size: int) -> float:
+def solved(batch: Batch, predict: Callable[[Tensor], Tensor], mask_id: int, block_size: int) -> float:
     """Share of rows that are exact when the leftmost unfinished block of each is filled, confident tokens first."""
     ids = torch.where(batch.layout.fillable, mask_id, batch.ids)
     block = torch.arange(ids.shape[1]) // block_size

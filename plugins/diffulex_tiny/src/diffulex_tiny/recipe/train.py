@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffulex_tiny.recipe import corruption, tokenizer as vocabulary
+from diffulex_tiny.recipe.sizes import Sizes
 from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 
 
@@ -19,11 +20,7 @@ from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 class Recipe:
     """Everything that decides a training run; units: tokens, steps, sequences."""
 
-    hidden_size: int = 128
-    layers: int = 4
-    heads: int = 4
-    ffn_size: int = 384
-    context: int = 512
+    sizes: Sizes = Sizes()
     rope_theta: float = 10000.0
     mix: Mix = Mix(
         steps=7500,
@@ -45,12 +42,7 @@ def build_network(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.ffn_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=recipe.context,
+        **recipe.sizes.described(),
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         tie_word_embeddings=True,
