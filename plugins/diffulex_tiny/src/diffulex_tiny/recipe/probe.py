@@ -25,13 +25,13 @@ def told(stream: Stream, predict: Predict, mask_id: int) -> str:
     for task, count in ASKED:
         batch = stream.of(list(problems.problems(2, "eval", count, task)), [BLOCK_SIZE] * count)
         visible = corruption.block_causal(batch.layout, BLOCK_SIZE)
-        share = solved(batch, lambda ids, visible=visible: predict(ids, visible), mask_id, BLOCK_SIZE)
+        share = solved(batch, predict, visible, mask_id, BLOCK_SIZE)
         shares.append(f"{task} {share:.2f}")
     return "exact on unseen problems: " + ", ".join(shares)
 
 
 @torch.no_grad()
-def solved(batch: Batch, predict: Callable[[Tensor], Tensor], mask_id: int, block_size: int) -> float:
+def solved(batch: Batch, predict: Predict, visible: Tensor, mask_id: int, block_size: int) -> float:
     """Share of rows that are exact when the leftmost unfinished block of each is filled, confident tokens first."""
     ids = torch.where(batch.layout.fillable, mask_id, batch.ids)
     block = torch.arange(ids.shape[1]) // block_size
@@ -41,7 +41,7 @@ def solved(batch: Batch, predict: Callable[[Tensor], Tensor], mask_id: int, bloc
             break
         current = torch.where(masked, block, len(block)).amin(dim=1, keepdim=True)
         open_here = masked & (block == current)
-        logits = predict(ids).float()
+        logits = predict(ids, visible).float()
         logits[..., mask_id] = -torch.inf
         confidence, token = logits.softmax(-1).max(-1)
         confidence = torch.where(open_here, confidence, -1.0)
