@@ -64,9 +64,11 @@ def diffulex_add_commands(cli: click.Group) -> None:
     from diffulex_core.cli.check import check
     from diffulex_core.cli.config import config
     from diffulex_core.cli.generate import generate
+    from diffulex_core.cli.new import new
     from diffulex_core.cli.plugins import plugins
 
     plugins.add_command(check)
+    plugins.add_command(new)
     cli.add_command(generate)
     cli.add_command(plugins)
     cli.add_command(config)

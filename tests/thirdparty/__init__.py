@@ -1,0 +1,1 @@
+"""What a stranger does with the scaffold and with the wheels."""
