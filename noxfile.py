@@ -69,9 +69,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict on the sources of every package."""
+    """mypy --strict on the sources; mypy and pyright on plugins that are right, and on ones that are wrong on purpose."""
     session.install("-r", "requirements-dev.txt")
     session.run("mypy", "--strict")
+    session.run("mypy", "--strict", "tests/typing")
+    session.run("pyright", "-p", "tests/typing")
 
 
 @nox.session

@@ -15,6 +15,10 @@ def _indices(layers: Iterable[int]) -> frozenset[int]:
     return frozenset(layers)
 
 
+def _even_split(spec: DecoderSpec) -> int:
+    return spec.hidden_size // max(spec.num_heads, 1)
+
+
 @attrs.frozen(kw_only=True)
 class DecoderSpec:
     """Shape and options of a generic decoder.
@@ -48,7 +52,7 @@ class DecoderSpec:
     num_kv_heads: int
     ffn_size: int
     rope_theta: float
-    head_dim: int = attrs.field()
+    head_dim: int = attrs.field(default=attrs.Factory(_even_split, takes_self=True))
     rope_fraction: float = 1.0
     norm: Literal["rms"] = "rms"
     norm_eps: float = 1e-5
@@ -61,10 +65,6 @@ class DecoderSpec:
     tie_embeddings: bool = False
     moe: MoESpec | None = None
     sparse_layers: frozenset[int] = attrs.field(default=frozenset(), converter=_indices)
-
-    @head_dim.default
-    def _even_split(self) -> int:
-        return self.hidden_size // max(self.num_heads, 1)
 
     def __attrs_post_init__(self) -> None:
         problems = self._problems()
