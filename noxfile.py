@@ -17,6 +17,12 @@ ROOT = Path(__file__).parent
 PLUGINS = tuple(sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")))
 DISTRIBUTIONS = (".", *(f"plugins/{name}" for name in PLUGINS))
 TORCH = next(line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line.startswith("torch=="))
+KINDS = ("family", "strategy", "backend")
+DATA = {
+    "diffulex_core": (ROOT / "src", "diffulex_core/_template/**/*"),
+    "diffulex_tiny": (ROOT / "plugins/diffulex_tiny/src", "diffulex_tiny/checkpoints/**/*"),
+}
+"""Files that are no modules, by the package that ships them: where they stand, and which they are."""
 PROBLEMS = (
     "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?",
     "Q: Tara has 14 marbles, gets 25 more and sells 27. How many marbles are left?",
@@ -69,11 +75,17 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict on the sources; mypy and pyright on plugins that are right, and on ones that are wrong on purpose."""
+    """mypy --strict on the sources; mypy and pyright on plugins that are right, and on wrong ones, as they must say."""
     session.install("-r", "requirements-dev.txt")
     session.run("mypy", "--strict")
     session.run("mypy", "--strict", "tests/typing")
     session.run("pyright", "-p", "tests/typing")
+    scaffolds = Path(session.create_tmp()).resolve() / "scaffolds"
+    shutil.rmtree(scaffolds, ignore_errors=True)
+    for kind in KINDS:
+        session.run("diffulex", "plugins", "new", kind, "--kind", kind, "--dir", str(scaffolds), silent=True)
+        folder = scaffolds / f"diffulex-{kind}"
+        session.run("mypy", "--strict", str(folder / "src"), str(folder / "tests"))
 
 
 @nox.session
@@ -97,32 +109,62 @@ def wheels(session: nox.Session) -> None:
     for wheel in built:
         check_wheel(session, wheel)
 
-    clean = Path(session.create_tmp()).resolve() / "clean"
-    shutil.rmtree(clean, ignore_errors=True)
-    session.run("python", "-m", "venv", str(clean))
-    binaries = clean / ("Scripts" if (clean / "Scripts").exists() else "bin")
+    binaries = clean_environment(session, TORCH, *map(str, built))
     python = str(binaries / "python")
-    session.run(python, "-m", "pip", "install", "--quiet", TORCH, *map(str, built), external=True)
     # A directory without sources, so that nothing but the wheels can be imported.
-    with session.chdir(clean):
+    with session.chdir(binaries):
         session.run(str(binaries / "diffulex"), "plugins", "list", external=True)
         session.run(python, "-c", "from diffulex import Diffulex, SamplingParams; print(Diffulex)", external=True)
         session.run(str(binaries / "diffulex"), "generate", "--model", "tiny/llada", PROBLEMS[0], external=True)
 
 
+@nox.session
+def thirdparty(session: nox.Session) -> None:
+    """As a stranger: core from its wheel, scaffolded plugins, their checks, and plugins that are broken or quarrel."""
+    target = Path(session.create_tmp()).resolve() / "wheels"
+    shutil.rmtree(target, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(target), ".", silent=True)
+    (wheel,) = target.glob("*.whl")
+    check_wheel(session, wheel)
+    binaries = clean_environment(session, TORCH, f"{wheel}[testing]")
+    session.run("python", "-m", "tests.thirdparty.proof", str(binaries), env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Every conformance check on every broken implementation; writes dist/kill_table.md. Arguments go to it instead."""
+    session.install("-r", "requirements-dev.txt")
+    table = ROOT / "dist/kill_table.md"
+    table.parent.mkdir(exist_ok=True)
+    arguments = session.posargs or ("--out", str(table))
+    session.run("python", "-m", "tests.conformance.kill_table", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+def clean_environment(session: nox.Session, *requirements: str) -> Path:
+    """A fresh environment with nothing but these packages; returns the directory of its programs."""
+    clean = Path(session.create_tmp()).resolve() / "clean"
+    shutil.rmtree(clean, ignore_errors=True)
+    session.run("python", "-m", "venv", str(clean))
+    binaries = clean / ("Scripts" if (clean / "Scripts").exists() else "bin")
+    session.run(str(binaries / "python"), "-m", "pip", "install", "--quiet", *requirements, external=True)
+    return binaries
+
+
 def check_wheel(session: nox.Session, wheel: Path) -> None:
-    """Refuse a wheel with anything but its one package, or without its type marker or its checkpoints."""
+    """Refuse a wheel that holds anything but its own files, or lacks its type marker or its data."""
     package = wheel.name.split("-")[0]
     names = zipfile.ZipFile(wheel).namelist()
-    strangers = [name for name in names if name.split("/")[0].split("-")[0] != package]
+    beside = ["_diffulex_pytest.py"] if package == "diffulex_core" else []
+    strangers = [name for name in names if name.split("/")[0].split("-")[0] != package and name not in beside]
     if strangers:
         session.error(f"{wheel.name} holds files of others: {strangers}")
-    wanted = [f"{package}/py.typed"]
-    if package == "diffulex_tiny":
-        checkpoints = ROOT / "plugins/diffulex_tiny/src"
+    wanted = [f"{package}/py.typed", *beside]
+    if package in DATA:
+        sources, pattern = DATA[package]
         wanted += [
-            path.relative_to(checkpoints).as_posix()
-            for path in checkpoints.glob("diffulex_tiny/checkpoints/**/*")
+            path.relative_to(sources).as_posix()
+            for path in sources.glob(pattern)
             if path.is_file() and path.suffix != ".pyc"
         ]
     missing = [name for name in wanted if name not in names]
