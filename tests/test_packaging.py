@@ -29,8 +29,10 @@ each_plugin = pytest.mark.parametrize("folder", PLUGINS, ids=lambda folder: PLUG
 
 def package(folder: Path) -> Path:
     """The one package that a distribution ships."""
-    (target,) = PROJECTS[folder]["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    return folder / target
+    target = PROJECTS[folder]["tool"]["hatch"]["build"]["targets"]["wheel"]
+    shipped = [folder / path for path in target.get("packages") or target["only-include"]]
+    (found,) = [path for path in shipped if path.is_dir()]
+    return found
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -96,6 +98,8 @@ def test_every_entry_point_resolves(folder: Path) -> None:
         if point.group == GROUP:
             hooks = [name for name in vars(loaded) if name.startswith("diffulex_")]
             assert hooks, f"{point.value} implements no hook"
+        elif point.group == "pytest11":
+            assert [name for name in vars(loaded) if name.startswith("pytest_")], f"{point.value} implements no hook"
         else:
             assert callable(loaded)
 
@@ -121,6 +125,12 @@ def test_the_development_requirements_pin_torch_first_and_install_every_distribu
 )
 def test_torch_is_not_imported_by(statement: str) -> None:
     code = f"import sys; {statement}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_pytest_plugin_imports_nothing_of_ours() -> None:
+    code = "import sys, _diffulex_pytest; print([name for name in sys.modules if name.startswith('diffulex')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
