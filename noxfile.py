@@ -75,7 +75,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy --strict on the sources and on scaffolds; mypy and pyright on plugins, right ones and ones that are wrong."""
+    """mypy --strict on sources and scaffolds; mypy and pyright on plugins, right ones and ones that are wrong."""
     session.install("-r", "requirements-dev.txt")
     session.run("mypy", "--strict")
     session.run("mypy", "--strict", "tests/typing")
