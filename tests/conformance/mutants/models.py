@@ -1,7 +1,325 @@
-"""Broken subjects for the checks of `diffulex_core.testing.checks.models`."""
+"""Broken subjects for the checks of `diffulex_core.testing.checks.models` and the files that it takes in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from diffulex_core.context import ForwardContext
+from diffulex_core.layers.decoder import Decoder
+from diffulex_core.testing.check import AnyCheck
+from diffulex_core.testing.checks import models, visibility
+from diffulex_core.types import AttentionBatch
+from tests.conformance.broken_families import BrokenFamily, Misled, decoder, family
 from tests.conformance.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = ()
+
+def _real(batch: AttentionBatch) -> Tensor:
+    """[rows] which rows see anything; the others are padding."""
+    return batch.key_end > batch.key_start
+
+
+class OneKeyTooMany(Misled):
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, key_end=batch.key_end + _real(batch))
+
+
+class OneKeyTooFew(Misled):
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, key_end=batch.key_end - _real(batch).long())
+
+
+class BeginsOneLate(Misled):
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, key_start=batch.key_start + (_real(batch) & (batch.key_start > 0)))
+
+
+class SeesFromTheStart(Misled):
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, key_start=torch.zeros_like(batch.key_start))
+
+
+class OwnCausalMask(Misled):
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, key_end=torch.minimum(batch.key_end, positions + 1))
+
+
+class OwnWindow(Misled):
+    """Heeds a sliding window of its own, of which the engine knows nothing."""
+
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, key_start=torch.maximum(batch.key_start, positions - 3).minimum(batch.key_end))
+
+
+class WindowOfNobody(Decoder):
+    """Declares sliding layers, but all layers see everything."""
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return (None, 5)
+
+
+class AssumesPagesInOrder(Misled):
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        tables = batch.page_tables
+        count = torch.arange(tables.shape[1])
+        return attrs.evolve(batch, page_tables=torch.where(tables < 0, tables, tables[:, :1] + count))
+
+
+class FillsTablesFromTheBatch(Misled):
+    """Reads the first sequence's pages for all."""
+
+    def batch(self, positions: Tensor, batch: AttentionBatch) -> AttentionBatch:
+        return attrs.evolve(batch, row_sequence=torch.zeros_like(batch.row_sequence))
+
+
+class RotatesByPlaceInTheForward(Misled):
+    def positions(self, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        return positions - positions[0]
+
+
+class OffByOneWhileDecoding(Misled):
+    def positions(self, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        return positions + bool(positions[0] > 0)
+
+
+class IgnoresPositions(Misled):
+    def positions(self, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        return torch.zeros_like(positions)
+
+
+class TakesSlotsForPositions(Misled):
+    """Counts keys instead of reading positions."""
+
+    def positions(self, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        return torch.minimum(ctx.batches[0].key_end - 1, ctx.slots.clamp(min=0))
+
+
+class WritesNegativeSlots(Misled):
+    """Leaves out the mask of rows that store nothing: -1 is the last slot."""
+
+    def told(self, positions: Tensor, ctx: ForwardContext) -> ForwardContext:
+        last = ctx.key_pages[0].shape[0] * ctx.key_pages[0].shape[1] - 1
+        return attrs.evolve(ctx, slots=torch.where(ctx.slots < 0, last, ctx.slots))
+
+
+class WritesTheNextSlot(Misled):
+    def told(self, positions: Tensor, ctx: ForwardContext) -> ForwardContext:
+        last = ctx.key_pages[0].shape[0] * ctx.key_pages[0].shape[1] - 1
+        return attrs.evolve(ctx, slots=torch.where(ctx.slots < 0, -1, (ctx.slots + 1).clamp(max=last)))
+
+
+class StoresOnlyFinalRows(Misled):
+    def told(self, positions: Tensor, ctx: ForwardContext) -> ForwardContext:
+        assert ctx.final is not None
+        return attrs.evolve(ctx, slots=torch.where(ctx.final, ctx.slots, -1))
+
+
+class KeepsWhatWasStoredFirst(Misled):
+    """Does not overwrite a block's K/V when the block is fed again."""
+
+    def told(self, positions: Tensor, ctx: ForwardContext) -> ForwardContext:
+        stored = ctx.key_pages[-1].flatten(0, 1)[ctx.slots].flatten(1)
+        taken = (stored != 0).any(1) & stored.isfinite().all(1)
+        return attrs.evolve(ctx, slots=torch.where(taken, -1, ctx.slots))
+
+
+class After(Decoder):
+    """A decoder that changes its hidden rows at the end."""
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        return self.after(super().forward(input_ids, positions, ctx), ctx)
+
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        raise NotImplementedError
+
+
+class CentresTheBatch(After):
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        return hidden - 0.1 * hidden.mean(0, keepdim=True)
+
+
+class AddsTheRowBefore(After):
+    """A convolution over rows, whoever they belong to."""
+
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        return hidden + 0.1 * hidden.roll(1, dims=0)
+
+
+class CountsRows(After):
+    """Depends on the number of rows, padding included."""
+
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        return hidden * (1 + 0.01 * len(hidden))
+
+
+class ReadsAllPages(After):
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        return hidden + 0.1 * ctx.value_pages[0].mean()
+
+
+class PeeksAtAllPages(After):
+    """As before, and hides what is not finite."""
+
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        return hidden + 0.1 * ctx.value_pages[0].nan_to_num(0.0).mean()
+
+
+class CleansPages(After):
+    """Clears the slots behind the last one that it was given."""
+
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        ctx.key_pages[0].flatten(0, 1)[int(ctx.slots.max()) + 1 :] = 0
+        return hidden
+
+
+class Averages(After):
+    """A running mean, as normalisation in training has it."""
+
+    running: Tensor | None = None
+
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        mean = hidden.mean(0) if self.running is None else 0.9 * self.running + 0.1 * hidden.mean(0)
+        self.running = mean
+        return hidden - 0.1 * mean
+
+
+class RemembersByShape(Decoder):
+    """Believes that the same number of rows is the same question."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.known: dict[int, Tensor] = {}
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        hidden = super().forward(input_ids, positions, ctx)
+        return self.known.setdefault(len(input_ids), hidden)
+
+
+class DriftsAway(After):
+    def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        self.final_norm.weight.data[0] += 1e-7
+        return hidden
+
+
+class CountsPositionsUp(Decoder):
+    """Changes its argument."""
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        hidden = super().forward(input_ids, positions, ctx)
+        positions += 1
+        return hidden
+
+
+class ScalesHiddenInPlace(Decoder):
+    def logits(self, hidden: Tensor) -> Tensor:
+        return super().logits(hidden.mul_(0.5))
+
+
+class CentresTheHead(Decoder):
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = super().logits(hidden)
+        return logits - logits.mean(0, keepdim=True)
+
+
+class PadsTheHead(Decoder):
+    """Has more columns than it says."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.pad(super().logits(hidden), (0, 3))
+
+
+def _broken(kind: type[Decoder]) -> Callable[[], BrokenFamily]:
+    return lambda: family(build=decoder(kind))
+
+
+_TABLE: tuple[tuple[AnyCheck, dict[str, type[Decoder]]], ...] = (
+    (
+        models.check_rows_do_not_depend_on_their_batch,
+        {
+            "a mean over the batch is taken off": CentresTheBatch,
+            "each row is mixed with the row before it": AddsTheRowBefore,
+            "the number of padded rows counts": CountsRows,
+            "all rows read the first sequence's pages": FillsTablesFromTheBatch,
+        },
+    ),
+    (models.check_pages_may_stand_anywhere, {"a sequence's pages are taken to be in order": AssumesPagesInOrder}),
+    (
+        models.check_only_visible_slots_are_read,
+        {
+            "a mean over all pages": ReadsAllPages,
+            "a mean over all pages without NaN": PeeksAtAllPages,
+            "rows see one key too many": OneKeyTooMany,
+        },
+    ),
+    (
+        models.check_only_the_named_slots_are_written,
+        {
+            "slot -1 is the last slot": WritesNegativeSlots,
+            "K/V go to the next slot": WritesTheNextSlot,
+            "slots behind the rows are cleared": CleansPages,
+            "rows that are not final store nothing": StoresOnlyFinalRows,
+        },
+    ),
+    (
+        models.check_a_prefill_may_be_cut,
+        {
+            "positions count from the first row": RotatesByPlaceInTheForward,
+            "decoding is off by one": OffByOneWhileDecoding,
+        },
+    ),
+    (
+        models.check_cached_decoding_equals_reading_it_whole,
+        {
+            "the first K/V of a block stay": KeepsWhatWasStoredFirst,
+            "positions count from the first row": RotatesByPlaceInTheForward,
+        },
+    ),
+    (
+        models.check_networks_keep_nothing_between_calls,
+        {
+            "a running mean": Averages,
+            "answers are remembered by their number of rows": RemembersByShape,
+            "a weight drifts": DriftsAway,
+            "positions are counted up in place": CountsPositionsUp,
+            "the head scales hidden rows in place": ScalesHiddenInPlace,
+        },
+    ),
+    (
+        models.check_the_head_reads_each_row_alone,
+        {"a mean over rows is taken off": CentresTheHead, "there are more columns than ids": PadsTheHead},
+    ),
+    (
+        visibility.check_rows_see_the_keys_that_they_are_given,
+        {
+            "one key too many": OneKeyTooMany,
+            "one key too few": OneKeyTooFew,
+            "the interval begins one late": BeginsOneLate,
+            "the interval begins at 0": SeesFromTheStart,
+            "a causal mask of its own": OwnCausalMask,
+            "a sliding window of its own": OwnWindow,
+            "no layer is of a declared kind": WindowOfNobody,
+        },
+    ),
+    (
+        visibility.check_declared_visibility_is_real,
+        {
+            "a causal mask of its own": OwnCausalMask,
+            "one key too many": OneKeyTooMany,
+            "one key too few": OneKeyTooFew,
+            "each row is mixed with the row before it": AddsTheRowBefore,
+        },
+    ),
+    (
+        visibility.check_positions_come_from_the_positions,
+        {"positions are ignored": IgnoresPositions, "slots are taken for positions": TakesSlotsForPositions},
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = tuple(
+    Mutant(name=name, check=check, subject=_broken(kind)) for check, table in _TABLE for name, kind in table.items()
+)
