@@ -123,7 +123,7 @@ def thirdparty(session: nox.Session) -> None:
     """As a stranger: core from its wheel, scaffolded plugins, their checks, and plugins that are broken or quarrel."""
     target = Path(session.create_tmp()).resolve() / "wheels"
     shutil.rmtree(target, ignore_errors=True)
-    session.install("build")
+    session.install("attrs", "build")
     session.run("python", "-m", "build", "--wheel", "--outdir", str(target), ".", silent=True)
     (wheel,) = target.glob("*.whl")
     check_wheel(session, wheel)
