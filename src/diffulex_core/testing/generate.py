@@ -42,7 +42,8 @@ def checks_for(name: str, *, tier: Tier = "fast", plugins: Iterable[ModuleType] 
         tier: how hard to try.
         plugins: modules that are plugins without being installed, as tests have them.
     Returns:
-        Checks bound to their subjects; those that say nothing about a subject are among them (`reason_against`).
+        Checks bound to their subjects; those that say nothing about a subject, or need a higher tier, are among them
+        (`reason_against`).
     Raises:
         UnknownNameError: nothing is called that.
     """
@@ -52,7 +53,7 @@ def checks_for(name: str, *, tier: Tier = "fast", plugins: Iterable[ModuleType] 
         BoundCheck(check=check, subject=subject, effort=effort)
         for subject in subjects_for(name, host)
         for check in CHECKS
-        if isinstance(subject, check.subject) and effort.covers(check.tier)
+        if isinstance(subject, check.subject)
     ]
 
 
@@ -135,18 +136,24 @@ def _of_family(entry: Entry[ModelFamily], host: Host) -> Iterator[Subject]:
         if (ours or other.descriptor.name == entry.descriptor.default_strategy) and not missing_capabilities(
             entry.descriptor, other.descriptor
         ):
-            strategy = StrategySubject(host=host, entry=other, partner=family)
+            strategy = StrategySubject(host=host, entry=other, mode=_modes(other.descriptor)[0], partner=family)
             yield EngineSubject(host=host, family=family, strategy=strategy)
 
 
 def _of_strategy(entry: Entry[DecodingStrategy], host: Host) -> Iterator[Subject]:
     """The strategy in each of its modes, and an engine with a family that fits."""
-    for mode in ("naive", *entry.descriptor.modes):
+    for mode in _modes(entry.descriptor):
         partner = _partner(entry, mode, host)
         if partner is not None:
             strategy = StrategySubject(host=host, entry=entry, mode=mode, partner=partner)
             yield strategy
             yield EngineSubject(host=host, family=partner, strategy=strategy)
+
+
+def _modes(strategy: DecodingStrategy) -> tuple[str, ...]:
+    """The modes that a strategy can run in, its usual one first."""
+    forced = strategy.forces.get("sampling_mode")
+    return ("naive", *strategy.modes) if forced is None else (str(forced),)
 
 
 def _partner(entry: Entry[DecodingStrategy], mode: str, host: Host) -> FamilySubject | None:

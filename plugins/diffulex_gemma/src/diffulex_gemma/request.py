@@ -133,6 +133,9 @@ class CanvasRequest:
         return stored < self._start
 
     def apply(self, span: Span, decision: Decision) -> None:
+        asked = self._positions if span.groups else self._positions[:0]
+        if not np.array_equal(decision.positions, asked):
+            raise ValueError(f"request {self.request_id}: decided positions are not those of the canvas")
         self._encoded = max(self._encoded, span.store_until)
         self._nfe += 1
         self._written = decision.positions[:0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffulex_core.hookspecs import Register
-from diffulex_core.plugin import Capability, DecodingStrategy, ModelFamily, hookimpl
+from diffulex_core.plugin import Capability, Component, DecodingStrategy, ModelFamily, hookimpl
 
 FAMILY = "kit_decoder"
 """Name of the kit's family."""
@@ -54,3 +54,9 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
             forces={"enable_prefix_caching": False},
         )
     )
+
+
+@hookimpl
+def diffulex_register_components(register: Register[Component]) -> None:
+    register(Component(kind="executor", name="kit_sharp", factory="diffulex_core.testing.engines:sharp"))
+    register(Component(kind="executor", name="kit_poisoned", factory="diffulex_core.testing.engines:poisoned"))
