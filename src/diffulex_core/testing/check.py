@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import attrs
 
 from diffulex_core.testing.effort import Effort, Tier
+from diffulex_core.testing.patience import OutOfPatience
 
 S = TypeVar("S")
 
@@ -58,7 +59,10 @@ class Check(Generic[S]):
 
     def __call__(self, subject: S, effort: Effort) -> None:
         """Run the check; raises when the subject lacks the property."""
-        self.body(subject, effort)
+        try:
+            self.body(subject, effort)
+        except OutOfPatience as error:
+            raise CheckFailed(str(error)) from error
 
 
 def check(

@@ -50,6 +50,8 @@ class Effort:
             "deadline": None,
             "derandomize": not by_night,
             "print_blob": by_night,
+            # One clear failure, not a group of them.
+            "report_multiple_bugs": False,
             "suppress_health_check": list(HealthCheck),
             **more,
         }
@@ -74,3 +76,10 @@ class Effort:
     def run_machine(self, machine: type[RuleBasedStateMachine], *, steps: int = 30, share: float = 1.0) -> None:
         """Drive a state machine of hypothesis through random histories of up to `steps` rules."""
         run_state_machine_as_test(machine, settings=self.settings(share, stateful_step_count=steps))
+
+
+def register_profiles() -> None:
+    """Make the profiles "diffulex-fast", "diffulex-full" and "diffulex-nightly" known to hypothesis."""
+    by_name: tuple[Tier, ...] = ("fast", "full", "nightly")
+    for tier in by_name:
+        settings.register_profile(f"diffulex-{tier}", Effort(tier=tier).settings())

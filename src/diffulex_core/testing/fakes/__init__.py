@@ -1,0 +1,7 @@
+"""Stand-ins for the parts around whatever is under test: networks without weights, which notice what real ones hide."""
+
+from diffulex_core.testing.fakes.hash_runner import HashRunner
+from diffulex_core.testing.fakes.network import EOS, LAYERS, MASK, WORDS
+from diffulex_core.testing.fakes.scripted import ScriptedRunner
+
+__all__ = ["EOS", "LAYERS", "MASK", "WORDS", "HashRunner", "ScriptedRunner"]

@@ -1,0 +1,5 @@
+"""State machines of hypothesis that put a component through random histories; subclass one, or run it as it is."""
+
+from diffulex_core.testing.machines.scheduler import scheduler_machine
+
+__all__ = ["scheduler_machine"]
