@@ -1,4 +1,4 @@
-"""The pytest plugin of diffulex: markers, `--diffulex-tier`, and tests that run the conformance checks.
+"""The pytest plugin of diffulex: markers, `--diffulex-tier`, hypothesis profiles, and tests that run checks.
 
 It stands outside the package, so that pytest loads it without importing anything of diffulex until a test asks.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 
 TIERS = ("fast", "full", "nightly", "gpu")
+PROFILES = "diffulex-"
+"""How the names of the hypothesis profiles begin; a tier follows."""
 MARKERS = (
     "diffulex_checks(request): runs once for each conformance check; set by parametrize_with_checks",
     "gpu: needs a CUDA device",
@@ -26,10 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers known."""
+    """Make the markers known, and the hypothesis profiles before hypothesis loads the one that was asked for."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if (config.getoption("--hypothesis-profile", None) or "").startswith(PROFILES):
+        from diffulex_core.testing.effort import register_profiles
+
+        register_profiles()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

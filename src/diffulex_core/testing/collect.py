@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from diffulex_core.errors import DiffulexError
-from diffulex_core.testing.effort import Tier
+from diffulex_core.testing.effort import Tier, register_profiles
 from diffulex_core.testing.generate import checks_for
 from diffulex_core.testing.outcome import BoundCheck, expected_reason, refuse_unknown
 from diffulex_core.testing.parametrize import Request
@@ -29,6 +29,7 @@ def generate(metafunc: pytest.Metafunc, tier: Tier) -> None:
     request: Request = marker.args[0]
     if "check" not in metafunc.fixturenames:
         raise pytest.UsageError(f"{metafunc.definition.nodeid} takes no argument `check`; write `def test(check):`.")
+    register_profiles()
     try:
         bound = checks_for(request.name, tier=tier, plugins=request.plugins)
         refuse_unknown(request.expected_failures, bound)
@@ -40,10 +41,10 @@ def generate(metafunc: pytest.Metafunc, tier: Tier) -> None:
 def _case(bound: BoundCheck, request: Request) -> object:
     reason = expected_reason(bound, request.expected_failures)
     marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True)]
-    return pytest.param(_lenient(bound), id=bound.id, marks=marks)
+    return pytest.param(lenient(bound) if reason is None else bound, id=bound.id, marks=marks)
 
 
-def _lenient(bound: BoundCheck) -> Callable[[], None]:
+def lenient(bound: BoundCheck) -> Callable[[], None]:
     """The check; a failure of a recommended one warns."""
     if bound.check.level == "required":
         return bound

@@ -39,7 +39,9 @@ class BoundCheck:
 
     @property
     def reason_against(self) -> str | None:
-        """Why the check says nothing about this subject, or None."""
+        """Why the check says nothing about this subject, or is not for this effort, or None."""
+        if not self.effort.covers(self.check.tier):
+            return f"it runs with --tier {self.check.tier}"
         return self.check.when(self.subject)
 
     def __call__(self) -> None:
