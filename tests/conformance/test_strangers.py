@@ -1,0 +1,20 @@
+"""Sound implementations that share nothing with core's pass the kit, so that it asks for behaviour and not for ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffulex_core.testing.check import AnyCheck
+from diffulex_core.testing.checks import sampler
+from diffulex_core.testing.effort import Effort
+from diffulex_core.testing.subjects import SamplerSubject
+from tests.conformance.row_sampler import RowSampler
+
+
+@pytest.mark.parametrize(
+    "check", [each for each in sampler.CHECKS if each.level == "required"], ids=lambda check: check.name
+)
+def test_a_sampler_that_goes_row_by_row_conforms(check: AnyCheck) -> None:
+    subject = SamplerSubject(name="rows", factory=RowSampler)
+    if check.when(subject) is None:
+        check(subject, Effort())
