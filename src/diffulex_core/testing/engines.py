@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffulex_core.engine import Diffulex
-from diffulex_core.errors import ConfigError
+from diffulex_core.errors import ConfigError, PromptTooLong
 from diffulex_core.host import Host
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
@@ -89,7 +89,7 @@ class Engines:
 
     @property
     def poison(self) -> int:
-        """The token that the executor `POISONED` makes NaN of."""
+        """The token that the executor `POISONED` makes NaN of where a prompt begins with it."""
         return self.vocabulary.plain[-1]
 
     def mixed(self) -> list[Asked]:
@@ -108,6 +108,21 @@ class Engines:
         """The answers that each request gets from an engine that serves nobody beside it and shares no pages."""
         engine = self.open(enable_prefix_caching=False, **settings)
         return [tokens(serve(engine, [each]))[0] for each in asked]
+
+    def tight(self, asked: Sequence[Asked], *, spare: int = 1) -> Diffulex:
+        """An engine with the fewest pages that let each of the requests run alone, and `spare` more."""
+        page_size = 8
+        least = max(len(each.prompt) + each.params.max_tokens for each in asked) // page_size
+        for pages in range(max(1, least), 64):
+            engine = self.open(num_pages=pages + spare, page_size=page_size)
+            try:
+                for each in asked:
+                    engine.abort_request(engine.add_request(each.prompt, each.params))
+            except PromptTooLong:
+                engine.close()
+            else:
+                return engine
+        raise CheckFailed(f"64 pages of {page_size} slots do not let a request of {len(asked[0].prompt)} tokens run")
 
     def close(self) -> None:
         """Close the engines."""
@@ -217,20 +232,26 @@ def sharp(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device], 
 
 
 def poisoned(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device], **arguments: Any) -> Worker:
-    """As `sharp`, and the embedding of the vocabulary's last plain token is NaN."""
+    """As `sharp`, and a prompt that begins with the vocabulary's last plain token has an embedding of NaN."""
     worker = sharp(blueprint, host=host, devices=devices, **arguments)
-    model = blueprint.config.model
+    model, network = blueprint.config.model, as_module(worker)
     special = {model.mask_token_id, *model.eos_token_ids}
     poison = max(token for token in range(blueprint.num_tokens) if token not in special)
+    spoiled: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        spoiled[:] = [((inputs[0] == poison) & (inputs[1] == 0))[:, None]]
 
     def spoil(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        ids = inputs[0] if inputs else None
-        if not isinstance(ids, Tensor) or not isinstance(output, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1:
-            return output
         # Whatever turns ids into rows is an embedding; networks call theirs what they like.
-        return output.masked_fill((ids == poison)[:, None], torch.nan) if output.ndim == 2 else output
+        ids = inputs[0] if inputs else None
+        if isinstance(ids, Tensor) and ids.dtype == torch.int64 and isinstance(output, Tensor) and output.ndim == 2:
+            [rows] = spoiled
+            return output.masked_fill(rows, torch.nan) if len(rows) == len(output) == len(ids) else output
+        return output
 
-    for module in as_module(worker).modules():
+    network.register_forward_pre_hook(look)
+    for module in network.modules():
         module.register_forward_hook(spoil)
     return worker
 
