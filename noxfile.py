@@ -132,6 +132,14 @@ def thirdparty(session: nox.Session) -> None:
 
 
 @nox.session
+def tutorials(session: nox.Session) -> None:
+    """The tutorials to the letter, conformance checks included."""
+    session.install("-r", "requirements-dev.txt")
+    arguments = session.posargs or ("-q", "tests/test_docs_tutorials.py", "tests/thirdparty")
+    session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Every conformance check on every broken implementation; writes dist/kill_table.md. Arguments go to it instead."""
     session.install("-r", "requirements-dev.txt")
