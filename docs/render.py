@@ -1,13 +1,22 @@
-"""Writes the tables of keys from the schema, and those of models and strategies from the plugins.
+"""Writes the tables of keys, models and strategies, the reference of the plugin API and that of the checks.
 
-`python docs/render.py` does it.
+They come from the schema, from the plugins, and from docstrings: `python docs/render.py` does it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+import enum
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import attrs
+
+from diffulex_core import plugin
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.config.describe import allowed, not_built, type_name
 from diffulex_core.config.schema import KeySpec, build_schema, core_sections
@@ -16,6 +25,8 @@ from diffulex_core.host import Host
 PAGE = Path(__file__).parent / "configuration.md"
 MODELS = Path(__file__).parent / "models.md"
 STRATEGIES = Path(__file__).parent / "strategies" / "index.md"
+API = Path(__file__).parent / "plugin-api.md"
+CONFORMANCE = Path(__file__).parent / "conformance.md"
 FIRST_PARTY = "diffulex-"
 BEGIN, END = "<!-- tables: begin, written by docs/render.py -->\n", "<!-- tables: end -->\n"
 
@@ -33,6 +44,16 @@ def render_models() -> str:
 def render_strategies() -> str:
     """The page of strategies with its table as this repository's plugins register them now."""
     return _with_tables(STRATEGIES, _fits())
+
+
+def render_api() -> str:
+    """The page of the plugin API with its reference as the docstrings have it now."""
+    return _with_tables(API, _reference())
+
+
+def render_conformance() -> str:
+    """The page of the conformance kit with what its checks say of themselves now."""
+    return _with_tables(CONFORMANCE, _checks())
 
 
 def _with_tables(page: Path, tables: Iterator[str]) -> str:
@@ -127,7 +148,135 @@ def _plain(value: object) -> str:
             return str(value) or '""'
 
 
+WRITTEN_BY_HAND = (
+    "AttentionBackendPlugin", "Capability", "Component", "DecodingStrategy", "ModelFamily", "SamplerTraits",
+    "SamplingMode",
+)  # fmt: skip
+"""Descriptors stand on the page with more than their docstrings say."""
+
+
+def _reference() -> Iterator[str]:
+    offered = {name: getattr(plugin, name) for name in sorted(plugin.__all__) if name not in WRITTEN_BY_HAND}
+    classes = {name: value for name, value in offered.items() if inspect.isclass(value)}
+    errors = [name for name, value in classes.items() if issubclass(value, Exception)]
+    patterns = [name for name, value in classes.items() if value.__module__.endswith(".pattern")]
+    protocols = [name for name, value in classes.items() if _is_protocol(value) and name not in patterns]
+    values = [name for name in classes if name not in (*errors, *patterns, *protocols)]
+    for heading, lead, names in (
+        (
+            "Protocols",
+            "What parts of an engine satisfy. Any class with these members does; none need be inherited.",
+            protocols,
+        ),
+        ("Values", "Frozen values that parts are handed or hand on.", values),
+        ("Attention patterns", "Who sees whom, in whole numbers.", patterns),
+    ):
+        yield f"\n## {heading}\n\n{lead}"
+        for name in names:
+            yield from _class_entry(name, classes[name])
+    yield "\n## Names\n"
+    yield "| Name | Meaning |\n| --- | --- |"
+    for name, value in offered.items():
+        if name not in classes:
+            yield f"| `{name}` | {_cell(inspect.getdoc(value) if inspect.isfunction(value) else _said_of(name))} |"
+    yield f"\nThe errors are described on [a page of their own](errors.md): {_code(*errors)}."
+
+
+def _class_entry(name: str, value: type) -> Iterator[str]:
+    text = inspect.cleandoc(value.__doc__ or "")
+    lead = text.partition("Attributes:\n")[0]
+    yield f"\n### `{name}`\n\n{lead.strip()}\n"
+    inherited = [base.__name__ for base in value.__bases__ if base.__name__ in plugin.__all__]
+    if inherited:
+        yield f"It has everything that {_code(*inherited)} has, and:\n"
+    if issubclass(value, enum.Enum):
+        yield f"One of {_code(*(str(member.value) for member in value))}."
+        return
+    rows = list(_members(value)) if _is_protocol(value) else list(_fields(value))
+    if rows:
+        yield f"| {'Member' if _is_protocol(value) else 'Field'} | Meaning |\n| --- | --- |"
+        yield from rows
+
+
+def _members(value: type) -> Iterator[str]:
+    """A row for each member of a protocol, with its whole docstring."""
+    for name, member in vars(value).items():
+        if isinstance(member, property):
+            getter: Callable[..., object] = member.fget  # type: ignore[assignment]  # protocols' properties have one
+            yield f"| `{name}: {_type(inspect.signature(getter).return_annotation)}` | {_cell(member.__doc__)} |"
+        elif inspect.isfunction(member) and (not name.startswith("_") or name == "__call__"):
+            given = list(inspect.signature(member).parameters)[1:]
+            yield f"| `{name}({', '.join(given)})` | {_cell(inspect.getdoc(member))} |"
+
+
+def _fields(value: type) -> Iterator[str]:
+    """A row for each attribute, with type, default and what the docstring says of it."""
+    said: dict[str, str] = {}
+    # Fields may be inherited, and what is said of them with them.
+    attributes = "\n".join(inspect.cleandoc(base.__doc__ or "") for base in value.__mro__ if attrs.has(base))
+    for names, text in re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n        .*)*)", attributes, re.MULTILINE):
+        said |= dict.fromkeys(names.split(", "), text)
+    for field in attrs.fields(value) if attrs.has(value) else ():
+        default = (
+            ""
+            if field.default is attrs.NOTHING or isinstance(field.default, attrs.Factory)
+            else f" = {field.default!r}"
+        )
+        yield f"| `{field.name}: {_type(field.type)}{default}` | {_cell(said.get(field.name))} |"
+
+
+def _is_protocol(value: type) -> bool:
+    return vars(value).get("_is_protocol", False) is True
+
+
+def _type(annotation: object) -> str:
+    text = (
+        annotation
+        if isinstance(annotation, str)
+        else annotation.__name__
+        if inspect.isclass(annotation)
+        else str(annotation)
+    )
+    return text.replace("|", "or")
+
+
+def _cell(text: str | None) -> str:
+    """A docstring in one cell of a table."""
+    line = " ".join((text or "").split()).replace("|", "or")
+    return re.sub(r" (Args|Returns|Raises):", r"<br>*\1:*", line)
+
+
+def _said_of(name: str) -> str:
+    """The text that stands below the assignment that makes a published name."""
+    for node in ast.parse(inspect.getsource(plugin)).body:
+        if isinstance(node, ast.ImportFrom) and any(name == each.name for each in node.names):
+            body = ast.parse(inspect.getsource(importlib.import_module(str(node.module)))).body
+            for made, text in pairwise(body):
+                if isinstance(made, ast.Assign) and ast.unparse(made.targets[0]) == name:
+                    match text:
+                        case ast.Expr(value=ast.Constant(value=str(said))):
+                            return said
+    raise LookupError(f"nothing is said of {name}; write it below the assignment")
+
+
+def _checks() -> Iterator[str]:
+    from diffulex_core.testing.catalogue import CHECKS
+
+    for subject in dict.fromkeys(check.subject for check in CHECKS):
+        yield f"\n### {(subject.__doc__ or '').partition(chr(10))[0].rstrip('.')}\n"
+        for check in CHECKS:
+            if check.subject is not subject:
+                continue
+            yield f"\n#### `{check.name}`\n"
+            yield f"{check.level.capitalize()}, from the tier {check.tier} on.\n"
+            paragraphs = [" ".join(part.split()) for part in check.text.split("\n\n")]
+            told = "\n\n".join(paragraphs).replace(" Fix: ", "\n\nFix: ")
+            yield re.sub(r"^(Why|Fix):", r"*\1:*", told, flags=re.MULTILINE)
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
     MODELS.write_text(render_models(), encoding="utf-8")
     STRATEGIES.write_text(render_strategies(), encoding="utf-8")
+    API.write_text(render_api(), encoding="utf-8")
+    CONFORMANCE.write_text(render_conformance(), encoding="utf-8")

@@ -15,6 +15,8 @@ import pytest
 from diffulex_core import errors, hookspecs, plugin
 from diffulex_core.host import Host
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.testing.bases import Conformance
+from diffulex_core.testing.catalogue import CHECKS
 from diffulex_tiny.problems import MAX_OPERAND, split_of
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,7 @@ DESCRIPTORS = [
     plugin.AttentionBackendPlugin,
     plugin.Component,
     plugin.SamplerTraits,
+    plugin.SamplingMode,
 ]
 DEMO = "python -m pip install nox && python -m nox -s demo"
 TESTS = "python -m pip install nox && python -m nox -s tests"
@@ -56,18 +59,18 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_an_entry_that_shows_its_arguments(hook: str) -> None:
-    entry = section(read("docs/plugins.md"), hook)
+    entry = section(read("docs/plugin-api.md"), hook)
     arguments = inspect.signature(getattr(hookspecs, hook)).parameters
     assert f"{hook}({', '.join(arguments)})" in entry
 
 
 def test_no_hook_is_documented_that_does_not_exist() -> None:
-    assert set(re.findall(r"^#+ `(diffulex_\w+)`$", read("docs/plugins.md"), re.MULTILINE)) == set(HOOKS)
+    assert set(re.findall(r"^#+ `(diffulex_\w+)`$", read("docs/plugin-api.md"), re.MULTILINE)) == set(HOOKS)
 
 
 @pytest.mark.parametrize("descriptor", DESCRIPTORS, ids=lambda descriptor: descriptor.__name__)
 def test_the_fields_of_a_descriptor_are_documented_and_no_others(descriptor: type) -> None:
-    entry = section(read("docs/plugins.md"), descriptor.__name__)
+    entry = section(read("docs/plugin-api.md"), descriptor.__name__)
     rows = re.findall(r"^\| (`[^|]+) \|", entry, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {
         field.name for field in attrs.fields(descriptor)
@@ -75,7 +78,7 @@ def test_the_fields_of_a_descriptor_are_documented_and_no_others(descriptor: typ
 
 
 def test_every_kind_of_component_and_every_capability_is_documented() -> None:
-    page = read("docs/plugins.md")
+    page = read("docs/plugin-api.md")
     for kind in get_args(plugin.ComponentKind):
         assert f"| `{kind}` |" in section(page, "Component kinds")
     capabilities = {value for name, value in vars(plugin.Capability).items() if name.isupper()}
@@ -97,8 +100,9 @@ def test_the_first_plugin_of_the_guide_registers_its_family() -> None:
     assert host.quarantined == ()
 
 
-def test_every_example_of_the_guide_runs() -> None:
-    for block in code_blocks(read("docs/plugins.md"), "python"):
+@pytest.mark.parametrize("page", ["docs/plugins.md", "docs/plugin-api.md", "docs/conformance.md"])
+def test_every_example_of_the_guide_and_the_reference_runs(page: str) -> None:
+    for block in code_blocks(read(page), "python"):
         exec(block, {"__name__": "diffulex_example"})
 
 
@@ -110,6 +114,47 @@ def test_the_tables_of_configuration_keys_are_those_of_the_schema() -> None:
 def test_the_table_of_model_families_is_what_the_plugins_register() -> None:
     done = runpy.run_path(str(ROOT / "docs/render.py"))
     assert read("docs/models.md") == done["render_models"](), "run `python docs/render.py`"
+
+
+def test_the_reference_of_the_plugin_api_is_what_its_docstrings_say() -> None:
+    done = runpy.run_path(str(ROOT / "docs/render.py"))
+    assert read("docs/plugin-api.md") == done["render_api"](), "run `python docs/render.py`"
+
+
+def test_everything_that_plugins_may_import_is_described() -> None:
+    page = read("docs/plugin-api.md")
+    entries = set(re.findall(r"^#+ `(\w+)`$", page, re.MULTILINE)) | set(
+        re.findall(r"^\| `(\w+)` \|", section(page, "Names"), re.MULTILINE)
+    )
+    described = entries | set(re.findall(r"^#+ `(\w+)`$", read("docs/errors.md"), re.MULTILINE)) | {"Capability"}
+    assert set(plugin.__all__) - described == set()
+    assert re.findall(r"^.*\|\s*\|$", page, re.MULTILINE) == []
+
+
+def test_the_page_of_checks_is_what_they_say_of_themselves() -> None:
+    done = runpy.run_path(str(ROOT / "docs/render.py"))
+    assert read("docs/conformance.md") == done["render_conformance"](), "run `python docs/render.py`"
+
+
+def test_every_check_is_described_with_why_and_how_to_repair() -> None:
+    page = section(read("docs/conformance.md"), "Checks")
+    for check in CHECKS:
+        entry = section(page, check.name)
+        assert "\n*Why:* " in entry
+        assert "\n*Fix:* " in entry
+
+
+def test_every_test_class_of_the_kit_is_listed_with_the_fixtures_that_make_its_subject() -> None:
+    listed = dict(
+        re.findall(
+            r"^\| `(\w+Conformance)` \| (.*) \|$", section(read("docs/conformance.md"), "Four ways in"), re.MULTILINE
+        )
+    )
+    for base in Conformance.__subclasses__():
+        if base.__module__.startswith("diffulex_core."):
+            wanted = set(inspect.signature(vars(base)["subject"]._get_wrapped_function()).parameters) - {"self"}
+            assert set(re.findall(r"`([a-z_]+)`", listed.pop(base.__name__))) == wanted
+    assert not listed
 
 
 @pytest.mark.parametrize("heading", ["Families", "Family by family"])

@@ -16,6 +16,7 @@ from diffulex_core.protocols import ForceRule
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 
 hookimpl = pluggy.HookimplMarker("diffulex")
+"""Marks a function of a plugin module as an implementation of the hook whose name it has."""
 
 
 class Capability:
@@ -45,6 +46,7 @@ class Capability:
 ComponentKind = Literal[
     "scheduler", "kv_cache", "cache_policy", "runner", "sampler", "executor", "model_source", "kernel"
 ]
+"""The registries of components."""
 
 
 def _reference(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -314,7 +316,7 @@ class Component:
     Attributes:
         kind: which registry it joins.
         name: its name there.
-        factory: reference to the code; its signature is that of the kind (see docs/plugins.md).
+        factory: reference to the code; its signature is that of the kind (see docs/plugin-api.md).
         aliases: other names.
     """
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+"""Whole numbers on the host: token ids, positions, slots, page ids."""
 
 
 class Phase(enum.Enum):
@@ -76,7 +77,12 @@ class AttentionPattern(Protocol):
 
 @attrs.frozen(kw_only=True)
 class BlockCausal:
-    """A row sees everything up to the end of its own block (multi_bd; decode of most strategies)."""
+    """A row sees everything up to the end of its own block (multi_bd; decode of most strategies).
+
+    Attributes:
+        block_size: tokens per block.
+        two_phase: prefill and decode see the same.
+    """
 
     block_size: int
     two_phase: bool = attrs.field(default=False, init=False)
@@ -100,6 +106,10 @@ class FullPrefix:
 
     In prefill every row below `P` ends at `P`. In decode only whole prompt blocks keep that view (they are not fed
     again); prompt tokens that share a block with the answer see to the end of that block.
+
+    Attributes:
+        block_size: tokens per block.
+        two_phase: prefill and decode see differently.
     """
 
     block_size: int

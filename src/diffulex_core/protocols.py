@@ -45,13 +45,19 @@ class Req(Protocol):
     """One request's decoding state: its tokens, its blocks, and what it wants to feed next."""
 
     @property
-    def request_id(self) -> int: ...
+    def request_id(self) -> int:
+        """The id that the engine gave it; not negative."""
+        ...
 
     @property
-    def params(self) -> SamplingParams: ...
+    def params(self) -> SamplingParams:
+        """What the user asked for."""
+        ...
 
     @property
-    def prompt_len(self) -> int: ...
+    def prompt_len(self) -> int:
+        """Tokens of the prompt: the answer begins at this position."""
+        ...
 
     @property
     def nfe(self) -> int:
@@ -163,10 +169,14 @@ class KVCacheManager(Protocol):
     """Owner of the pages: who holds which, which are shared, which are free. Knows no tensors."""
 
     @property
-    def page_size(self) -> int: ...
+    def page_size(self) -> int:
+        """Slots per page."""
+        ...
 
     @property
-    def num_pages(self) -> int: ...
+    def num_pages(self) -> int:
+        """All pages, free or not."""
+        ...
 
     @property
     def num_free_pages(self) -> int:
@@ -249,7 +259,9 @@ class Scheduler(Protocol):
         """Apply a step's decisions. Returns the requests that ended with it."""
         ...
 
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Whether a request waits or runs, so that `schedule` has something to plan."""
+        ...
 
     def check_integrity(self) -> None:
         """Raise AssertionError when a request is in two places or pages leak."""
@@ -263,7 +275,9 @@ class ModelRunner(Protocol):
     For requests whose spans say so it keeps one hidden row each, until a plan names them as ended.
     """
 
-    def execute(self, plan: StepPlan) -> StepOutput: ...
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Run one forward over the plan's rows, and sample. One decision comes back for each window."""
+        ...
 
     def close(self) -> None:
         """Free the device memory it holds."""
@@ -292,7 +306,9 @@ class Executor(Protocol):
         """Make the pages and get ready for plans. Called once."""
         ...
 
-    def execute(self, plan: StepPlan) -> StepOutput: ...
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """As `ModelRunner.execute`, in every process that takes part."""
+        ...
 
     def close(self) -> None:
         """Free the device memory and end what was started. Calling it again does nothing."""
@@ -521,6 +537,10 @@ class AutoNFE:
     A request may take `max_tokens / tpf_floor` forwards, but at least `warmup_steps`: one whose mean over the whole
     answer stays below the floor is cut off. The mean so far is not used, so a slow stretch after a fast start is fine.
     Forwards that only read the prompt, or read it again after a preemption, are not counted.
+
+    Attributes:
+        warmup_steps: forwards that every request may take.
+        tpf_floor: fewest tokens per forward, over the whole answer.
     """
 
     warmup_steps: int = 8

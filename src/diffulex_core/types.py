@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BoolArray = NDArray[np.bool_]
+"""Flags on the host."""
 FloatArray = NDArray[np.floating]
+"""Numbers on the host, in any precision."""
 
 
 class CompletionReason(enum.StrEnum):
@@ -404,10 +406,11 @@ class SamplingBatch:
 
 @attrs.frozen(kw_only=True)
 class KVGeometry:
-    """Shape of one layer's attention: query heads over key/value heads, `head_dim` numbers each.
+    """Shape of one layer's attention: query heads over key/value heads.
 
     Attributes:
         num_heads, num_kv_heads: heads that this process holds.
+        head_dim: numbers in each head.
         copies: neighbouring processes that hold the same key/value head, each for some of its query heads.
     """
 
@@ -421,7 +424,10 @@ class KVGeometry:
 class RowRun:
     """Consecutive rows of one sequence that see the same keys.
 
-    Rows `[row_start, row_end)` of the batch see keys `[key_start, key_end)` of sequence `sequence`.
+    Attributes:
+        row_start, row_end: the rows, `[row_start, row_end)` of the batch.
+        sequence: whose rows they are: index into the batch's page tables.
+        key_start, key_end: the keys that they see, `[key_start, key_end)` of that sequence.
     """
 
     row_start: int
