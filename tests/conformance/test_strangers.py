@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from diffulex_core.testing.check import AnyCheck
-from diffulex_core.testing.checks import sampler
+from diffulex_core.testing.checks import attention, sampler
 from diffulex_core.testing.effort import Effort
-from diffulex_core.testing.subjects import SamplerSubject
+from diffulex_core.testing.subjects import AttentionSubject, SamplerSubject
+from tests.conformance.loop_attention import LoopAttention, probe
 from tests.conformance.row_sampler import RowSampler
 
 
@@ -18,3 +19,8 @@ def test_a_sampler_that_goes_row_by_row_conforms(check: AnyCheck) -> None:
     subject = SamplerSubject(name="rows", factory=RowSampler)
     if check.when(subject) is None:
         check(subject, Effort())
+
+
+@pytest.mark.parametrize("check", attention.CHECKS, ids=lambda check: check.name)
+def test_a_backend_that_goes_row_by_row_conforms(check: AnyCheck) -> None:
+    check(AttentionSubject(name="loops", factory=LoopAttention, probe=probe), Effort())
