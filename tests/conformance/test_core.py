@@ -1,0 +1,18 @@
+"""The core's own parts, and those that the kit lends to others, do what the engine relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffulex_core.testing import parametrize_with_checks
+from diffulex_core.testing.reference import plugin as reference
+
+
+@parametrize_with_checks("core")
+def test_the_core(check: Callable[[], None]) -> None:
+    check()
+
+
+@parametrize_with_checks(reference.__name__)
+def test_the_parts_that_the_kit_lends(check: Callable[[], None]) -> None:
+    check()
