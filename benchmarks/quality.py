@@ -1,7 +1,8 @@
 """Accuracy against tokens per forward: every way of decoding on the trained checkpoints, over thresholds and sizes.
 
 Run: python -m benchmarks.quality --out FOLDER [--models NAME ...] [--add FILE ...] [--problems N] [--seed N]
-[--rounds N] [--quick]. `--add` takes over what earlier runs found, so that models can be run one at a time.
+[--rounds N] [--quick]. `--add` takes over what earlier runs found, so that models can be run one at a time
+and a run can be gone on with.
 Writes quality.csv, quality.json, quality.md and quality.png. Counts are deterministic; times, which `--rounds` asks
 for, are medians of interleaved rounds. What is not there or does not run is named in the JSON record and the Markdown.
 """
@@ -194,16 +195,21 @@ def result_of(engine: Diffulex, trial: Trial, asked: Sequence[Problem]) -> Resul
 
 
 def run_model(run: Run, sweeps: Sequence[Sweep], tell: Callable[[str], None]) -> None:
-    """Every point of one model's sweeps; a point that belongs to two sweeps is run once."""
-    known: dict[str, Result] = {}
+    """Every point of one model's sweeps, but for those that an earlier run found; each is run once.
+
+    Times are taken of all of them, since only those of one run can be compared.
+    """
+    model = sweeps[0].model
+    known = {key_of(each.task, each.settings): each for each in run.results if each.model == model}
+    run.results = [each for each in run.results if each.model != model]
     planned = [trial for sweep in sweeps for trial in trials(sweep, quick=run.asked.quick)]
     begin = len(run.results)
     done: list[Trial] = []
     for trial in planned:
         name = f"tiny/{trial.sweep.model}, {trial.task}, {trial.sweep.way}, {trial.sweep.knob} {trial.value:g}"
-        key = key_of(trial)
-        if key not in known:
-            count = max(1, round(run.asked.problems * trial.sweep.share))
+        key = key_of(trial.task, trial.settings)
+        count = max(1, round(run.asked.problems * trial.sweep.share))
+        if key not in known or known[key].problems != count:
             asked = list(problems(run.asked.seed, "eval", count, trial.task))
             try:
                 with open_engine(trial.sweep.model, trial.engine) as engine:
@@ -212,21 +218,25 @@ def run_model(run: Run, sweeps: Sequence[Sweep], tell: Callable[[str], None]) ->
                 run.failed.append(f"{name}: {error}")
                 tell(f"{name}: {error}")
                 continue
-        found = attrs.evolve(known[key], way=trial.sweep.way, knob=trial.sweep.knob, value=trial.value)
+        found = attrs.evolve(
+            known[key], way=trial.sweep.way, knob=trial.sweep.knob, value=trial.value, tokens_per_second=None
+        )
         run.results.append(found)
         done.append(trial)
         tell(f"{name}: {found.exact} of {found.problems}, TPF {found.tpf:.2f}")
     if run.asked.rounds:
         speeds = speeds_of(done, run.asked)
         for at, trial in enumerate(done, start=begin):
-            run.results[at] = attrs.evolve(run.results[at], tokens_per_second=speeds[key_of(trial)])
+            run.results[at] = attrs.evolve(
+                run.results[at], tokens_per_second=speeds[key_of(trial.task, trial.settings)]
+            )
 
 
 def speeds_of(done: Sequence[Trial], asked: Asked) -> Mapping[str, float]:
     """Median tokens per second of each distinct point; those of one task take turns."""
     speeds: dict[str, float] = {}
     for task in dict.fromkeys(trial.task for trial in done):
-        chosen = {key_of(trial): trial for trial in done if trial.task == task}
+        chosen = {key_of(task, trial.settings): trial for trial in done if trial.task == task}
         few = list(problems(asked.seed, "eval", min(TIMED, asked.problems), task))
         with ExitStack() as stack:
             engines: dict[str, Diffulex] = {}
@@ -250,9 +260,9 @@ def contender(engine: Diffulex, trial: Trial, asked: Sequence[Problem]) -> Calla
     return lambda: engine.generate(prompts, params).total_generated_tokens
 
 
-def key_of(trial: Trial) -> str:
-    """Equal for trials that would do the same."""
-    return repr((trial.task, sorted(trial.settings.items())))
+def key_of(task: str, settings: Settings) -> str:
+    """Equal for points of one model that would do the same."""
+    return repr((task, sorted(settings.items())))
 
 
 def open_engine(model: str, options: Settings) -> Diffulex:
@@ -265,7 +275,7 @@ def asked_by(arguments: Sequence[str] | None) -> tuple[Asked, Path, Sequence[Pat
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS), help="default: all")
-    parser.add_argument("--add", nargs="+", type=Path, default=[], help="quality.json of other models' runs")
+    parser.add_argument("--add", nargs="+", type=Path, default=[], help="quality.json of earlier runs")
     parser.add_argument("--problems", type=int, help="unseen problems of each task; default 500, 24 with --quick")
     parser.add_argument("--seed", type=int, default=1, help="which problems; 1 as on the models' cards")
     parser.add_argument("--rounds", type=int, default=0, help="interleaved rounds of times; default none")

@@ -103,7 +103,7 @@ def blocks(model: str, tasks: tuple[Task, ...], strategy: str) -> list[Sweep]:
         sweep(strategy, hard, "buffer_size", 2, 3, 4, 6, 8),
         sweep(strategy, hard, "semi_complete_threshold", 0.25, 0.5, 0.75, 0.9, 1.0),
         sweep(strategy, hard, "add_block_threshold", 0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
-        sweep(f"{strategy}, longer blocks", hard, "block_size", 4, 8, 16, 32),
+        sweep(f"{strategy}, longer blocks", {**several, "accept_threshold": 0.9}, "block_size", 4, 8, 16, 32),
     ]
 
 

@@ -275,7 +275,7 @@ def test_models_that_are_not_there_are_named_in_every_result(tmp_path: Path, mon
     assert "Not asked for: tiny/dream" in text
 
 
-def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path) -> None:
+def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = {"decoding_strategy": "multi_bd", "block_size": 4, "buffer_size": 1}
     plain = quality_sweeps.Sweep(
         model="llada", tasks=("two_step",), way="one", knob="accept_threshold", values=(0.9,), engine=engine
@@ -298,6 +298,11 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path) -
     joined.add(tmp_path / "quality.json")
     assert joined.results == [attrs.evolve(each, reasons=dict(each.reasons)) for each in run.results]
     assert joined.failed == run.failed
+    monkeypatch.setattr(quality, "result_of", None)
+    quality.run_model(joined, [plain], lambda line: None)
+    assert joined.results == [attrs.evolve(first, reasons=dict(first.reasons), tokens_per_second=None)], (
+        "found, not run"
+    )
     assert not any("Not asked for: tiny/llada;" in note for note in joined.notes())
     with pytest.raises(ValueError, match="'seed': 2"):
         quality.Run(asked=attrs.evolve(run.asked, seed=2)).add(tmp_path / "quality.json")
