@@ -15,7 +15,8 @@ from diffulex_core.cli import check as command
 from diffulex_core.cli.app import build_cli, main
 from diffulex_core.errors import ConfigError, PluginError, UnknownNameError
 from diffulex_core.host import Host
-from diffulex_core.testing import checks_for, generate, run_checks
+from diffulex_core.testing import Effort, check, checks_for, generate, run_checks
+from diffulex_core.testing.subjects import KVCacheSubject
 from tests.conformance import toy_checks
 
 pytest_plugins = ["pytester"]
@@ -243,6 +244,23 @@ def test_the_command_prints_json_for_machines() -> None:
     assert broken["status"] == "failed"
     assert "is broken" in broken["message"]
     assert "Traceback" in broken["details"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_code_under_test_prints_does_not_spoil_the_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    @check(KVCacheSubject)
+    def check_chatters(subject: KVCacheSubject, effort: Effort) -> None:
+        """Prints.
+
+        Why: the mechanics need one that does.
+        Fix: nothing.
+        """
+        print("{ hello")
+
+    monkeypatch.setattr(generate, "CHECKS", (check_chatters,))
+    result = invoke("toy_cache", "--json")
+    assert json.loads(result.stdout)["counts"]["passed"] == 1
+    assert "{ hello" in result.stderr
 
 
 @pytest.mark.usefixtures("installed")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import time
 from importlib.util import find_spec
 
@@ -37,7 +39,7 @@ _COLOURS = {
 def check(context: click.Context, name: str, tier: str, *, machine: bool, everything: bool, verbose: bool) -> None:
     """Run the conformance checks of everything called NAME: a plugin, a distribution, a family, a strategy ...
 
-    Exit status: 0 when every required check passed, 1 otherwise.
+    Exit status: 0 when every required check passed, 1 when one did not, 2 when nothing is called NAME.
     """
     missing = [package for package in ("hypothesis", "pytest") if find_spec(package) is None]
     if missing:
@@ -45,14 +47,19 @@ def check(context: click.Context, name: str, tier: str, *, machine: bool, everyt
     from rich.console import Console
     from rich.markup import escape
 
-    from diffulex_core.testing import checks_for, run_checks
+    from diffulex_core.testing import Outcome, checks_for, run_checks
 
     console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
-    outcomes = []
-    for outcome in run_checks(checks_for(name, tier=tier)):  # type: ignore[arg-type]  # click has checked the tier
+    outcomes = list[Outcome]()
+    bound = checks_for(name, tier=tier)  # type: ignore[arg-type]  # click has checked the tier
+    if machine:
+        # What code under test prints must not stand between the braces.
+        with contextlib.redirect_stdout(sys.stderr):
+            outcomes += run_checks(bound)
+    for outcome in () if machine else run_checks(bound):
         outcomes.append(outcome)
-        if machine or (outcome.status == "not applicable" and not everything):
+        if outcome.status == "not applicable" and not everything:
             continue
         mark = f"[{_COLOURS[outcome.status]}]{outcome.status:>14}[/]"
         where = escape(f"{outcome.check}[{outcome.subject}]")
