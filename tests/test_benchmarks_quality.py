@@ -294,7 +294,7 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path, m
     assert "Failed: tiny/llada, two_step, edit" in (tmp_path / "quality.md").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {f"quality.{kind}" for kind in ("csv", "json", "md", "png")}
 
-    joined = quality.Run(asked=attrs.evolve(run.asked, models=()))
+    joined = quality.Run(asked=attrs.evolve(run.asked, models=(), rounds=0))
     joined.add(tmp_path / "quality.json")
     assert joined.results == [attrs.evolve(each, reasons=dict(each.reasons)) for each in run.results]
     assert joined.failed == run.failed
