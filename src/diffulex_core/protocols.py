@@ -206,7 +206,8 @@ class KVCacheManager(Protocol):
         """Declare that K/V of `[0, slots)` are stored in their final form; whole pages become shareable.
 
         Args:
-            tokens: [>= slots] the sequence's tokens from position 0.
+            tokens: [n] the sequence's tokens from position 0 that may serve others; a page stays private where they, or
+                the first `slots` of them, do not cover all that its K/V depend on.
         """
         ...
 

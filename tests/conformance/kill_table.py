@@ -25,7 +25,7 @@ def main() -> int:
     out: Path | None = parser.parse_args().out
     rows = []
     for mutant in track(MUTANTS, "mutants"):
-        killers = [check for check in CHECKS if mutant.is_killed_by(check, Effort(tier=check.tier))]
+        killers = [check for check in CHECKS if mutant.is_killed_by(check, Effort(tier=check.tier, shrinks=False))]
         others = ", ".join(check.name for check in killers if check is not mutant.check)
         rows.append((mutant.check.name, mutant.name, mutant.check in killers, others))
     table = Table("check", "mutant", "caught", "also caught by")

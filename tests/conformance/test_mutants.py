@@ -23,4 +23,4 @@ def test_no_two_checks_and_no_two_mutants_share_a_name() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_caught_by_its_check(mutant: Mutant) -> None:
-    assert mutant.is_killed_by(mutant.check, Effort(tier=mutant.check.tier))
+    assert mutant.is_killed_by(mutant.check, Effort(tier=mutant.check.tier, shrinks=False))

@@ -30,9 +30,11 @@ class Effort:
 
     Attributes:
         tier: which checks run, and with how many examples.
+        shrinks: whether a failure is made as small as it gets, which takes some time and is for people to read.
     """
 
     tier: Tier = "fast"
+    shrinks: bool = True
 
     def covers(self, tier: Tier) -> bool:
         """Whether checks of a tier run."""
@@ -58,7 +60,8 @@ class Effort:
         if not by_night:
             # A derandomised run has no use for failures of earlier runs, nor for time spent on explaining one.
             chosen.setdefault("database", None)
-            chosen.setdefault("phases", (Phase.explicit, Phase.generate, Phase.shrink))
+            shrink = (Phase.shrink,) if self.shrinks else ()
+            chosen.setdefault("phases", (Phase.explicit, Phase.generate, *shrink))
         return settings(**chosen)
 
     def for_all(self, share: float = 1.0, **strategies: SearchStrategy[Any]) -> Callable[[Callable[..., None]], None]:

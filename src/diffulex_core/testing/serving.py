@@ -8,10 +8,11 @@ from typing import Protocol
 import attrs
 import numpy as np
 
-from diffulex_core.protocols import KVCacheManager, Req, Scheduler
+from diffulex_core.protocols import Req, Scheduler
 from diffulex_core.testing.check import CheckFailed
 from diffulex_core.testing.fakes.hash_runner import HashRunner
 from diffulex_core.testing.oracles.alone import Answer
+from diffulex_core.testing.paging import cache_of
 from diffulex_core.testing.patience import patience
 from diffulex_core.testing.subjects import MakeKVCache, MakeScheduler
 from diffulex_core.testing.workload import Asked, Setting, Witness, expected
@@ -36,7 +37,7 @@ class Live:
         last_fed: step in which it was fed last, or came.
         fed: how often it was fed.
         stored: positions below this were stored in their final form.
-        losses: how often it had lost its pages by then.
+        losses: how often it had lost its pages when that was planned.
     """
 
     request: Witness
@@ -72,9 +73,10 @@ class Serving:
         self.budget = budget
         self.max_num_reqs = max_num_reqs
         pattern = setting.pattern
-        self.cache: KVCacheManager = make_cache(
-            num_pages=num_pages, page_size=self.page_size, pattern=pattern, prefix_caching=prefix_caching
+        self.cache, made = cache_of(
+            make_cache, num_pages=num_pages, page_size=self.page_size, pattern=pattern, prefix_caching=prefix_caching
         )
+        self._ids = made
         self.scheduler: Scheduler = make(
             self.cache,
             max_num_reqs=max_num_reqs,
@@ -82,11 +84,12 @@ class Serving:
             block_size=setting.block_size,
             max_refresh_tokens=max_refresh_tokens,
         )
-        self.network = HashRunner(pattern=pattern, num_pages=num_pages, page_size=self.page_size)
+        self.network = HashRunner(pattern=pattern, num_pages=made, page_size=self.page_size)
         self._runner: Runner = runner or self.network
         self.live: dict[int, Live] = {}
         self.ended: dict[int, Live] = {}
         self.steps = 0
+        self._losses: dict[int, int] = {}
         self._next = 0
 
     def add(self, ask: Asked) -> int:
@@ -124,6 +127,7 @@ class Serving:
             raise CheckFailed(f"the plan of step {plan.step} holds {sorted(strangers)}, which wait and run no more.")
         for window in plan.windows:
             self._covered(window)
+        self._losses = {number: self.live[number].request.losses for number in numbers}
         return plan
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -140,7 +144,7 @@ class Serving:
                 live.fed += 1
                 live.last_fed = self.steps
                 live.stored = window.span.store_until
-                live.losses = live.request.losses
+                live.losses = self._losses[window.request_id]
         done = [number for number, live in self.live.items() if live.request.completion is not None]
         self._returned(returned, done)
         self.ended |= {number: self.live.pop(number) for number in done}
@@ -245,7 +249,7 @@ class Serving:
                     f"request {window.request_id} needs {slots} slots in this step, and its page table covers "
                     f"{len(table)} pages of {self.page_size}. Reserve `span.slots` before planning a span."
                 )
-            if not all(0 <= page < self.num_pages for page in table):
+            if not all(0 <= page < self._ids for page in table):
                 raise CheckFailed(f"request {window.request_id}'s page table {table} holds what is no page.")
         if span.guidance is not None and window.second_table is None:
             raise CheckFailed(f"request {window.request_id} has guidance, and its window no `second_table`.")

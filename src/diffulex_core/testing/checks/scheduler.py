@@ -195,7 +195,7 @@ def check_scheduler_starves_nobody(subject: SchedulerSubject, effort: Effort) ->
 def _serves_the_early(serving: Serving, first: Ask, newcomer: Ask) -> None:
     """The first four are done within a bound while another one comes in every step."""
     early = {serving.add(newcomer)} | {serving.add(first) for _ in range(3)}
-    bound = 30 + 3 * sum(serving.live[number].work for number in early)
+    bound = 60 + 5 * sum(serving.live[number].work for number in early)
     while waiting := early & set(serving.live):
         if serving.steps >= bound:
             raise CheckFailed(
