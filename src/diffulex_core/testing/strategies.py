@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import attrs
@@ -11,10 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
-from diffulex_core.plugin import AttentionBatch, AttentionCase, FloatArray, IntArray, RowRun
-
-ROW_MULTIPLE = 8
-"""Batches come with their rows padded to a multiple of this, as runners lay them out."""
+from diffulex_core.plugin import AttentionBatch, AttentionCase, FloatArray, IntArray
+from diffulex_core.testing.attention_problems import Problem, grid, problems
+from diffulex_core.testing.oracles.attention import dense
 
 
 @attrs.frozen(kw_only=True)
@@ -104,8 +104,8 @@ class PagedBatch:
     """One call of an attention backend.
 
     Attributes:
-        query: [rows, heads, head_dim] float32.
-        key_pages, value_pages: [pages, page_size, kv_heads, head_dim]. Slots that no row sees hold NaN.
+        query: [rows, heads, head_dim].
+        key_pages, value_pages: [pages, page_size, kv_heads, head_dim]. Slots that belong to nobody hold NaN.
         batch: who sees what.
         scale: factor on the scores.
         case: the same in numbers, for a backend's probe.
@@ -119,101 +119,27 @@ class PagedBatch:
     case: AttentionCase
 
     def expected(self) -> Tensor:
-        """[rows, heads, head_dim] attention by its definition, row by row and head by head, in float64."""
-        result = torch.zeros_like(self.query, dtype=torch.float64)
-        rows, heads, _ = self.query.shape
-        group = heads // self.key_pages.shape[2]
-        for row in range(rows):
-            begin, end = int(self.batch.key_start[row]), int(self.batch.key_end[row])
-            table = self.batch.page_tables[int(self.batch.row_sequence[row])]
-            pages = [int(table[slot // self.batch.page_size]) for slot in range(begin, end)]
-            offsets = [slot % self.batch.page_size for slot in range(begin, end)]
-            keys, values = self.key_pages[pages, offsets].double(), self.value_pages[pages, offsets].double()
-            for head in range(heads if pages else 0):
-                scores = keys[:, head // group] @ self.query[row, head].double() * self.scale
-                result[row, head] = torch.softmax(scores, dim=0) @ values[:, head // group]
-        return result
+        """[rows, heads, head_dim] attention by its definition, row by row and key by key, in float64."""
+        return dense(self.query, self.key_pages, self.value_pages, self.batch, self.scale)
 
 
-@st.composite
-def paged_batches(
-    draw: DrawFn,
-    *,
-    page_sizes: Sequence[int] = (1, 4, 8, 16, 32),
-    head_dims: Sequence[int] = (8, 16, 32),
-    most_sequences: int = 4,
-    most_slots: int = 40,
-) -> PagedBatch:
+def paged_batches(*, cases: Collection[AttentionCase] = ()) -> SearchStrategy[PagedBatch]:
     """Ragged batches: grouped queries, scattered pages, cached and fed rows, windows, empty intervals and padding.
 
     Args:
-        draw: given by hypothesis.
-        page_sizes, head_dims: what to choose from.
-        most_sequences, most_slots: bounds of the batch and of each sequence.
+        cases: shapes and types to choose from; empty = many of float32 on the CPU.
     """
-    page_size, head_dim = draw(st.sampled_from(page_sizes)), draw(st.sampled_from(head_dims))
-    kv_heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
-    seed = draw(st.integers(0, 2**32 - 1))
-    random = np.random.default_rng(seed)
-    intervals, tables, taken = list[tuple[int, int, int]](), list[list[int]](), 0
-    for sequence in range(draw(st.integers(1, most_sequences))):
-        slots = draw(st.integers(1, most_slots))
-        tables.append(list(range(taken, taken + -(-slots // page_size))))
-        taken += len(tables[-1])
-        for _ in range(draw(st.integers(1, 3))):
-            end = draw(st.integers(0, slots))
-            begin = draw(st.one_of(st.just(0), st.integers(0, end)))
-            # An empty interval stands as [0, 0), as in padding rows.
-            begin, end = (0, 0) if begin == end else (begin, end)
-            intervals += [(sequence, begin, end)] * draw(st.integers(1, 9))
-    places = random.permutation(taken + 2)
-    page_tables = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
-    for sequence, table in enumerate(tables):
-        page_tables[sequence, : len(table)] = places[table]
-    shape = (taken + 2, page_size, kv_heads, head_dim)
-    keys, values = np.full(shape, np.nan, dtype=np.float32), np.full(shape, np.nan, dtype=np.float32)
-    for sequence, begin, end in intervals:
-        for slot in range(begin, end):
-            at = (page_tables[sequence, slot // page_size], slot % page_size)
-            keys[at], values[at] = random.normal(size=shape[2:]), random.normal(size=shape[2:])
-    padding = -len(intervals) % ROW_MULTIPLE
-    laid = [*intervals, *[(0, 0, 0)] * padding]
-    query = random.normal(size=(len(laid), kv_heads * group, head_dim)).astype(np.float32)
+    usual = [case for case in grid("cpu") if case.dtype == torch.float32]
+    return problems([*cases] or usual).map(_batch_of)
+
+
+def _batch_of(problem: Problem) -> PagedBatch:
+    problem = attrs.evolve(problem, fill=math.nan)
     return PagedBatch(
-        query=torch.from_numpy(query),
-        key_pages=torch.from_numpy(keys),
-        value_pages=torch.from_numpy(values),
-        batch=AttentionBatch(
-            key_start=torch.tensor([begin for _, begin, _ in laid]),
-            key_end=torch.tensor([end for _, _, end in laid]),
-            row_sequence=torch.tensor([sequence for sequence, _, _ in laid]),
-            page_tables=torch.from_numpy(page_tables),
-            page_size=page_size,
-            runs=_runs(intervals),
-        ),
-        scale=draw(st.sampled_from([head_dim**-0.5, 1.0])),
-        case=AttentionCase(
-            device_type="cpu",
-            dtype=torch.float32,
-            head_dim=head_dim,
-            num_heads=kv_heads * group,
-            num_kv_heads=kv_heads,
-            page_size=page_size,
-            block_size=page_size,
-        ),
-    )
-
-
-def _runs(intervals: Sequence[tuple[int, int, int]]) -> tuple[RowRun, ...]:
-    """Consecutive rows that see the same, as one run each."""
-    bounds = [row for row in range(len(intervals)) if row == 0 or intervals[row] != intervals[row - 1]]
-    return tuple(
-        RowRun(
-            row_start=begin,
-            row_end=end,
-            sequence=intervals[begin][0],
-            key_start=intervals[begin][1],
-            key_end=intervals[begin][2],
-        )
-        for begin, end in zip(bounds, [*bounds[1:], len(intervals)], strict=True)
+        query=problem.query,
+        key_pages=problem.pages(1),
+        value_pages=problem.pages(2),
+        batch=problem.batch,
+        scale=problem.scale,
+        case=problem.case,
     )
