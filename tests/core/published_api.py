@@ -24,6 +24,10 @@ PACKAGES = (
     "diffulex_core.sampling",
     "diffulex_core.sparse",
     "diffulex_core.testing",
+    "diffulex_core.testing.fakes",
+    "diffulex_core.testing.machines",
+    "diffulex_core.testing.oracles",
+    "diffulex_core.testing.strategies",
     "diffulex_core.weights",
 )
 """Published packages beside `diffulex_core.plugin`, of which the names are pinned."""

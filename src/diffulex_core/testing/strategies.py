@@ -16,6 +16,8 @@ from diffulex_core.plugin import AttentionBatch, AttentionCase, FloatArray, IntA
 from diffulex_core.testing.attention_problems import Problem, grid, problems
 from diffulex_core.testing.oracles.attention import dense
 
+__all__ = ["BlockConfig", "PagedBatch", "block_configs", "logit_rows", "paged_batches", "prompts"]
+
 
 @attrs.frozen(kw_only=True)
 class BlockConfig:
