@@ -24,6 +24,36 @@ class LeaksOnRelease(PagedKVCache):
         super().release(sequence)
 
 
+class LeaksSometimes(PagedKVCache):
+    """Every tenth release leaks a page."""
+
+    _released = 0
+
+    def release(self, sequence: int) -> None:
+        self._released += 1
+        if self._released % 10 == 0:
+            del self._sequences[sequence].pages[-1:]
+        super().release(sequence)
+
+
+class SharesThePageSize(PagedKVCache):
+    """The page size is that of the latest cache of the process."""
+
+    _latest = 0
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        type(self)._latest = settings["page_size"]
+
+    @property
+    def page_size(self) -> int:
+        return self._latest
+
+    def reserve(self, sequence: int, slots: int) -> None:
+        self._page_size = self._latest
+        super().reserve(sequence, slots)
+
+
 class CountsCachedAsUsed(PagedKVCache):
     """Cached pages that nobody uses do not count as free."""
 
@@ -204,6 +234,22 @@ class KeyOfSums(WithOtherKeys):
 
     def key(self, state: Any, tokens: IntArray, begin: int, end: int, needed: int) -> Any:
         return state.entry, self._pattern.sharing_scope(state.prompt_len), needed, int(tokens[begin:needed].sum())
+
+
+class KeyIsAByte(WithOtherKeys):
+    """A page is known by eight bits of a digest."""
+
+    def key(self, state: Any, tokens: IntArray, begin: int, end: int, needed: int) -> Any:
+        digest = zlib.crc32(tokens[begin:needed].tobytes()) % 256
+        return state.entry, self._pattern.sharing_scope(state.prompt_len), needed, digest
+
+
+class KeyOfShortTokens(WithOtherKeys):
+    """Tokens are cut to sixteen bits."""
+
+    def key(self, state: Any, tokens: IntArray, begin: int, end: int, needed: int) -> Any:
+        short = tokens[begin:needed].astype(np.int16)
+        return state.entry, self._pattern.sharing_scope(state.prompt_len), short.tobytes()
 
 
 class KeyIsAHash(WithOtherKeys):
@@ -455,6 +501,8 @@ def _mutant(name: str, check: AnyCheck, make: MakeKVCache) -> Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     _mutant("a release leaks a page", kv_cache_books.check_kv_cache_conserves_pages, LeaksOnRelease),
+    _mutant("every tenth release leaks", kv_cache_books.check_kv_cache_conserves_pages, LeaksSometimes),
+    _mutant("caches share a page size", kv_cache_books.check_kv_caches_do_not_share_state, SharesThePageSize),
     _mutant("cached pages count as used", kv_cache_books.check_kv_cache_conserves_pages, CountsCachedAsUsed),
     _mutant("cached pages are never reused", kv_cache_books.check_kv_cache_conserves_pages, KeepsCachedPages),
     _mutant(
@@ -498,6 +546,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("keys ignore the scope", kv_cache.check_kv_cache_shares_only_equal_dependencies, KeyWithoutTheScope),
     _mutant("keys miss a token", kv_cache.check_kv_cache_shares_only_equal_dependencies, KeyWithoutTheLastToken),
     _mutant("keys are sums", kv_cache.check_kv_cache_shares_only_equal_dependencies, KeyOfSums),
+    _mutant("keys are a byte", kv_cache.check_kv_cache_shares_only_equal_dependencies, KeyIsAByte),
+    _mutant("keys cut tokens", kv_cache.check_kv_cache_shares_only_equal_dependencies, KeyOfShortTokens),
     _mutant("published before all is known", kv_cache.check_kv_cache_shares_only_equal_dependencies, PublishesTooEarly),
     _mutant("publishes what it was not told", kv_cache.check_kv_cache_publishes_what_it_is_told_only, PublishesUntold),
     _mutant("insists on all tokens", kv_cache.check_kv_cache_publishes_what_it_is_told_only, InsistsOnTokens),

@@ -68,6 +68,27 @@ class LeaksOnError(ContinuousScheduler):
         return super().update(plan, output)
 
 
+class LeaksSometimes(ContinuousScheduler):
+    """Every tenth request that ends keeps its pages."""
+
+    _released = 0
+
+    def _release(self, entry: Any) -> None:
+        self._released += 1
+        if self._released % 10:
+            super()._release(entry)
+
+
+class OpensOnArrival(ContinuousScheduler):
+    """A page is taken for everybody who comes, also for those who are refused."""
+
+    def add(self, request: Req) -> None:
+        self._kv.open(-1000 - request.request_id, np.empty(0, dtype=np.int64), 1)
+        self._kv.reserve(-1000 - request.request_id, 1)
+        super().add(request)
+        self._kv.release(-1000 - request.request_id)
+
+
 class AbortsLater(ContinuousScheduler):
     """The pages of an aborted request are freed with the next plan."""
 
@@ -501,6 +522,17 @@ class SharesTheBooks(ContinuousScheduler):
         self._known = _EVERYBODYS
 
 
+_GONE: list[int] = []
+
+
+class SharesWhoEnded(ContinuousScheduler):
+    """All schedulers of a process have one list of requests that ended."""
+
+    def __init__(self, kv_cache: KVCacheManager, **settings: Any) -> None:
+        super().__init__(kv_cache, **settings)
+        self._ended = _GONE
+
+
 class BlindToSeconds(ContinuousScheduler):
     """Knows nothing of second sequences."""
 
@@ -565,6 +597,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("pages of finished requests leak", scheduler_ends.check_scheduler_gives_pages_back, LeaksOnFinish),
     _mutant("preemption leaks a page", scheduler_ends.check_scheduler_gives_pages_back, LeaksOnPreemption),
     _mutant("pages of broken requests leak", scheduler_ends.check_scheduler_gives_pages_back, LeaksOnError),
+    _mutant("every tenth request leaks", scheduler_ends.check_scheduler_gives_pages_back, LeaksSometimes),
+    _mutant("refused requests leak", scheduler.check_scheduler_refuses_what_can_never_fit, OpensOnArrival),
+    _mutant("two schedulers share who ended", scheduler.check_schedulers_do_not_share_state, SharesWhoEnded),
     _mutant("abort frees pages with the next plan", scheduler_ends.check_scheduler_aborts_at_once, AbortsLater),
     _mutant("a second abort finds somebody", scheduler_ends.check_scheduler_aborts_at_once, AbortsTwice),
     _mutant("abort ignores the reason", scheduler_ends.check_scheduler_aborts_at_once, AbortsWithoutReason),

@@ -122,6 +122,8 @@ def check_kv_cache_shares_only_equal_dependencies(subject: KVCacheSubject, effor
                     for known in (16, at):
                         _reads_its_own(subject, kind(block_size=block), page, (ZEROS[:16], text), prompts, known)
 
+    _tells_many_apart(subject)
+
     @effort.for_all(
         text=st.lists(st.integers(0, 2), min_size=16, max_size=16),
         shift=st.integers(1, 15),
@@ -132,6 +134,19 @@ def check_kv_cache_shares_only_equal_dependencies(subject: KVCacheSubject, effor
         kind = FullPrefix if full_prefix else BlockCausal
         other = text[shift:] + text[:shift]
         _reads_its_own(subject, kind(block_size=2), 4, (text, other), prompts, 16)
+
+
+def _tells_many_apart(subject: KVCacheSubject) -> None:
+    """So many pages that digests of a few bits collide, and tokens that differ in high bits only."""
+    numbers = np.random.default_rng(0)
+    texts = [tuple(numbers.integers(0, 200_000, 4).tolist()) for _ in range(150)]
+    texts += [(*texts[0][:at], texts[0][at] + more, *texts[0][at + 1 :]) for at in range(4) for more in (256, 65536)]
+    paging = Paging(subject.factory, CAUSAL, num_pages=len(texts) + 1)
+    for text in (*texts, *texts):
+        number = paging.open(text, 4)
+        paging.store(number, 4)
+        paging.sound()
+        paging.release(number)
 
 
 def _reads_its_own(

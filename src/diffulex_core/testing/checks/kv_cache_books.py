@@ -41,6 +41,18 @@ def check_kv_cache_conserves_pages(subject: KVCacheSubject, effort: Effort) -> N
                 paging.verify()
                 paging.take_everything()
                 paging.verify()
+        paging = Paging(subject.factory, pattern, num_pages=12)
+        for number in range(40):
+            texts = tuple(int(number >> bit & 1) for bit in range(6)) * 4
+            sequence = paging.open(texts, 3 + number % 9)
+            paging.store(sequence, 4 * (1 + number % 6))
+            if number % 3:
+                paging.reserve(sequence, 24)
+            if number % 4 == 0:
+                paging.truncate(sequence, paging.sequences[sequence].stored)
+            paging.verify()
+            paging.release(sequence)
+            paging.verify()
 
 
 @check(KVCacheSubject)
@@ -203,6 +215,7 @@ def check_kv_caches_do_not_share_state(subject: KVCacheSubject, effort: Effort) 
     Fix: keep everything in the instance; look for mutable class attributes, default arguments and module globals.
     """
     pair = [Paging(subject.factory, pattern, num_pages=10 + 2 * at) for at, pattern in enumerate(_PATTERNS)]
+    pair.append(Paging(subject.factory, _PATTERNS[0], num_pages=10, page_size=8))
     pair.append(Paging(subject.factory, _PATTERNS[0], num_pages=10))
     for paging in pair:
         number = paging.open(_ZEROS, 8)

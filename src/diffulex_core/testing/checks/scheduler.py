@@ -34,7 +34,7 @@ def check_scheduler_serves_any_history(subject: SchedulerSubject, effort: Effort
     Fix: the failure lists the shortest history that shows it, rule by rule; play it back with
     `scheduler_machine(YourScheduler)`. Most likely a check with a narrower name fails as well: repair that first.
     """
-    effort.run_machine(scheduler_machine(subject.factory, subject.kv_cache), steps=40, share=3)
+    effort.run_machine(scheduler_machine(subject.factory, subject.kv_cache), steps=40, share=2)
 
 
 @check(SchedulerSubject)
@@ -149,6 +149,7 @@ def check_scheduler_refuses_what_can_never_fit(subject: SchedulerSubject, effort
                 serving.drain()
                 if serving.scheduler.has_work():
                     raise CheckFailed("a request that add() refused is waiting all the same.")
+                serving.all_free("after a request that was refused" if not fits else "after a request that just fits")
 
 
 def _is_refused(serving: Serving, large: Ask, needs: str) -> None:
@@ -326,7 +327,7 @@ def check_schedulers_do_not_share_state(subject: SchedulerSubject, effort: Effor
     forget, the other's requests.
     Fix: keep everything in the instance; look for mutable class attributes, default arguments and module globals.
     """
-    setting = Setting()
+    setting = Setting(shifted=True)
     pair = [
         Serving(subject.factory, subject.kv_cache, setting, num_pages=9, budget=30, max_num_reqs=2) for _ in range(2)
     ]
@@ -336,7 +337,12 @@ def check_schedulers_do_not_share_state(subject: SchedulerSubject, effort: Effor
     for _ in range(max(serving.bound() for serving in pair)):
         for serving in pair:
             if serving.live:
-                for number in serving.step():
+                plan = serving.schedule()
+                if strange := set(plan.ended) - set(serving.ended):
+                    raise CheckFailed(
+                        f"a plan names {sorted(strange)} as ended; those are another scheduler's requests."
+                    )
+                for number in serving.update(plan, serving.execute(plan)):
                     serving.is_right(number)
             elif serving.scheduler.has_work():
                 raise CheckFailed("a scheduler whose requests are all done has work; it sees those of another one.")

@@ -44,6 +44,19 @@ def check_scheduler_gives_pages_back(subject: SchedulerSubject, effort: Effort) 
             if plan is not None:
                 serving.update(plan, serving.execute(plan))
                 serving.all_free("after the step in which all were aborted")
+    _many_come_and_go(subject)
+
+
+def _many_come_and_go(subject: SchedulerSubject) -> None:
+    """For what happens once in a while only."""
+    serving = Serving(subject.factory, subject.kv_cache, Setting(), num_pages=16, budget=40, max_num_reqs=3)
+    for number in range(50):
+        added = serving.add(ask(2 + number % 7, first=number % 5, max_tokens=1 + number % 6))
+        serving.step()
+        if number % 9 == 4 and added in serving.live:
+            serving.abort(added)
+    serving.drain()
+    serving.all_free("after 50 requests")
 
 
 @check(SchedulerSubject)
