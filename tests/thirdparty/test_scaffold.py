@@ -234,3 +234,10 @@ def test_a_folder_that_exists_is_left_alone(host: Host, tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
     shutil.rmtree(folder)
     assert new(host, "again", "--dir", tmp_path).exit_code == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = str(new(host, "lost", "--dir", tmp_path / "file" / "below").exception)
+    assert "could not be written" in message
+    assert str(tmp_path / "file/below/diffulex-lost") in message

@@ -107,10 +107,13 @@ def new(host: Host, name: str, kind: Kind, parent: Path) -> None:
     if folder.exists() or folder.is_symlink():
         raise PluginError(f"{folder} exists already, and nothing in it was changed. Remove it, or give another --dir.")
     texts = scaffold.files()
-    for path, text in texts.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+    try:
+        for path, text in texts.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PluginError(f"{folder} could not be written ({error}). Give another --dir.") from error
     click.echo(_next_steps(scaffold, folder, list(texts)))
 
 
