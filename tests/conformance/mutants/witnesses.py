@@ -1,4 +1,4 @@
-"""Broken subjects for the checks of `diffulex_core.testing.checks.witnesses`."""
+"""Broken subjects for the checks of `diffulex_core.testing.checks.witnesses` and `.alignment`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from diffulex_core.context import BuildContext
 from diffulex_core.distributed import ALONE
 from diffulex_core.layers.decoder import Decoder
 from diffulex_core.layers.spec import DecoderSpec
-from diffulex_core.testing.checks import witnesses
+from diffulex_core.plugin import ModelFamily
+from diffulex_core.testing.checks import alignment, witnesses
 from diffulex_core.weights import Rename, WeightRules
 from tests.conformance.broken_families import BrokenFamily, decoder, family
 from tests.conformance.broken_networks import OwnWindow
 from tests.conformance.broken_resolvers import DropsAShard, TurnsSquares, relabelled
+from tests.conformance.broken_strategies import HERE, engine, kit_family
 from tests.conformance.mutant import Mutant
 
 LLAMA = WeightRules(
@@ -117,6 +119,17 @@ class WholeHead(Decoder):
         return torch.cat([super().logits(hidden)] * self.ranks, dim=-1)
 
 
+def shifted_family() -> ModelFamily:
+    """The kit's family with logits that are shifted."""
+    return attrs.evolve(
+        kit_family(),
+        name="shifted_family",
+        architectures=("MutantForMaskedLM",),
+        tiny=f"{HERE}broken_engines:TINY",
+        logits="shifted",
+    )
+
+
 def _built(kind: type[Decoder]) -> Callable[[], BrokenFamily]:
     return lambda: family(build=decoder(kind))
 
@@ -143,5 +156,15 @@ MUTANTS: tuple[Mutant, ...] = (
             "gate and up are swapped": with_oracle(weights=relabelled(shards={"gate": "up", "up": "gate"})),
             "square matrices are turned": with_oracle(weights=TurnsSquares()),
         }.items()
+    ),
+    Mutant(
+        name="requests ask the row before",
+        check=alignment.check_answers_are_read_from_the_predicting_rows,
+        subject=lambda: engine(req="broken_requests:AsksOneRowBefore"),
+    ),
+    Mutant(
+        name="requests do not heed that logits are shifted",
+        check=alignment.check_answers_are_read_from_the_predicting_rows,
+        subject=lambda: engine(req="broken_requests:IgnoresShift", family=shifted_family()),
     ),
 )
