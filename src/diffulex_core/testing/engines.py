@@ -19,6 +19,7 @@ from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.check import CheckFailed
 from diffulex_core.testing.checkpoints import TinyVocabulary, longest, write_checkpoint
+from diffulex_core.testing.patience import patience
 from diffulex_core.testing.subjects import EngineSubject, FamilySubject, StrategySubject
 from diffulex_core.types import StepPlan
 from diffulex_core.worker import Blueprint, Worker
@@ -109,12 +110,12 @@ class Engines:
         engine = self.open(enable_prefix_caching=False, **settings)
         return [tokens(serve(engine, [each]))[0] for each in asked]
 
-    def tight(self, asked: Sequence[Asked], *, spare: int = 1) -> Diffulex:
+    def tight(self, asked: Sequence[Asked], *, spare: int = 1, **settings: Any) -> Diffulex:
         """An engine with the fewest pages that let each of the requests run alone, and `spare` more."""
         page_size = 8
         least = max(len(each.prompt) + each.params.max_tokens for each in asked) // page_size
         for pages in range(max(1, least), 64):
-            engine = self.open(num_pages=pages + spare, page_size=page_size)
+            engine = self.open(num_pages=pages + spare, page_size=page_size, **settings)
             try:
                 for each in asked:
                     engine.abort_request(engine.add_request(each.prompt, each.params))
@@ -213,7 +214,8 @@ def step(engine: Diffulex) -> StepPlan:
     Raises:
         CheckFailed: it does nothing.
     """
-    plan = engine.step().plan
+    with patience("a step of the engine"):
+        plan = engine.step().plan
     if plan is None or not plan.windows:
         raise CheckFailed("requests wait or run, but the scheduler plans nothing for any of them")
     return plan

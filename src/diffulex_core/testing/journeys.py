@@ -23,6 +23,7 @@ from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.check import CheckFailed
 from diffulex_core.testing.checkpoints import PADDING, TinyVocabulary, write_checkpoint
 from diffulex_core.testing.engines import configured
+from diffulex_core.testing.patience import patience
 from diffulex_core.testing.shadow import Shadow
 from diffulex_core.testing.subjects import StrategySubject
 from diffulex_core.types import Decision, Span, StepPlan, Window
@@ -162,7 +163,8 @@ class Journey:
         """Feed a span and let the request take over what comes of it."""
         decision = self.decide(span)
         self.shadow.execute(span)
-        self.request.apply(span, decision)
+        with patience("apply() of a request"):
+            self.request.apply(span, decision)
         self.steps += 1
         if not self.guided:
             if span.store_until < self.stored:
@@ -179,7 +181,8 @@ class Journey:
         Raises:
             CheckFailed: it plans nothing, or too many steps were taken.
         """
-        span = self.plan(budget)
+        with patience("plan() of a request"):
+            span = self.plan(budget)
         if span is None:
             raise CheckFailed(
                 f"after {self.steps} steps {self} plans nothing although "

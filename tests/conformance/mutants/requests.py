@@ -2,6 +2,78 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+from diffulex_core.testing.check import AnyCheck
+from diffulex_core.testing.checks import requests, requests_pages, requests_state
+from tests.conformance import broken_patterns as patterns, broken_requests as broken
+from tests.conformance.broken_strategies import strategy
 from tests.conformance.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = ()
+
+def by_request(check: AnyCheck, kind: type[object], **recipe: Any) -> Mutant:
+    """A block-causal strategy with a broken request."""
+    name = (kind.__doc__ or "").strip().rstrip(".")
+    return Mutant(name=name, check=check, subject=partial(strategy, req=f"broken_requests:{kind.__name__}", **recipe))
+
+
+def by_pattern(check: AnyCheck, kind: type[patterns.Blocks], **recipe: Any) -> Mutant:
+    """A block-causal strategy with a broken pattern."""
+    name = (kind.__doc__ or "").strip().rstrip(".")
+    return Mutant(
+        name=name, check=check, subject=partial(strategy, pattern=f"broken_patterns:{kind.__name__}", **recipe)
+    )
+
+
+FULL_PREFIX = {"pattern": "diffulex_core.testing.reference.patterns:full_prefix"}
+
+MUTANTS: tuple[Mutant, ...] = (
+    by_request(requests.check_prompt_stays, broken.RewritesPrompt),
+    by_request(requests.check_prompt_stays, broken.AsksForPrompt),
+    by_request(requests.check_committed_text_stays, broken.RewritesStored),
+    by_request(requests.check_committed_text_stays, broken.TakesBack),
+    by_request(requests.check_committed_text_stays, broken.ShowsDrafts),
+    by_request(requests.check_committed_text_stays, broken.StoresDrafts),
+    by_request(requests.check_requests_end, broken.DecidesNothing),
+    by_request(requests.check_requests_end, broken.PlansNothing),
+    by_request(requests.check_requests_end, broken.CountsTwice),
+    by_request(requests.check_answers_are_clean, broken.ShowsMasks),
+    by_request(requests.check_answers_are_clean, broken.IgnoresEos),
+    by_request(requests.check_answers_are_clean, broken.TellsTheEnd),
+    by_request(requests.check_answers_are_clean, broken.ExceedsLimit),
+    by_request(requests.check_answers_are_clean, broken.IgnoresMaxNfe),
+    by_request(requests.check_shorter_limits_give_prefixes, broken.HurriesShortAnswers),
+    by_request(requests_state.check_planning_changes_nothing, broken.CountsPlans),
+    by_request(requests_state.check_planning_changes_nothing, broken.RollsDiceToPlan),
+    by_request(requests_state.check_planning_changes_nothing, broken.LendsItsTokens),
+    by_request(requests_state.check_foreign_decisions_are_refused, broken.TakesAnything),
+    by_request(requests_state.check_foreign_decisions_are_refused, broken.RefusesTooLate),
+    by_request(requests_state.check_requests_survive_losing_their_pages, broken.ForgetsWhenPreempted),
+    by_request(requests_state.check_requests_survive_losing_their_pages, broken.StartsOverWhenPreempted),
+    by_request(requests_state.check_requests_share_nothing, broken.SharesItsDraws),
+    by_request(requests_state.check_requests_share_nothing, broken.DrawsByItsId),
+    by_request(requests_state.check_requests_share_nothing, broken.RemembersByItsId),
+    by_request(requests_state.check_requests_share_nothing, broken.RollsSharedDice),
+    by_request(requests_pages.check_spans_keep_their_bounds, broken.UnderstatesSlots),
+    by_request(requests_pages.check_spans_keep_their_bounds, broken.UnderstatesRows),
+    by_request(requests_pages.check_spans_keep_their_bounds, broken.IgnoresItsBudget),
+    by_request(requests_pages.check_spans_keep_their_bounds, broken.IsNeverInPieces),
+    by_request(requests_pages.check_spans_keep_their_bounds, broken.AsksOneRowBefore),
+    by_request(requests_pages.check_spans_keep_their_bounds, broken.IgnoresShift),
+    by_request(requests_pages.check_rows_see_each_other, broken.RemembersWhatItFed),
+    by_pattern(requests_pages.check_rows_see_each_other, patterns.OneShort),
+    by_pattern(requests_pages.check_rows_see_each_other, patterns.OneShortForOthers),
+    by_pattern(requests_pages.check_rows_see_each_other, patterns.WindowHidesItself),
+    by_pattern(requests_pages.check_published_text_is_final, patterns.OneLong),
+    by_pattern(requests_pages.check_published_text_is_final, patterns.DependsOnLess),
+    by_pattern(requests_pages.check_published_text_is_final, patterns.WholePrompt),
+    by_request(requests_pages.check_published_text_is_final, broken.StoresABlockTooEarly),
+    by_request(
+        requests_pages.check_published_text_is_final, broken.PublishesItsPrompt, pattern="broken_patterns:WholePrompt"
+    ),
+    by_request(requests_pages.check_published_text_is_final, broken.BlendsWhatItPublishes),
+    by_request(requests_pages.check_pieces_see_the_same, broken.CutsAnywhere),
+    by_request(requests_pages.check_pieces_see_the_same, broken.ReplaysUnderAnotherRule, **FULL_PREFIX),
+    by_pattern(requests_pages.check_pieces_see_the_same, patterns.OneLong),
+)

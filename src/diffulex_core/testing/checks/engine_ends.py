@@ -96,6 +96,10 @@ def check_aborts_leave_others_alone(subject: EngineSubject, effort: Effort) -> N
             aborted = engine.abort_request(victim)
             run_out(engine)
             for number, each, alone in zip(ids, asked, wanted, strict=True):
+                if number not in records:
+                    raise CheckFailed(
+                        f"a request was aborted after {steps} steps, and another one ended without a record"
+                    )
                 record = records[number]
                 _check_record(made, each, record)
                 if number != victim and record.token_ids != alone:
@@ -178,6 +182,8 @@ def check_engines_close(subject: EngineSubject, effort: Effort) -> None:
         step(first)
         first.close()
         first.close()
+        if left not in records:
+            raise CheckFailed("closing the engine left a request without a record")
         if records[left].completion_reason not in (CompletionReason.ABORTED, CompletionReason.LENGTH_TOKENS):
             raise CheckFailed(f"closing the engine ended a request with {records[left].completion_reason}")
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import attrs
 import numpy as np
 
@@ -109,11 +111,14 @@ def check_requests_share_nothing(subject: StrategySubject, effort: Effort) -> No
     use no random generator that others use too.
     """
     with bench(subject) as made:
+        # Each pair has ids of its own, which change hands: what is remembered by id then meets the other request.
+        numbers = count(0, 2)
 
         @effort.for_all(0.4, ask=asks(made), other=asks(made))
         def holds(ask: Ask, other: Ask) -> None:
-            wanted = [made.journey(each, request_id=3).finish() for each in (ask, other)]
-            together = [made.journey(each, request_id=number) for number, each in enumerate((ask, other))]
+            number = next(numbers)
+            wanted = [made.journey(each, request_id=number + at).finish() for at, each in enumerate((ask, other))]
+            together = [made.journey(each, request_id=number + 1 - at) for at, each in enumerate((ask, other))]
             while any(each.request.completion is None for each in together):
                 for each in together:
                     if each.request.completion is None:
