@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ class Stranger:
             check=False,
             timeout=600,
         )
-        shown = " ".join([*(f"{key}={text}" for key, text in (environ or {}).items()), *words])
+        shown = shlex.join([*(f"{key}={text}" for key, text in (environ or {}).items()), *words])
         return Said(
             command=shown if at == "." else f"cd {at} && {shown}",
             status=done.returncode,
@@ -120,20 +121,18 @@ class Stranger:
             print(f"    {name:10} {each['dist']:20} {each['status']:12} {each['reason']}")
         return facts
 
-    def scaffold(self, name: str, kind: str, **changes: str) -> Path:
-        """Write a package, print what was said, and replace texts of its plugin module (old=new)."""
-        self.run("diffulex", "plugins", "new", name, "--kind", kind)
-        return self.home / f"diffulex-{name}"
-
     def answer(self, *settings: str) -> list[int]:
         """Tokens that the scaffolded family answers with random weights."""
         options = [word for each in ("load_format=dummy", "block_size=4", *settings) for word in ("--set", each)]
-        text = self.run(
+        said = self.ask(
             *("diffulex", "generate", "--model", "./checkpoint", *options),
             *("--temperature", "0", "--max-tokens", "12", "--ignore-eos", "--json", PROMPT),
         )
-        (answer,) = json.loads(text[text.index("{") : text.rindex("}") + 1])["answers"]
-        return [int(token) for token in answer["token_ids"]]
+        expect(said.status == 0, said.text)
+        (answer,) = json.loads(said.text[said.text.index("{") : said.text.rindex("}") + 1])["answers"]
+        tokens = [int(token) for token in answer["token_ids"]]
+        attrs.evolve(said, text=f"{tokens} in {answer['nfe']} forwards").show()
+        return tokens
 
 
 def expect(holds: bool, otherwise: str) -> None:
@@ -199,6 +198,7 @@ def prove(stranger: Stranger) -> None:
     stranger.run("diffulex", "plugins", "new", "rival")
     change(stranger.home / "diffulex-rival/src/diffulex_rival/plugin.py", 'name="rival"', 'name="pilot"')
     stranger.pip("install", "--no-deps", "./diffulex-rival")
+    expect("'pilot'" in stranger.plugins()["rival"]["reason"], "the listing does not tell of the conflict")
     message = stranger.refused(
         *("diffulex", "generate", "--model", "./checkpoint", "--set", "load_format=dummy"),
         *("--set", "model_name=pilot", "--set", "decoding_strategy=leftward", PROMPT),
