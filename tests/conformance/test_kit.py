@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffulex_core.cli import check as command
 from diffulex_core.cli.app import build_cli, main
 from diffulex_core.errors import ConfigError, PluginError, UnknownNameError
 from diffulex_core.host import Host
+from diffulex_core.plugin import ModelFamily, Register, hookimpl
 from diffulex_core.testing import Effort, check, checks_for, generate, run_checks
 from diffulex_core.testing.subjects import KVCacheSubject
 from tests.conformance import toy_checks
@@ -194,6 +196,48 @@ def test_a_check_is_bound_by_the_name_of_the_plugin_and_of_what_it_registers(
     assert of_component <= of_plugin
     with pytest.raises(UnknownNameError, match="Did you mean 'toy_cache'"):
         checks_for("toy_cash", plugins=[toy_checks.plugin()])
+
+
+def test_code_under_test_that_exits_or_cannot_say_what_it_is_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    @check(KVCacheSubject)
+    def check_exits(subject: KVCacheSubject, effort: Effort) -> None:
+        """Ends the process.
+
+        Why: the mechanics need one that does.
+        Fix: nothing.
+        """
+        sys.exit(3)
+
+    @check(KVCacheSubject, when=lambda subject: str(1 // 0))
+    def check_is_unclear(subject: KVCacheSubject, effort: Effort) -> None:
+        """Does not know whether it applies.
+
+        Why: the mechanics need one that does not.
+        Fix: nothing.
+        """
+
+    monkeypatch.setattr(generate, "CHECKS", (check_exits, check_is_unclear))
+    exits, unclear = run_checks(checks_for("toy_cache", plugins=[toy_checks.plugin()]))
+    assert (exits.status, exits.message) == ("failed", "CheckFailed: code under test ended the process, with status 3.")
+    assert (unclear.status, unclear.message[:17]) == ("failed", "ZeroDivisionError")
+
+
+def test_a_part_that_cannot_be_loaded_does_not_keep_the_others_from_being_checked() -> None:
+    module = toy_checks.plugin("half_broken")
+
+    @hookimpl
+    def diffulex_register_models(register: Register[ModelFamily]) -> None:
+        for name, tiny in (("lost", "nowhere:TINY"), ("strange", "json:dumps")):
+            register(ModelFamily(name=name, build="nowhere:build", weights="nowhere:WEIGHTS", tiny=tiny))
+
+    vars(module)["diffulex_register_models"] = diffulex_register_models
+    bound = checks_for("half_broken", plugins=[module])
+    assert "kv_cache toy_cache" in {each.subject.label for each in bound}
+    of_plugin = [each for each in bound if each.subject.label == "plugin half_broken"]
+    message = "".join(each.message for each in run_checks(of_plugin) if each.bad)
+    assert "'nowhere:TINY'" in message
+    with pytest.raises(PluginError, match=r"'json:dumps' of plugin 'half_broken'.*is .*; a `tiny` is a config.json"):
+        checks_for("strange", plugins=[module])
 
 
 def invoke(*arguments: str) -> Result:

@@ -14,11 +14,13 @@ from diffulex_core.testing.checks import (
     requests,
     sampler,
     scheduler,
+    trials,
     weights,
 )
 
 CHECKS: tuple[AnyCheck, ...] = (
     *plugins.CHECKS,
+    *trials.CHECKS,
     *families.CHECKS,
     *weights.CHECKS,
     *models.CHECKS,

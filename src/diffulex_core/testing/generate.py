@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.discovery import CORE
-from diffulex_core.errors import UnknownNameError
+from diffulex_core.errors import PluginError, UnknownNameError
 from diffulex_core.host import Host, PluginRecord
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.plugin import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
@@ -87,7 +88,9 @@ def _of_plugin(record: PluginRecord, host: Host) -> Iterator[Subject]:
     for kind, registry in host.registries.items():
         for entry in registry.entries():
             if entry.provenance == record.provenance:
-                yield from _of_entry(kind, entry, host)
+                # What cannot be loaded is a failure of the plugin's own checks; the rest of it is checked all the same.
+                with suppress(PluginError):
+                    yield from [*_of_entry(kind, entry, host)]
     if record.provenance == CORE:
         # The engine's own parts, which no descriptor names.
         yield KVCacheSubject(name="paged", factory=PagedKVCache)
@@ -122,7 +125,10 @@ def family_subject(entry: Entry[ModelFamily], host: Host) -> FamilySubject | Non
     tiny = entry.descriptor.tiny
     if tiny is None:
         return None
-    return FamilySubject(host=host, entry=entry, config=dict(host.load(tiny, provenance=entry.provenance)))
+    config = host.load(tiny, provenance=entry.provenance)
+    if not isinstance(config, Mapping):
+        raise PluginError(f"{tiny!r} of plugin {entry.provenance} is {config!r}; a `tiny` is a config.json as a dict.")
+    return FamilySubject(host=host, entry=entry, config=dict(config))
 
 
 def _of_family(entry: Entry[ModelFamily], host: Host) -> Iterator[Subject]:

@@ -11,7 +11,7 @@ import attrs
 
 from diffulex_core.errors import ConfigError
 from diffulex_core.registry import did_you_mean
-from diffulex_core.testing.check import AnyCheck, Level
+from diffulex_core.testing.check import AnyCheck, CheckFailed, Level
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.subjects import Subject
 
@@ -42,11 +42,18 @@ class BoundCheck:
         """Why the check says nothing about this subject, or is not for this effort, or None."""
         if not self.effort.covers(self.check.tier):
             return f"it runs with --tier {self.check.tier}"
-        return self.check.when(self.subject)
+        try:
+            return self.check.when(self.subject)
+        except Exception:  # noqa: BLE001 - code under test may raise anything; then the check runs, and tells
+            return None
 
     def __call__(self) -> None:
         """Run it; raises when the subject lacks the property."""
-        self.check(self.subject, self.effort)
+        self.check.when(self.subject)
+        try:
+            self.check(self.subject, self.effort)
+        except SystemExit as error:
+            raise CheckFailed(f"code under test ended the process, with status {error.code!r}.") from error
 
     def __str__(self) -> str:
         return self.id

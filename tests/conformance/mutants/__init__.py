@@ -14,11 +14,13 @@ from tests.conformance.mutants import (
     requests,
     sampler,
     scheduler,
+    trials,
     weights,
 )
 
 MUTANTS: tuple[Mutant, ...] = (
     *plugins.MUTANTS,
+    *trials.MUTANTS,
     *families.MUTANTS,
     *weights.MUTANTS,
     *models.MUTANTS,
