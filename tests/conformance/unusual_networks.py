@@ -28,8 +28,11 @@ class Conditioned(Decoder):
         return final
 
     def soft_embeddings(self, logits: Tensor) -> Tensor:
-        shares = logits.float().softmax(-1).to(self.embed.weight.dtype)
-        return shares @ self.embed.weight
+        """Every process takes the softmax over all ids, and adds the part of those that it holds."""
+        tp, held = self.embed.tp, self.embed.held
+        whole = torch.cat(tp.gather(logits.float()).unbind(), dim=-1)[:, : self.vocab_size]
+        shares = whole.softmax(-1)[:, held.start : held.start + held.length].to(self.embed.weight.dtype)
+        return tp.sum(shares @ self.embed.weight[: held.length])
 
 
 class SlidingLayers(Decoder):
@@ -76,7 +79,10 @@ class LearnedPositions(Decoder):
 
     def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
         rotation = self.rope.rotation(torch.zeros_like(positions))
-        hidden = self.embed(input_ids) + self.places[positions]
+        hidden = self.embed(input_ids)
+        if ctx.soft is not None:
+            hidden = ctx.soft.over(hidden)
+        hidden = hidden + self.places[positions]
         for layer in self.layers:
             hidden = layer(hidden, rotation, ctx)
         final: Tensor = self.final_norm(hidden)
