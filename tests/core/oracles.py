@@ -11,7 +11,7 @@ from typing import Protocol
 
 import attrs
 
-from tests.core.fakes import LAYERS, choose, digest, embed, mix
+from diffulex_core.testing.fakes.network import LAYERS, choose, digest, embed, mix
 
 
 @attrs.frozen(kw_only=True)

@@ -14,7 +14,7 @@ from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
-from tests.core.fakes import EOS, MASK, WORDS, HashRunner
+from diffulex_core.testing.fakes import EOS, MASK, WORDS, HashRunner
 from tests.core.oracles import Ask, Setting
 
 PLAIN = Setting(

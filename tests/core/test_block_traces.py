@@ -10,8 +10,8 @@ from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import BlockCausal
 from diffulex_core.sampling_params import DecodingThresholds
 from diffulex_core.scheduler import ContinuousScheduler
+from diffulex_core.testing.fakes import ScriptedRunner
 from diffulex_core.types import CompletionReason, SampleGroup, Window
-from tests.core.fakes import ScriptedRunner
 from tests.core.traces import EOS, Row, accept_first, make_request, run
 
 
@@ -144,7 +144,7 @@ class _Service:
         self.cache = PagedKVCache(num_pages=num_pages, page_size=page_size, pattern=pattern, prefix_caching=True)
         self.scheduler = ContinuousScheduler(self.cache, max_num_reqs=4, max_num_batched_tokens=100, block_size=4)
         self.requests: list[BlockRequest] = []
-        self._runner = ScriptedRunner(_first_two, lambda position: 7)
+        self._runner = ScriptedRunner(_first_two, lambda window, position: 7)
 
     def add(self, request: BlockRequest) -> None:
         self.scheduler.add(request)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffulex_core.errors import PromptTooLong
+from diffulex_core.testing.fakes import EOS, MASK
 from diffulex_core.types import CompletionReason, StepPlan, Window
-from tests.core.fakes import EOS, MASK
 from tests.core.oracles import Ask, Setting, decode_alone
 from tests.core.serving import PLAIN, Service, ask, asks, request_of, settings_of_engines
 

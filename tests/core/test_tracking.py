@@ -10,9 +10,9 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.outputs import ReqTrajectory, TokenLogprob
 from diffulex_core.pattern import FullPrefix
+from diffulex_core.testing.fakes import MASK
 from diffulex_core.tracking import Ticket, Totals
 from diffulex_core.types import CompletionReason, LogProbabilities, Window
-from tests.core.fakes import MASK
 from tests.core.oracles import Ask, Setting
 from tests.core.serving import PLAIN, Service, ask, asks, request_of, settings_of_engines
 from tests.core.traces import accept_first, make_request

@@ -12,10 +12,10 @@ from diffulex_core.pattern import BlockCausal
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
+from diffulex_core.testing.fakes import HashRunner
 from diffulex_core.types import Decision, Span
 from diffulex_fastdllm.options import DualCacheOptions
 from diffulex_fastdllm.request import DualCacheRequest
-from tests.core.fakes import HashRunner
 from tests.core.oracles import Ask
 from tests.families.oracle_dual_cache import DualSetting
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tests.core.fakes import LAYERS, choose, digest, embed, mix
+from diffulex_core.testing.fakes.network import LAYERS, choose, digest, embed, mix
 from tests.core.oracles import Answer, Ask
 
 Decide = Callable[[int, int], tuple[int, float]]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffulex_core.errors import PromptTooLong
+from diffulex_core.testing.fakes import EOS, MASK, WORDS
 from diffulex_core.types import CompletionReason, Decision, Span
 from diffulex_fastdllm.request import DualCacheRequest
-from tests.core.fakes import EOS, MASK, WORDS
 from tests.core.oracles import Answer, Ask
 from tests.core.serving import ask as ask_of, asks
 from tests.families.dual_cache_serving import DualService, Watched, watched

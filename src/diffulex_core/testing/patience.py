@@ -40,16 +40,22 @@ def patience(what: str, *, busy: float = BUSY, idle: float = IDLE) -> Iterator[N
 
 @contextmanager
 def _limit(what: str, timer: int, signum: signal.Signals, seconds: float) -> Iterator[None]:
+    left, interval = signal.getitimer(timer)
+    if 0 < left <= seconds:
+        # A limit around this one ends sooner.
+        yield
+        return
+
     def expire(number: int, frame: FrameType | None) -> None:
         raise OutOfPatience(f"{what} does not return; it was given {seconds:g} seconds. Look for a loop without end.")
 
     handler = signal.signal(signum, expire)
     # Again and again, in case that the first one is swallowed.
-    left, interval = signal.setitimer(timer, seconds, 1.0)
+    signal.setitimer(timer, seconds, 1.0)
     try:
         yield
     finally:
-        signal.setitimer(timer, 0.0)
+        spent = seconds - signal.setitimer(timer, 0.0)[0]
         signal.signal(signum, handler)
         if left:
-            signal.setitimer(timer, left, interval)
+            signal.setitimer(timer, max(left - spent, 0.001), interval)

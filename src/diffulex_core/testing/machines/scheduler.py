@@ -131,12 +131,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.serving.scheduler.schedule() is not None:
             raise CheckFailed("schedule() returned a plan although nobody waits or runs.")
 
+    def planned(self, plan: StepPlan) -> None:
+        """Called with each plan before it is executed; a subclass may look at it."""
+
     def _step(self, aborted: int | None = None) -> None:
         serving = self.at_work
         plan = serving.schedule()
         serving.within_budgets(plan)
         serving.told_of_losses(plan)
         serving.private(plan)
+        self.planned(plan)
         output = serving.execute(plan)
         self._kept_for_the_living()
         if aborted is not None:
