@@ -174,10 +174,11 @@ def _few_steps(recipe: StrategySubject) -> dict[str, int]:
     if recipe.strategy.config_cls is None:
         return {}
     fields = attrs.fields(recipe.load(recipe.strategy.config_cls))
+    unread = recipe.entry.descriptor.unread_in(recipe.mode)
     return {
         field.name: FEW
         for field in fields
-        if "steps" in field.name and type(field.default) is int and field.default > 2 * FEW
+        if "steps" in field.name and type(field.default) is int and field.default > 2 * FEW and field.name not in unread
     }
 
 
