@@ -210,7 +210,8 @@ def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_words_stand_out_from_what_is_behind_them(scheme: int) -> None:
-    texts = [(FOLDER / name).read_text(encoding="utf-8").split("@media") for name in ("edit.svg", "edit-steps.svg")]
+    names = ("edit.svg", "edit-steps.svg", "multi_bd-steps.svg")
+    texts = [(FOLDER / name).read_text(encoding="utf-8").split("@media") for name in names]
     shades = {name: shade for parts in texts for name, shade in colours(parts[scheme]).items()}
     for words, behind in (
         ("ink", "page"), ("soft", "page"), ("ink", "prompt"), ("ink", "answer"), ("ink", "mask"), ("ink", "stored"),
@@ -228,15 +229,32 @@ def test_refining_passes_feed_a_sub_block_and_all_others_the_block_or_the_prompt
     assert rows == ["8", "8", "4", "4", "8", "4", "8", "8"]
 
 
+def lines_of(picture: str, film: int) -> list[dict[int, str]]:
+    """The words of each forward, by their place."""
+    words: dict[int, dict[int, str]] = {}
+    for text in ET.fromstring(picture).iterfind(
+        f".//{SVG}g[@id='film-{film}']/{SVG}g[@class='cells']/{SVG}g/{SVG}text"
+    ):
+        words.setdefault(int(text.attrib["y"]), {})[int(text.attrib["x"])] = text.text or ""
+    return [line for _, line in sorted(words.items())]
+
+
+def told(line: dict[int, str]) -> str:
+    return " ".join(word for _, word in sorted(line.items()))
+
+
+def test_edits_and_dmax_correct_what_filling_leaves() -> None:
+    right = "Eva loses 7 , 20 - 7 = 13 . Eva has 13 oranges now ."
+    filled, edited = (lines_of(progress()["edit-steps.svg"], film) for film in (0, 1))
+    merged = lines_of(progress()["dmax-steps.svg"], 0)
+    assert [told(line) for line in filled] == ["Eva loses 7 , , - 7 = 13 . . has 13 oranges now ."]
+    assert [told(line) for line in edited] == [told(filled[0]), right, right]
+    assert [told(line) for line in merged] == [told(filled[0]), right]
+
+
 def test_a_timeline_tells_the_answer_and_never_takes_a_token_back() -> None:
-    root = ET.fromstring(progress()["multi_bd-steps.svg"])
-    films = [root.find(f".//{SVG}g[@id='film-{index}']") for index in (0, 1)]
-    for film, forwards in zip(films, (7, 5), strict=True):
-        assert film is not None
-        words: dict[int, dict[int, str]] = {}
-        for text in film.iterfind(f"{SVG}g[@class='cells']/{SVG}g/{SVG}text"):
-            words.setdefault(int(text.attrib["y"]), {})[int(text.attrib["x"])] = text.text or ""
-        lines = [line for _, line in sorted(words.items())]
+    for film, forwards in ((0, 7), (1, 5)):
+        lines = lines_of(progress()["multi_bd-steps.svg"], film)
         assert len(lines) == forwards
         for before, after in pairwise(lines):
             assert before.items() <= after.items()

@@ -30,26 +30,44 @@ class Moment:
     rows: int
 
 
-def of_engine(prompt: str, params: SamplingParams, *, host: Host, margin: float, **options: Any) -> Iterator[Moment]:
-    """Moments of one answer of tiny/llada.
+def of_engine(
+    prompt: str,
+    params: SamplingParams,
+    *,
+    host: Host,
+    margin: float,
+    model: str = "tiny/llada",
+    part: slice | None = None,
+    **options: Any,
+) -> Iterator[Moment]:
+    """Moments of one answer.
 
     Args:
-        margin: no confidence may come so close to accept_threshold, so that every machine decides alike.
+        margin: no confidence may come so close to a threshold, so that every machine decides alike.
+        model: whose answer.
+        part: show these tokens of the answer only, from the forward in which they are first there until they are
+            stored; None = the whole answer.
         options: configuration keys.
     """
-    with Diffulex("tiny/llada", host=host, strict=True, **options) as engine:
+    with Diffulex(model, host=host, strict=True, **options) as engine:
         request, canvases = engine.add_request(prompt, params), list[tuple[Canvas, int]]()
-        threshold = engine.config.decoding.decoding_thresholds.accept_threshold
+        limits = engine.config.decoding.decoding_thresholds
+        thresholds = [limits.accept_threshold]
+        if engine.config.decoding.sampling_mode == "edit":
+            thresholds.append(limits.edit_threshold)
         while not engine.is_finished():
             done = engine.step()
             assert done.plan is not None
             assert done.output is not None
             for decision in done.output.decisions:
-                assert (abs(decision.confidence - threshold) > margin).all(), "another machine may decide otherwise"
+                for threshold in thresholds:
+                    apart = abs(decision.confidence - threshold) > margin
+                    assert apart.all(), "another machine may decide otherwise"
             canvases.append((engine.peek(request)[0], done.plan.rows))
         tokenizer = engine.tokenizer
         ends = engine.config.model.eos_token_ids
-        yield from _moments(canvases, lambda token: "end" if token in ends else tokenizer.decode([token]).strip())
+        moments = _moments(canvases, lambda token: "end" if token in ends else tokenizer.decode([token]).strip())
+        yield from moments if part is None else _part(moments, part)
 
 
 def of_script(example: Example, host: Host) -> Iterator[Moment]:
@@ -71,6 +89,18 @@ def _moments(canvases: Iterable[tuple[Canvas, int]], spell: Callable[[int], str]
             rows=rows,
         )
         before = canvas
+
+
+def _part(moments: Iterable[Moment], part: slice) -> Iterator[Moment]:
+    """Some of the tokens, from when they are there until they are stored."""
+    for moment in moments:
+        cut = attrs.evolve(
+            moment, start=moment.start + part.start, words=moment.words[part], states=moment.states[part]
+        )
+        if set(cut.states) == {"stored"}:
+            return
+        if cut.states:
+            yield cut
 
 
 def _state(at: int, canvas: Canvas, before: Canvas | None) -> str:

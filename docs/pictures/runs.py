@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from diffulex import SamplingParams
 from diffulex_core.host import Host
@@ -14,6 +15,11 @@ PROMPT = (
     "Q: A shop has 13 tickets. It buys 26 more in the morning and sells 8 in the evening. "
     "How many tickets does the shop have now?"
 )
+LONG_PROMPT = (
+    "Q: Eva has 29 oranges, buys 7 more, drops 9, loses 17, buys 10 more and loses 7. How many oranges are left?"
+)
+LONG_PART = slice(66, 82)
+"""The block of its answer that is shown."""
 MARGIN = 0.001
 """Confidences of two machines differ by less."""
 
@@ -50,49 +56,28 @@ def films(host: Host) -> Iterator[Timeline]:
     )
     yield Timeline(
         name="edit-steps",
-        title="A token that is replaced",
-        description="A scripted answer under edit sampling: a block is stored once nothing in it changes any more.",
-        column=26,
+        title="Tokens that are replaced",
+        description="A block of an answer of tiny/llada2, decided at once: filled only, and under edit sampling.",
         films=(
-            Film(
-                head='sampling_mode="edit", buffer_size=2',
-                words="x becomes b once c is there; the block is stored after a forward that changes nothing",
-                moments=tuple(
-                    of_script(
-                        Example(
-                            strategy="multi_bd",
-                            mode="edit",
-                            prompt_len=4,
-                            script=("ax......", "axc.e...", "abcde...", "abcdefg.", "abcdefgh", "abcdefgh"),
-                            params={"max_tokens": 8},
-                        ),
-                        host,
-                    )
-                ),
+            _block('sampling_mode="naive"', "what is decided stays: the next block follows two mistakes", host),
+            _block(
+                'sampling_mode="edit"',
+                "the network is asked again, and corrects both; the block is stored once nothing changes",
+                host,
+                sampling_mode="edit",
             ),
         ),
     )
     yield Timeline(
         name="dmax-steps",
-        title="Runs from the left, and a token that is replaced",
-        description="A scripted answer under dmax: masks are filled from the left, decided tokens may still change.",
-        column=26,
+        title="Tokens that are replaced, and stored at once",
+        description="The same block of an answer of tiny/llada2 under dmax: a sure block is stored without one.",
         films=(
-            Film(
-                head='decoding_strategy="dmax", buffer_size=2',
-                words="d is sure in forward 1, but behind a mask; x becomes b although it was decided (scripted)",
-                moments=tuple(
-                    of_script(
-                        Example(
-                            strategy="dmax",
-                            mode="edit",
-                            prompt_len=4,
-                            script=("ax.d....", "abc.ef..", "abcdefg.", "abcdefgh"),
-                            params={"max_tokens": 8},
-                        ),
-                        host,
-                    )
-                ),
+            _block(
+                'decoding_strategy="dmax"',
+                "decided tokens may change in every forward; the block is stored once all of it is sure",
+                host,
+                decoding_strategy="dmax",
             ),
         ),
     )
@@ -159,3 +144,19 @@ def films(host: Host) -> Iterator[Timeline]:
             ),
         ),
     )
+
+
+def _block(head: str, words: str, host: Host, **options: str) -> Film:
+    """A block of 16 tokens of the long answer, accepted at half of certainty."""
+    settings: dict[str, Any] = {"decoding_strategy": "multi_bd", "block_size": 16, "page_size": 32, "buffer_size": 1}
+    moments = of_engine(
+        LONG_PROMPT,
+        SamplingParams(temperature=0, max_tokens=128),
+        host=host,
+        margin=MARGIN,
+        model="tiny/llada2",
+        part=LONG_PART,
+        accept_threshold=0.5,
+        **{**settings, **options},
+    )
+    return Film(head=head, words=words, moments=tuple(moments), block=None)
