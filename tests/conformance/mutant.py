@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import attrs
 
@@ -19,14 +20,20 @@ class Mutant:
         name: what is broken, in a few words.
         check: the check that must fail on it.
         subject: makes the broken subject.
+        around: stands around making and checking it, where it needs files or modules.
     """
 
     name: str
     check: AnyCheck
     subject: Callable[[], Subject]
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def is_killed_by(self, check: AnyCheck, effort: Effort) -> bool:
         """Whether a check fails on it."""
+        with self.around():
+            return self._fails(check, effort)
+
+    def _fails(self, check: AnyCheck, effort: Effort) -> bool:
         subject = self.subject()
         if not isinstance(subject, check.subject) or check.when(subject) is not None:
             return False
