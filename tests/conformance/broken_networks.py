@@ -196,6 +196,17 @@ class RemembersByShape(Decoder):
         return self.known.setdefault(len(input_ids), hidden)
 
 
+_ANSWERS: dict[int, Tensor] = {}
+
+
+class RemembersForAll(Decoder):
+    """As before, in a place that all networks share."""
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        hidden = super().forward(input_ids, positions, ctx)
+        return _ANSWERS.setdefault(len(input_ids), hidden)
+
+
 class DriftsAway(After):
     def after(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
         self.final_norm.weight.data[0] += 1e-7

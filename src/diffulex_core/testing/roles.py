@@ -7,9 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
-_HEADS = (("q", "k", "v"), ("query", "key", "value"), ("wq", "wk", "wv"))
+_HEADS = (
+    ("q", "k", "v"), ("query", "key", "value"), ("queries", "keys", "values"), ("wq", "wk", "wv"), ("Wq", "Wk", "Wv"),
+    ("qproj", "kproj", "vproj"), ("Q", "K", "V"),
+)  # fmt: skip
 """Spellings of the words for query, key and value."""
-_GATES = (("gate", "up"), ("w1", "w3"), ("ff", "up"))
+_GATES = (("gate", "up"), ("w1", "w3"), ("ff", "up"), ("wg", "wu"))
 """Spellings of the words for what is put through the activation, and for what that is multiplied with."""
 
 _WORDS = re.compile(r"([._])")

@@ -179,6 +179,14 @@ class IgnoresBlends(Decoder):
         return super().forward(input_ids, positions, attrs.evolve(ctx, soft=None))
 
 
+class FeedsTheFirstRows(Decoder):
+    """Takes it that the first rows are the ones that are fed embeddings."""
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        soft = ctx.soft if ctx.soft is None else attrs.evolve(ctx.soft, rows=torch.arange(len(ctx.soft.rows)))
+        return super().forward(input_ids, positions, attrs.evolve(ctx, soft=soft))
+
+
 class CannotBlend(Decoder):
     blend = None  # type: ignore[assignment]
 
@@ -323,6 +331,7 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, Callable[[], BrokenFamily]]], ...] = (
             "weights are ignored": _blending(IgnoresWeights),
             "norms are not matched": _blending(IgnoresNorms),
             "blends are not fed": _blending(IgnoresBlends),
+            "blends are fed to the first rows": _blending(FeedsTheFirstRows),
             "there is no blend()": _blending(CannotBlend),
         },
     ),

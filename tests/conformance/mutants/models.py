@@ -31,6 +31,7 @@ from tests.conformance.broken_networks import (
     PeeksAtAllPages,
     ReadsAllPages,
     RemembersByShape,
+    RemembersForAll,
     RotatesByPlaceInTheForward,
     ScalesHiddenInPlace,
     SeesFromTheStart,
@@ -95,6 +96,7 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, type[Decoder]]], ...] = (
         {
             "a running mean": Averages,
             "answers are remembered by their number of rows": RemembersByShape,
+            "all networks remember them together": RemembersForAll,
             "a weight drifts": DriftsAway,
             "positions are counted up in place": CountsPositionsUp,
             "the head scales hidden rows in place": ScalesHiddenInPlace,

@@ -48,7 +48,7 @@ def llama(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LlamaForC
             num_attention_heads=config["heads"],
             num_key_value_heads=config["kv_heads"],
             rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)},
         )
     )
     oracle.set_attn_implementation("eager")
@@ -151,6 +151,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "query heads read other key/value heads": with_oracle(build=decoder(PairsHeadsOtherwise)),
             "another rotary base": with_oracle(build=decoder(Decoder, rope_theta=5000.0)),
             "half of each head is rotated": with_oracle(build=decoder(Decoder, rope_fraction=0.5)),
+            "the rotary base of config.json is not read": with_oracle(config={"rope_theta": 10000.0}),
             "another epsilon": with_oracle(build=decoder(Decoder, norm_eps=1e-2)),
             "a window that the published model does not have": with_oracle(build=decoder(OwnWindow)),
             "gate and up are swapped": with_oracle(weights=relabelled(shards={"gate": "up", "up": "gate"})),

@@ -27,7 +27,7 @@ from diffulex_core.testing.sequences import (
     token_ids,
 )
 from diffulex_core.testing.subjects import FamilySubject
-from diffulex_core.testing.tolerances import require_close
+from diffulex_core.testing.tolerances import require_close, rows_that_differ
 from diffulex_core.testing.views import BLOCK, cut_view, views_of
 
 
@@ -194,6 +194,8 @@ def check_networks_keep_nothing_between_calls(subject: FamilySubject, effort: Ef
         size = lengths(draw, 1)[0]
         asked = [Pass(tokens=token_ids(used, length, draw), cut=0, view=view) for length in (size, size, size + 5)]
         found = [run_alone(used, each) for each in (*asked, asked[0])]
+        if asked[0].tokens != asked[1].tokens and not any(rows_that_differ(found[1], found[0])):
+            raise CheckFailed(f"{_told(asked[1])} has the logits of another one of that length, which came before.")
         for each, logits in zip((*asked, asked[0]), found, strict=True):
             require_close(logits, run_alone(network_of(subject), each), f"{_told(each)} after other calls")
         _check_arguments(used, asked[0], draw)
