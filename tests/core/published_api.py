@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 
 from diffulex_core import hookspecs, plugin
+from diffulex_core.testing.catalogue import CHECKS
 
 PINNED = Path(__file__).with_name("published_api.txt")
 PACKAGES = (
@@ -34,13 +35,14 @@ PACKAGES = (
 
 
 def render() -> str:
-    """Every published name with its signature, one paragraph each, and the names of the published packages."""
+    """Every published name with its signature, one paragraph each, the names of published packages, and the checks."""
     hooks = {name: value for name, value in vars(hookspecs).items() if name.startswith("diffulex_") and callable(value)}
     parts = [
         f"entry-point group {plugin.ENTRY_POINT_GROUP}",
         *(f"hook {_signature(name, hook)}" for name, hook in sorted(hooks.items())),
         *("\n".join(_described(name, getattr(plugin, name))) for name in sorted(plugin.__all__)),
         *("\n  ".join([f"package {name}", *sorted(_offered(name))]) for name in PACKAGES),
+        "\n".join(sorted(f"{each.level} check {each.subject.__name__}.{each.name}, {each.tier}" for each in CHECKS)),
     ]
     return "\n\n".join(parts) + "\n"
 

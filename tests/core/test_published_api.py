@@ -23,6 +23,7 @@ ADVICE = """The published API changed:
 
 Plugins that nobody here has seen build on it. If the change is meant,
  - add to it rather than change it: new fields and arguments have defaults, old names stay for a minor release,
+ - a check is recommended for a minor release before it is required,
  - tell it in CHANGELOG.md, and follow "How the API changes" in docs/plugin-api.md,
  - run `python -m tests.core.published_api` and commit what it writes."""
 
