@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 
 from diffulex_core.config.derive import LENGTH_KEYS, VOCABULARY_KEYS, Checkpoint
 from diffulex_core.plugin import Capability, ModelFamily
@@ -37,18 +38,20 @@ class TinyVocabulary:
         """Read from a family's config.json; a mask token that it does not name is put where the family expects it.
 
         Raises:
-            CheckFailed: config.json has no vocabulary size, or too small a one.
+            CheckFailed: the vocabulary is too small.
         """
         checkpoint = Checkpoint(config=subject.config)
         found = checkpoint.look_up(*VOCABULARY_KEYS)
-        if found is None or type(found[1]) is not int or found[1] < 2 * PADDING:
+        # A family may call the size something else; its network knows.
+        entries = found[1] if found is not None else subject.build(device=torch.device("meta")).vocab_size
+        if type(entries) is not int or entries < 2 * PADDING:
             raise CheckFailed(
-                f"the tiny config.json of {subject.label} has none of {', '.join(VOCABULARY_KEYS)}, or one below "
-                f"{2 * PADDING}; engines need it for their tokenizer"
+                f"the vocabulary of {subject.label}'s tiny config.json has {entries!r} tokens; give it at least "
+                f"{2 * PADDING}"
             )
         eos = tuple(_ids(checkpoint.look_up("eos_token_id")))
-        mask = _mask(subject.family, checkpoint, found[1], eos)
-        size = max([found[1] - PADDING, *(token + 1 for token in (*eos, *(() if mask is None else (mask,))))])
+        mask = _mask(subject.family, checkpoint, entries, eos)
+        size = max([entries - PADDING, *(token + 1 for token in (*eos, *(() if mask is None else (mask,))))])
         return cls(size=size, mask=mask, eos=eos)
 
     @property

@@ -112,10 +112,10 @@ class Engines:
 
     def tight(self, asked: Sequence[Asked], *, spare: int = 1, **settings: Any) -> Diffulex:
         """An engine with the fewest pages that let each of the requests run alone, and `spare` more."""
-        page_size = 8
+        page_size = self.open(**settings).config.cache.page_size
         least = max(len(each.prompt) + each.params.max_tokens for each in asked) // page_size
         for pages in range(max(1, least), 64):
-            engine = self.open(num_pages=pages + spare, page_size=page_size, **settings)
+            engine = self.open(num_pages=pages + spare, **settings)
             try:
                 for each in asked:
                     engine.abort_request(engine.add_request(each.prompt, each.params))
@@ -241,17 +241,25 @@ def poisoned(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device
     special = {model.mask_token_id, *model.eos_token_ids}
     poison = max(token for token in range(blueprint.num_tokens) if token not in special)
     spoiled: list[Tensor] = []
+    """Of the forward at hand, which rows begin such a prompt, until somebody made NaN of them."""
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        spoiled[:] = [((inputs[0] == poison) & (inputs[1] == 0))[:, None]]
+        ids, positions, _ = inputs
+        spoiled[:] = [(ids == poison) & (positions == 0)]
 
     def spoil(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         # Whatever turns ids into rows is an embedding; networks call theirs what they like.
         ids = inputs[0] if inputs else None
-        if isinstance(ids, Tensor) and ids.dtype == torch.int64 and isinstance(output, Tensor) and output.ndim == 2:
-            [rows] = spoiled
-            return output.masked_fill(rows, torch.nan) if len(rows) == len(output) == len(ids) else output
-        return output
+        if not spoiled or not isinstance(ids, Tensor) or ids.dtype != torch.int64 or not isinstance(output, Tensor):
+            return output
+        if output.ndim != 2 or not len(spoiled[0]) == len(ids) == len(output):
+            return output
+        rows = spoiled.pop()
+        if module is network:
+            # It has no module for them, so its output is spoiled instead, for all rows of the sequence.
+            sequence = inputs[2].batches[0].row_sequence
+            rows = torch.isin(sequence, sequence[rows]) if rows.any() else rows
+        return output.masked_fill(rows[:, None], torch.nan)
 
     network.register_forward_pre_hook(look)
     for module in network.modules():

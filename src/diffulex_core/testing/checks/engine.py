@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import attrs
 import numpy as np
@@ -92,9 +93,13 @@ def check_engines_share_nothing(subject: EngineSubject, effort: Effort) -> None:
         ]
         # Ids meet other requests than alone, and the second engine decides less surely, where it has a threshold.
         theirs.reverse()
-        other = {"accept_threshold": 0.4} if "accept_threshold" in subject.strategy.strategy.thresholds else {}
+        other: dict[str, Any] = (
+            {"accept_threshold": 0.4} if "accept_threshold" in subject.strategy.strategy.thresholds else {}
+        )
         wanted = [made.alone(ours), made.alone(theirs[::-1], **other)[::-1]]
-        pair = [made.open(), made.open(page_size=16, num_pages=30, **other)]
+        first = made.open()
+        larger = {"page_size": 16} if first.config.cache.page_size == 8 else {}
+        pair = [first, made.open(num_pages=30, **larger, **other)]
         answers: list[dict[int, tuple[int, ...]]] = [{}, {}]
         for engine, asked, got in zip(pair, (ours, theirs), answers, strict=True):
             for each in asked:
