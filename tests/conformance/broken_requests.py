@@ -146,6 +146,29 @@ class IgnoresMaxNfe(BlockRequest):
         super().__init__(**{**arguments, "params": attrs.evolve(arguments["params"], max_nfe=None)})
 
 
+class EndsForNoReason(BlockRequest):
+    """It ends with a stop token that never came, once its first block is done."""
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        super().apply(span, decision)
+        if self.completion is None and self.blocks.start > self.prompt_len:
+            self.finish(CompletionReason.STOP_EOS)
+
+
+class WritesOneFurther(BlockRequest):
+    """Decided tokens land one position too far."""
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        super().apply(span, attrs.evolve(decision, tokens=np.roll(decision.tokens, 1)))
+
+
+class TakesTheRefused(BlockRequest):
+    """What is proposed is taken, whether it was accepted or not."""
+
+    def apply(self, span: Span, decision: Decision) -> None:
+        super().apply(span, attrs.evolve(decision, accepted=np.ones_like(decision.accepted)))
+
+
 class HurriesShortAnswers(BlockRequest):
     """Short answers run with one block at a time."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import attrs
 import numpy as np
 from hypothesis import strategies as st
@@ -12,9 +15,9 @@ from diffulex_core.testing.asks import asks, flips
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
 from diffulex_core.testing.checks import requests_pages, requests_state
 from diffulex_core.testing.effort import Effort
-from diffulex_core.testing.journeys import Ask, Journey, bench
+from diffulex_core.testing.journeys import MOST_STEPS, Ask, Journey, bench
 from diffulex_core.testing.subjects import StrategySubject
-from diffulex_core.types import CompletionReason
+from diffulex_core.types import CompletionReason, Decision, Span
 
 
 @check(StrategySubject)
@@ -130,6 +133,40 @@ def check_answers_are_clean(subject: StrategySubject, effort: Effort) -> None:
                 raise CheckFailed(f"{journey} took {journey.request.nfe} forwards, but max_nfe is {most}")
 
 
+@check(StrategySubject)
+def check_answers_are_what_was_decided(subject: StrategySubject, effort: Effort) -> None:
+    """Every token of an answer was decided for its position, and what the sampler accepts is just what is taken.
+
+    Why: a token that lands one position off, or one that was not confident enough, makes answers worse and breaks
+    nothing else.
+    Fix: write `decision.tokens` at `decision.positions` where `decision.accepted`. A request that decides by a rule of
+    its own asks with an infinite `accept_threshold`.
+    """
+    with bench(subject) as made:
+
+        @effort.for_all(0.5, ask=asks(made))
+        def holds(ask: Ask) -> None:
+            journey, offered = made.journey(ask), dict[int, set[int]]()
+            while journey.request.completion is None:
+                before = _decided(journey)
+                span = journey.plan()
+                if span is None:
+                    journey.advance()
+                    continue
+                decision = journey.execute(span)
+                for at, tokens in _offers(decision):
+                    offered.setdefault(at, set()).update(tokens)
+                _check_acceptance(journey, span, decision, before)
+                if journey.steps > MOST_STEPS:
+                    journey.advance()
+            for at, token in enumerate(journey.output, start=len(ask.prompt)):
+                if token not in offered.get(at, ()):
+                    raise CheckFailed(
+                        f"{journey} answers {token} at position {at}, where the sampler only ever decided "
+                        f"{sorted(offered.get(at, ()))}"
+                    )
+
+
 def _whole_canvas(subject: StrategySubject) -> str | None:
     """`when` of checks that say nothing about canvases whose every token changes all others."""
     pattern = subject.load(subject.strategy.pattern)(4)
@@ -195,6 +232,39 @@ class _Views:
         return later
 
 
+def _decided(journey: Journey) -> set[int]:
+    canvas = journey.request.canvas
+    return set((np.flatnonzero(canvas.decided) + canvas.start).tolist())
+
+
+def _offers(decision: Decision) -> Iterator[tuple[int, set[int]]]:
+    """What a decision says of each position; a strategy's own kind of decision may have more tokens than one."""
+    fields = [getattr(decision, field.name) for field in attrs.fields(type(decision))]
+    columns = [
+        each
+        for each in fields
+        if isinstance(each, np.ndarray) and each.dtype == np.int64 and len(each) == len(decision.positions)
+    ]
+    for row, at in enumerate(decision.positions.tolist()):
+        found = {int(token) for each in columns for token in np.ravel(each[row])}
+        if decision.alternatives is not None:
+            found.update(decision.alternatives.tokens[row].tolist())
+        yield at, found
+
+
+def _check_acceptance(journey: Journey, span: Span, decision: Decision, before: set[int]) -> None:
+    accepted, after = set(decision.positions[decision.accepted].tolist()), _decided(journey)
+    for group in span.groups:
+        asked = set(group.positions.tolist())
+        if not math.isfinite(group.accept_threshold) or not asked.isdisjoint(before):
+            continue
+        if asked & after != asked & accepted:
+            raise CheckFailed(
+                f"in step {journey.steps} of {journey} the sampler accepted positions {sorted(asked & accepted)} of "
+                f"{sorted(asked)}, and {sorted(asked & after)} are decided"
+            )
+
+
 def _expect_kept(name: str, before: IntArray, after: IntArray, journey: Journey) -> None:
     if len(after) < len(before) or not np.array_equal(after[: len(before)], before):
         raise CheckFailed(
@@ -237,10 +307,30 @@ def _check_answer(journey: Journey) -> None:
     room = min(params.max_tokens, bench.context.max_model_len - len(journey.ask.prompt))
     if len(answer) > room:
         raise CheckFailed(f"{where}answers {len(answer)} tokens where {room} are allowed")
-    if reason is CompletionReason.LENGTH_TOKENS and len(answer) != params.max_tokens:
-        raise CheckFailed(f"{where}answers {len(answer)} of {params.max_tokens} tokens, so the limit was not reached")
-    if reason is CompletionReason.STOP_EOS and params.ignore_eos:
-        raise CheckFailed(f"{where}was asked to ignore the end of text")
+    if reason is not None and not _is_reason(journey, reason):
+        raise CheckFailed(
+            f"{where}answers {len(answer)} of {params.max_tokens} tokens, and nothing says that this holds"
+        )
+
+
+def _is_reason(journey: Journey, reason: CompletionReason) -> bool:
+    """Whether a request that nobody aborts may end for a reason, by what it shows."""
+    request, params = journey.request, journey.ask.params
+    end = len(journey.ask.prompt) + len(journey.output)
+    behind = request.stored_tokens[end : end + 1].tolist()
+    match reason:
+        case CompletionReason.STOP_EOS:
+            return not params.ignore_eos and bool(journey.bench.context.eos_token_ids.intersection(behind))
+        case CompletionReason.STOP_TOKEN:
+            return bool(set(params.stop_token_ids).intersection(behind))
+        case CompletionReason.LENGTH_TOKENS:
+            return len(journey.output) == params.max_tokens
+        case CompletionReason.LENGTH_CONTEXT:
+            return end == journey.bench.context.max_model_len
+        case CompletionReason.NFE_LIMIT:
+            return params.max_nfe is not None and request.nfe >= params.max_nfe
+        case _:
+            return reason is CompletionReason.ABORTED
 
 
 CHECKS: tuple[AnyCheck, ...] = (
@@ -248,6 +338,7 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_committed_text_stays,
     check_requests_end,
     check_answers_are_clean,
+    check_answers_are_what_was_decided,
     check_shorter_limits_give_prefixes,
     *requests_state.CHECKS,
     *requests_pages.CHECKS,
