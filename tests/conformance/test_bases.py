@@ -114,7 +114,7 @@ def test_a_mixin_cannot_take_a_test_away() -> None:
         type("TestMine", (Quiet, KVCacheConformance), {})
 
 
-def test_an_unknown_declared_failure_is_refused_with_the_closest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_declared_failure_that_is_unknown_or_has_no_reason_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "CHECKS", toy_checks.CHECKS)
 
     class Toy(Conformance, subject=KVCacheSubject):
@@ -122,6 +122,8 @@ def test_an_unknown_declared_failure_is_refused_with_the_closest_name(monkeypatc
 
     with pytest.raises(TypeError, match=r"names check_holdz, and no such .* Did you mean 'check_holds'\?"):
         type("TestMine", (Toy,), {"expected_failures": {"check_holdz": "typing error"}})
+    with pytest.raises(TypeError, match="gives no reason for check_holds"):
+        type("TestMine", (Toy,), {"expected_failures": {"check_holds": " "}})
 
 
 @pytest.mark.parametrize(

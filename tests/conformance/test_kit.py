@@ -99,6 +99,22 @@ def test_an_unknown_name_among_declared_failures_is_refused_with_the_closest_one
     result.stdout.fnmatch_lines(["*expected_failures names check_break*Did you mean 'check_breaks'?*"])
 
 
+def test_a_declared_failure_needs_a_reason(run: Run) -> None:
+    result = run(expected={"check_breaks": ""})
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*expected_failures gives no reason for check_breaks*"])
+
+
+def test_a_test_may_ask_for_the_checks_of_several(run: Run, pytester: pytest.Pytester) -> None:
+    run()
+    twice = THREE_LINES.format(expected=toy_checks.FAILS, argument="check").replace(
+        "@", '@parametrize_with_checks("other_cache", plugins=[toy_checks.plugin(cache="other_cache")])\n@'
+    )
+    pytester.makepyfile(twice)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
+    result.assert_outcomes(passed=4, xfailed=1, failed=1, warnings=2)
+
+
 def test_a_declared_failure_of_a_check_that_the_tier_leaves_out_is_no_mistake(run: Run) -> None:
     result = run(expected={"check_takes_long": "it is slow", "check_is_about_others": "who knows", **toy_checks.FAILS})
     result.assert_outcomes(passed=2, xfailed=1, warnings=1)

@@ -63,13 +63,13 @@ CHECKS = (check_holds, check_breaks, check_matters_little, check_takes_long, che
 FAILS = {"check_breaks": "it cannot do better"}
 
 
-def plugin(name: str = "toy_plugin") -> ModuleType:
-    """A plugin that registers the KV cache `toy_cache`."""
+def plugin(name: str = "toy_plugin", cache: str = "toy_cache") -> ModuleType:
+    """A plugin that registers a KV cache, the engine's own under another name."""
     module = ModuleType(name)
 
     @hookimpl
     def diffulex_register_components(register: Register[Component]) -> None:
-        register(Component(kind="kv_cache", name="toy_cache", factory="diffulex_core.kv_cache:PagedKVCache"))
+        register(Component(kind="kv_cache", name=cache, factory="diffulex_core.kv_cache:PagedKVCache"))
 
     vars(module)["diffulex_register_components"] = diffulex_register_components
     return module

@@ -77,6 +77,8 @@ class Conformance:
                 "check that fails for now belongs into expected_failures, with the reason; a test of your own needs "
                 "another name."
             )
+        if silent := sorted(name for name, reason in cls.expected_failures.items() if not reason.strip()):
+            raise TypeError(f"expected_failures of {cls.__name__} gives no reason for {', '.join(silent)}.")
         known = [PREFIX + name.removeprefix(TEST) for name in cls._brought if name != GUARD]
         if unknown := sorted(cls.expected_failures.keys() - set(known)):
             hints = " ".join(did_you_mean(name, known) for name in unknown)

@@ -19,23 +19,24 @@ class ConformanceWarning(UserWarning):
 
 
 def generate(metafunc: pytest.Metafunc, tier: Tier) -> None:
-    """Parametrise a marked test with the checks that it asks for.
+    """Parametrise a marked test with the checks that it asks for; several decorators ask for all of theirs.
 
     Raises:
         pytest.UsageError: nothing is called that, or `expected_failures` names a check that does not run.
     """
-    marker = metafunc.definition.get_closest_marker("diffulex_checks")
-    assert marker is not None, "only marked tests come here"
-    request: Request = marker.args[0]
     if "check" not in metafunc.fixturenames:
         raise pytest.UsageError(f"{metafunc.definition.nodeid} takes no argument `check`; write `def test(check):`.")
     register_profiles()
-    try:
-        bound = checks_for(request.name, tier=tier, plugins=request.plugins)
-        refuse_unknown(request.expected_failures, bound)
-    except DiffulexError as error:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from error
-    metafunc.parametrize("check", [_case(each, request) for each in bound if each.reason_against is None])
+    cases = []
+    for marker in metafunc.definition.iter_markers("diffulex_checks"):
+        request: Request = marker.args[0]
+        try:
+            bound = checks_for(request.name, tier=tier, plugins=request.plugins)
+            refuse_unknown(request.expected_failures, bound)
+        except DiffulexError as error:
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from error
+        cases += [_case(each, request) for each in bound if each.reason_against is None]
+    metafunc.parametrize("check", cases)
 
 
 def _case(bound: BoundCheck, request: Request) -> object:

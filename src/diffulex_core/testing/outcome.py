@@ -87,7 +87,9 @@ class Outcome:
 
 
 def refuse_unknown(expected_failures: Mapping[str, str], checks: Iterable[BoundCheck]) -> None:
-    """Raise ConfigError for declared failures of checks that are not run: they would hide nothing."""
+    """Raise ConfigError for declared failures of checks that are not run, as they hide nothing, or without a reason."""
+    if silent := sorted(name for name, reason in expected_failures.items() if not reason.strip()):
+        raise ConfigError([f"expected_failures gives no reason for {', '.join(silent)}. Say why it fails for now."])
     checks = list(checks)
     known = {name for each in checks for name in (each.check.name, each.id)}
     if unknown := sorted(expected_failures.keys() - known):
