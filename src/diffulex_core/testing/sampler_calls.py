@@ -27,7 +27,7 @@ THRESHOLDS = st.sampled_from([0.0, 0.1234, 0.4321, 0.8765])
 any_params = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0, 0.5, 1.0, 1.5]),
-    seed=st.integers(0, 2**40),
+    seed=st.one_of(st.integers(0, 2**40), st.sampled_from([-1, 2**63, 2**70])),
     top_k=st.sampled_from([None, None, 1, 3]),
 )
 limited = st.one_of(

@@ -21,6 +21,40 @@ from tests.conformance.mutants import sampler_rules
 from tests.conformance.row_sampler import RowSampler, Turn, hashed
 
 
+class ForgetsEmptyWindows(RowSampler):
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        return [decision for decision in super().sample(logits, batch) if len(decision.tokens)]
+
+
+class TurnsPositionsAround(RowSampler):
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        return [attrs.evolve(each, positions=each.positions[::-1].copy()) for each in super().sample(logits, batch)]
+
+
+class NeedsRows(RowSampler):
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        logits.max()
+        return super().sample(logits, batch)
+
+
+class HidesItsClass(RowSampler):
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        @attrs.frozen(kw_only=True, eq=False)
+        class Hidden(Decision):
+            pass
+
+        return [
+            Hidden(
+                positions=each.positions,
+                tokens=each.tokens,
+                confidence=each.confidence,
+                accepted=each.accepted,
+                finite=each.finite,
+            )
+            for each in super().sample(logits, batch)
+        ]
+
+
 class EmitsTheMask(RowSampler):
     def masked(self, turn: Turn, row: FloatArray) -> FloatArray:
         return row.copy()
@@ -276,6 +310,10 @@ def _class(check: Check[SamplerSubject], what: str, factory: Any) -> Mutant:
 
 
 MUTANTS: tuple[Mutant, ...] = (
+    _class(checks.check_sampler_decides_every_row, "forgets windows without rows", ForgetsEmptyWindows),
+    _class(checks.check_sampler_decides_every_row, "turns positions around", TurnsPositionsAround),
+    _class(checks.check_sampler_decides_every_row, "needs at least one row", NeedsRows),
+    _class(checks.check_sampler_decides_every_row, "decisions cannot be pickled", HidesItsClass),
     _class(checks.check_sampler_never_decides_forbidden_ids, "emits the mask id where it wins", EmitsTheMask),
     _class(checks.check_sampler_never_decides_forbidden_ids, "emits the mask id in ties only", EmitsTheMaskInTies),
     _class(checks.check_sampler_never_decides_forbidden_ids, "draws the mask id", EmitsTheMaskAboveTemperature0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import attrs
@@ -38,6 +39,35 @@ def _refuse_tokens(call: Call, decisions: list[Decision], never: Callable[[int],
                 f"window {index} decided the token {wrong[0]}, which is {what} (vocab_size={call.vocab_size}, "
                 f"forbidden={sorted(call.forbidden)}, {told(call.asked[index].params)})."
             )
+
+
+@check(SamplerSubject)
+def check_sampler_decides_every_row(subject: SamplerSubject, effort: Effort) -> None:
+    """Every window gets one decision with an entry for each of its rows, in order; decisions can be pickled.
+
+    Windows without rows get one as well, and so do all windows of a step that samples nothing.
+
+    Why: requests match decisions with what they asked for by order, and with several processes decisions travel.
+
+    Fix: return one `Decision` for each of `batch.windows`: `positions` as the batch has them, int64 tokens, floating
+    confidence and bool `accepted`. A decision class of its own stands at the top of its module.
+    """
+
+    @effort.for_all(call=calls(params=any_params, threshold=THRESHOLDS), empty=st.booleans())
+    def holds(call: Call, empty: bool) -> None:
+        if empty:
+            call = attrs.evolve(call, asked=tuple(attrs.evolve(each, groups=()) for each in call.asked))
+        for index, (decision, each) in enumerate(zip(call.decide(subject), call.asked, strict=True)):
+            positions = list(range(each.start, each.start + each.rows))
+            if decision.positions.tolist() != positions:
+                raise CheckFailed(f"window {index} is told positions {decision.positions.tolist()}, not {positions}.")
+            kinds = decision.tokens.dtype.kind, decision.confidence.dtype.kind, decision.accepted.dtype.kind
+            if kinds != ("i", "f", "b"):
+                raise CheckFailed(
+                    f"window {index}: tokens are {decision.tokens.dtype}, confidence {decision.confidence.dtype} and "
+                    f"accepted {decision.accepted.dtype}; they are int64, float32 and bool."
+                )
+            refuse_differences([decision], [pickle.loads(pickle.dumps(decision))], "once it was pickled")
 
 
 @check(SamplerSubject, when=refuses_forbidden)
@@ -231,6 +261,7 @@ def check_sampler_accepts_more_below_a_lower_threshold(subject: SamplerSubject, 
 
 
 CHECKS: tuple[AnyCheck, ...] = (
+    check_sampler_decides_every_row,
     check_sampler_never_decides_forbidden_ids,
     check_sampler_never_decides_padding,
     check_sampler_is_greedy_at_temperature_0,

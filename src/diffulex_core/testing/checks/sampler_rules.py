@@ -13,7 +13,7 @@ from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.oracles import sampler as oracle
-from diffulex_core.testing.sampler_calls import Asked, Call, Group, calls, told
+from diffulex_core.testing.sampler_calls import Asked, Call, Group, calls, refuses_forbidden, told
 from diffulex_core.testing.subjects import SamplerSubject
 from diffulex_core.types import Decision
 
@@ -107,7 +107,7 @@ def check_sampler_heeds_the_temperature(subject: SamplerSubject, effort: Effort)
         top_k=st.sampled_from([None, 4]),
     )
 
-    @effort.for_all(call=calls(params=params, greedy=st.booleans()))
+    @effort.for_all(call=calls(params=params, forbid=True, greedy=st.booleans()))
     def holds(call: Call) -> None:
         for index, (decision, each) in enumerate(zip(call.decide(subject), call.asked, strict=True)):
             for row, (logits, group) in enumerate(zip(call.exact(index), each.owners, strict=True)):
@@ -220,6 +220,7 @@ def check_sampler_measures(subject: SamplerSubject, effort: Effort) -> None:
                 temperature=st.just(0),
                 confidence=st.sampled_from(["prob", "margin", "neg_entropy"]),
             ),
+            forbid=True,
             measure=st.sampled_from([None, None, "prob", "margin", "neg_entropy", "entropy"]),
         )
     )
@@ -255,7 +256,7 @@ def check_sampler_clean_confidence(subject: SamplerSubject, effort: Effort) -> N
         logit_bias=st.sampled_from([{}, {0: 2.0}]),
     )
 
-    @effort.for_all(call=calls(params=params, clean_confidence=st.booleans()))
+    @effort.for_all(call=calls(params=params, forbid=True, clean_confidence=st.booleans()))
     def holds(call: Call) -> None:
         for index, (decision, each) in enumerate(zip(call.decide(subject), call.asked, strict=True)):
             for row, (logits, group) in enumerate(zip(call.exact(index), each.owners, strict=True)):
@@ -283,7 +284,7 @@ def check_sampler_answers_questions(subject: SamplerSubject, effort: Effort) -> 
 
     params = st.builds(SamplingParams, temperature=st.sampled_from([0, 2.0]), seed=st.just(1))
 
-    @effort.for_all(call=calls(params=params), seed=st.integers(0, 9999))
+    @effort.for_all(call=calls(params=params, forbid=True), seed=st.integers(0, 9999))
     def holds(call: Call, seed: int) -> None:
         random = np.random.default_rng(seed)
 
@@ -354,7 +355,7 @@ def check_sampler_reports_log_probabilities(subject: SamplerSubject, effort: Eff
         top_k=st.sampled_from([None, 1]),
     )
 
-    @effort.for_all(call=calls(params=params))
+    @effort.for_all(call=calls(params=params, forbid=refuses_forbidden(subject) is None))
     def holds(call: Call) -> None:
         for index, (decision, each) in enumerate(zip(call.decide(subject), call.asked, strict=True)):
             report, wanted = decision.logprobs, each.params.logprobs
