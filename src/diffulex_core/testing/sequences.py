@@ -16,7 +16,7 @@ from diffulex_core.testing.views import BLOCK, View
 
 PAGE = 4
 """Slots of a page in the kit's sequences."""
-SHARE = 0.15
+SHARE = 0.1
 """Of a property's examples, how many a network is run on; each is dozens of rows."""
 
 

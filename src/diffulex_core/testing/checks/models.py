@@ -196,8 +196,9 @@ def check_networks_keep_nothing_between_calls(subject: FamilySubject, effort: Ef
         found = [run_alone(used, each) for each in (*asked, asked[0])]
         if asked[0].tokens != asked[1].tokens and not any(rows_that_differ(found[1], found[0])):
             raise CheckFailed(f"{_told(asked[1])} has the logits of another one of that length, which came before.")
-        for each, logits in zip((*asked, asked[0]), found, strict=True):
-            require_close(logits, run_alone(network_of(subject), each), f"{_told(each)} after other calls")
+        fresh = [run_alone(network_of(subject), each) for each in asked]
+        for each, logits, expected in zip((*asked, asked[0]), found, (*fresh, fresh[0]), strict=True):
+            require_close(logits, expected, f"{_told(each)} after other calls")
         _check_arguments(used, asked[0], draw)
     for name, tensor in _weights(used).items():
         if not torch.equal(tensor, weights[name]):

@@ -22,10 +22,8 @@ from diffulex_core.weights import Part, ShardId
 from diffulex_core.weights.resolve import Resolution
 
 TOKENS = 6
-FACTORS = (0.5, 2.0, 4.0, -0.5, -1.0)
+FACTORS = (0.5, 3.0, -0.5, -1.0)
 """What a tensor of an MLP is multiplied with, to see how the answer follows."""
-EACH = 2
-"""Of tensors that are alike but for numbers in their names (layers, experts), so many are looked at."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -110,7 +108,7 @@ def check_projections_are_what_they_are_called(subject: FamilySubject, effort: E
     for found, groups in _groups(subject, heads):
         before, _ = found.look(closely=True)
         order: dict[str, dict[int, int]] = {}
-        for group in _few(groups):
+        for group in _ends(groups):
             for role, name in group.names.items():
                 if role == "query" and "query" not in before[0]:
                     continue
@@ -157,7 +155,7 @@ def check_gates_are_what_they_are_called(subject: FamilySubject, effort: Effort)
     what it packed.
     """
     for found, groups in _groups(subject, gates):
-        for group in _few(groups):
+        for group in _ends(groups, last=False):
             bends = {role: _bend(found, name) for role, name in group.names.items()}
             if bends["up"] > 1e-4 and bends["up"] > 30 * bends["gate"]:
                 raise CheckFailed(
@@ -196,13 +194,13 @@ def _groups(
             yield Loaded.of(subject, layout), groups
 
 
-def _few(groups: Iterable[Siblings]) -> Iterator[Siblings]:
-    """The first and the last of those that are alike."""
+def _ends(groups: Iterable[Siblings], *, last: bool = True) -> Iterator[Siblings]:
+    """Of those that are alike but for numbers in their names (layers, experts) the first, and the last."""
     alike: dict[str, list[Siblings]] = {}
     for group in groups:
         alike.setdefault(group.family, []).append(group)
     for each in alike.values():
-        yield from each if len(each) <= EACH else (each[0], each[-1])
+        yield from (each[0], each[-1]) if last and len(each) > 1 else each[:1]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -27,13 +27,13 @@ def check_rows_see_the_keys_that_they_are_given(subject: FamilySubject, effort: 
     Fix: hand `ctx.attend` the layer's own index and kind, and build no mask of your own.
     """
     network = network_of(subject)
-    for draw in draws(effort, 0.1):
+    for draw in draws(effort, 0.05):
         _check_intervals(network, draw)
 
 
 def _check_intervals(network: DiffusionModel, draw: Random) -> None:
     """One row for each of many sequences, over random K/V; in each sequence one slot is changed."""
-    rows, slots = 32, 3 * PAGE
+    rows, slots = 48, 3 * PAGE
     kinds = range(len(network.windows))
     fed, changed = list[Fed](), list[int]()
     for row in range(rows):
@@ -94,7 +94,7 @@ def check_declared_visibility_is_real(subject: FamilySubject, effort: Effort) ->
     Fix: follow `ctx.batches` for the rows of the same forward too, and let rows meet nowhere but in attention.
     """
     network = network_of(subject)
-    for draw in draws(effort, 0.1):
+    for draw in draws(effort, 0.05):
         for view in views_of(subject.family):
             _check_tokens(network, view, draw)
 
