@@ -118,9 +118,8 @@ def check_kv_cache_shares_only_equal_dependencies(subject: KVCacheSubject, effor
         for prompts in ((8, 8), (10, 10), (3, 3), (5, 6), (9, 10), (8, 12)):
             for at in range(16):
                 other = [int(position == at) for position in range(16)]
-                for text in (other, ZEROS[:16]):
-                    for known in (16, at):
-                        _reads_its_own(subject, kind(block_size=block), page, (ZEROS[:16], text), prompts, known)
+                for text, known in ((other, 16), (other, at), (ZEROS[:16], at)):
+                    _reads_its_own(subject, kind(block_size=block), page, (ZEROS[:16], text), prompts, known)
 
     _tells_many_apart(subject)
 
