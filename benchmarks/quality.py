@@ -39,6 +39,8 @@ from diffulex_tiny.source import TinySource, names
 
 TIMED = 16
 """Problems of a timed round."""
+SAVED_EVERY = 10
+"""Points between two writings of what there is."""
 
 
 @attrs.frozen(kw_only=True)
@@ -300,12 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, run = Console(), Run(asked=asked)
     for file in earlier:
         run.add(file)
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+        if len(run.results) % SAVED_EVERY == 0:
+            run.write(folder)
+
     for model in (name for name in asked.models if name not in run.absent):
-        run_model(
-            run,
-            [sweep for sweep in SWEEPS if sweep.model == model],
-            lambda line: console.print(line, markup=False, soft_wrap=True),
-        )
+        run_model(run, [sweep for sweep in SWEEPS if sweep.model == model], tell)
         run.write(folder)
     run.write(folder)
     for note in run.notes():
