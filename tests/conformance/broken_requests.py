@@ -417,3 +417,19 @@ class ReplaysUnderAnotherRule(BlockRequest):
         span = super().plan(stored, budget)
         replays = span is not None and not span.advances and span.phase is Phase.PREFILL
         return attrs.evolve(span, phase=Phase.DECODE) if span is not None and replays else span
+
+
+class SendsItself(BlockRequest):
+    """Its spans hold a function."""
+
+    def plan(self, stored: int, budget: int | None) -> Span | None:
+        span = super().plan(stored, budget)
+
+        @attrs.frozen(kw_only=True, eq=False)
+        class Own(Span):
+            callback: Any = None
+
+        if span is None:
+            return None
+        fields = {field.name: getattr(span, field.name) for field in attrs.fields(Span)}
+        return Own(**fields, callback=lambda: self)

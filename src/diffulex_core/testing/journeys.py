@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,9 +159,10 @@ class Journey:
         """What it wants to feed."""
         return self.request.plan(self.stored, budget)
 
-    def execute(self, span: Span) -> Decision:
-        """Feed a span and let the request take over what comes of it."""
+    def execute(self, span: Span, through: Callable[[Decision], Decision] | None = None) -> Decision:
+        """Feed a span and let the request take over what comes of it, `through` whatever the decision has to pass."""
         decision = self.decide(span)
+        decision = decision if through is None else through(decision)
         self.shadow.execute(span)
         with patience("apply() of a request"):
             self.request.apply(span, decision)
@@ -175,8 +176,8 @@ class Journey:
             self.stored = span.store_until
         return decision
 
-    def advance(self, budget: int | None = None) -> Span:
-        """One step.
+    def advance(self, budget: int | None = None, *, through: Callable[[Decision], Decision] | None = None) -> Span:
+        """One step; for `through` see `execute`.
 
         Raises:
             CheckFailed: it plans nothing, or too many steps were taken.
@@ -190,7 +191,7 @@ class Journey:
             )
         if self.steps >= MOST_STEPS:
             raise CheckFailed(f"{self} has not ended after {self.steps} steps, although tokens were accepted all along")
-        self.execute(span)
+        self.execute(span, through)
         state = (self.stored, *visible(self.request))
         if state != self._state:
             self._state, self._changed = state, self.steps

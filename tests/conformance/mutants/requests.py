@@ -58,6 +58,7 @@ MUTANTS: tuple[Mutant, ...] = (
     by_request(requests_state.check_requests_share_nothing, broken.DrawsByItsId),
     by_request(requests_state.check_requests_share_nothing, broken.RemembersByItsId),
     by_request(requests_state.check_requests_share_nothing, broken.RollsSharedDice),
+    by_request(requests_state.check_steps_can_be_sent, broken.SendsItself),
     by_request(requests_pages.check_spans_keep_their_bounds, broken.UnderstatesSlots),
     by_request(requests_pages.check_spans_keep_their_bounds, broken.UnderstatesRows),
     by_request(requests_pages.check_spans_keep_their_bounds, broken.IgnoresItsBudget),

@@ -29,7 +29,7 @@ def check_spans_keep_their_bounds(subject: StrategySubject, effort: Effort) -> N
     """
     with bench(subject) as made:
 
-        @effort.for_all(0.6, ask=asks(made), lost=flips(), tight=st.booleans())
+        @effort.for_all(0.5, ask=asks(made), lost=flips(), tight=st.booleans())
         def holds(ask: Ask, lost: list[bool], tight: bool) -> None:
             journey = made.journey(ask)
             slots, rows = journey.request.most_slots(), journey.request.most_rows()
@@ -54,7 +54,7 @@ def check_rows_see_each_other(subject: StrategySubject, effort: Effort) -> None:
     with bench(subject) as made:
         pattern = made.context.pattern
 
-        @effort.for_all(0.6, ask=asks(made), budget=st.none() | st.integers(0, 3), lost=flips())
+        @effort.for_all(0.5, ask=asks(made), budget=st.none() | st.integers(0, 3), lost=flips())
         def holds(ask: Ask, budget: int | None, lost: list[bool]) -> None:
             journey = made.journey(ask)
             limit = None if budget is None else journey.request.most_rows() + budget
@@ -82,7 +82,7 @@ def check_published_text_is_final(subject: StrategySubject, effort: Effort) -> N
     """
     with bench(subject) as made:
 
-        @effort.for_all(0.7, ask=asks(made), tight=st.booleans(), lost=flips())
+        @effort.for_all(0.6, ask=asks(made), tight=st.booleans(), lost=flips())
         def holds(ask: Ask, tight: bool, lost: list[bool]) -> None:
             journey, checked = made.journey(ask), 0
             budget = journey.request.most_rows() if tight else None
@@ -106,7 +106,7 @@ def check_pieces_see_the_same(subject: StrategySubject, effort: Effort) -> None:
     """
     with bench(subject) as made:
 
-        @effort.for_all(0.7, ask=asks(made), more=st.integers(0, 5), lost=flips())
+        @effort.for_all(0.5, ask=asks(made), more=st.integers(0, 5), lost=flips())
         def holds(ask: Ask, more: int, lost: list[bool]) -> None:
             whole, pieces = made.journey(ask), made.journey(ask)
             whole.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import count
 
 import attrs
@@ -26,7 +27,7 @@ def check_planning_changes_nothing(subject: StrategySubject, effort: Effort) -> 
     """
     with bench(subject) as made:
 
-        @effort.for_all(0.4, ask=asks(made))
+        @effort.for_all(0.3, ask=asks(made))
         def holds(ask: Ask) -> None:
             quiet, asked = made.journey(ask), made.journey(ask)
             wanted = quiet.finish()
@@ -59,7 +60,7 @@ def check_foreign_decisions_are_refused(subject: StrategySubject, effort: Effort
     """
     with bench(subject) as made:
 
-        @effort.for_all(0.4, ask=asks(made))
+        @effort.for_all(0.3, ask=asks(made))
         def holds(ask: Ask) -> None:
             journey, wanted = made.journey(ask), made.journey(ask).finish()
             while journey.request.completion is None:
@@ -83,7 +84,7 @@ def check_requests_survive_losing_their_pages(subject: StrategySubject, effort: 
     """
     with bench(subject) as made:
 
-        @effort.for_all(0.5, ask=asks(made), lost=flips(), cached=flips())
+        @effort.for_all(0.4, ask=asks(made), lost=flips(), cached=flips())
         def holds(ask: Ask, lost: list[bool], cached: list[bool]) -> None:
             journey, whole = made.journey(ask), made.journey(ask)
             wanted = whole.finish()
@@ -114,7 +115,7 @@ def check_requests_share_nothing(subject: StrategySubject, effort: Effort) -> No
         # Each pair has ids of its own, which change hands: what is remembered by id then meets the other request.
         numbers = count(0, 2)
 
-        @effort.for_all(0.4, ask=asks(made), other=asks(made))
+        @effort.for_all(0.25, ask=asks(made), other=asks(made))
         def holds(ask: Ask, other: Ask) -> None:
             number = next(numbers)
             wanted = [made.journey(each, request_id=number + at).finish() for at, each in enumerate((ask, other))]
@@ -129,6 +130,31 @@ def check_requests_share_nothing(subject: StrategySubject, effort: Effort) -> No
                         f"{each} answers {list(each.output)} beside another request and with another id, alone "
                         f"{list(alone)}"
                     )
+
+
+@check(StrategySubject)
+def check_steps_can_be_sent(subject: StrategySubject, effort: Effort) -> None:
+    """Spans and decisions survive pickling: a request goes on from what comes back as it would have from the originals.
+
+    Why: with tensor or data parallelism plans go to other processes, and decisions come back.
+    Fix: keep numbers, arrays and frozen values of classes that stand at the top of a module in them, no functions and
+    nothing of the request.
+    """
+    with bench(subject) as made:
+
+        @effort.for_all(0.2, ask=asks(made))
+        def holds(ask: Ask) -> None:
+            sent, wanted = made.journey(ask), made.journey(ask).finish()
+            while sent.request.completion is None:
+                span = sent.plan()
+                there = pickle.loads(pickle.dumps(span))
+                if shown(there) != shown(span):
+                    raise CheckFailed(f"the span of step {sent.steps} of {sent} is another one after pickling")
+                sent.advance(through=lambda decision: pickle.loads(pickle.dumps(decision)))
+            if sent.output != wanted:
+                raise CheckFailed(
+                    f"{sent} answers {list(sent.output)} where decisions are pickled, else {list(wanted)}"
+                )
 
 
 def _state(journey: Journey) -> tuple[object, ...]:
@@ -168,4 +194,5 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_foreign_decisions_are_refused,
     check_requests_survive_losing_their_pages,
     check_requests_share_nothing,
+    check_steps_can_be_sent,
 )
