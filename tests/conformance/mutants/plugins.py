@@ -121,7 +121,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _edited(
         options.check_plugin_options_are_frozen_values, "takes a key of the core", KEYS, "throwaway_width", "block_size"
     ),
-    _edited(options.check_plugin_options_are_frozen_values, "a key has no help", KEYS, '"How wide."', '""'),
+    _edited(options.check_plugin_keys_have_help, "a key has no help", KEYS, '"How wide."', '""'),
     _edited(
         options.check_plugin_options_are_frozen_values, "its options are not values", KEYS,
         "attrs.frozen(kw_only=True)", "attrs.frozen(kw_only=True, eq=False)",

@@ -11,6 +11,7 @@ import attrs
 from diffulex_core.compat import missing_capabilities
 from diffulex_core.config.convert import CONVERTER
 from diffulex_core.config.engine_config import EngineConfig, structure, unstructure
+from diffulex_core.config.keys import KeyInfo, info_of
 from diffulex_core.config.resolve import resolve
 from diffulex_core.config.schema import build_schema, core_sections, plugin_sections
 from diffulex_core.descriptors import DecodingStrategy, ModelFamily
@@ -46,7 +47,7 @@ def _has_no_options(subject: PluginSubject) -> str | None:
 
 @check(PluginSubject, when=_has_no_options)
 def check_plugin_options_are_frozen_values(subject: PluginSubject, effort: Effort) -> None:
-    """A class of configuration keys is frozen, has a default and a help text for every key, and survives plain data.
+    """A class of configuration keys is frozen, has a default for every key, and survives plain data.
 
     Keys do not collide with those of the core, and unknown ones are refused.
 
@@ -69,7 +70,7 @@ def check_plugin_options_are_frozen_values(subject: PluginSubject, effort: Effor
             problems.append(f"{owner}: two instances with defaults differ")
         for field in fields:
             try:
-                setattr(options, field.alias or field.name, attrs.asdict(equal, recurse=False)[field.name])
+                setattr(options, field.name, attrs.asdict(equal, recurse=False)[field.name])
             except attrs.exceptions.FrozenInstanceError:
                 continue
             problems.append(f"{owner} is not frozen: {field.name} can be set")
@@ -86,14 +87,27 @@ def check_plugin_options_are_frozen_values(subject: PluginSubject, effort: Effor
             case _:
                 sections = plugin_sections(None, None, descriptor, cls)
         try:
-            schema = build_schema([*core_sections(), *sections])
+            build_schema([*core_sections(), *sections])
         except PluginError as error:
             problems.append(f"{owner}: {error}")
-            continue
-        mute = [spec.name for spec in schema if spec.owner != "core" and not spec.info.help]
-        if mute:
-            problems.append(f"{owner}: without a help text are {', '.join(mute)}")
     refuse(problems)
+
+
+@check(PluginSubject, when=_has_no_options, level="recommended")
+def check_plugin_keys_have_help(subject: PluginSubject, effort: Effort) -> None:
+    """Every configuration key has a help text.
+
+    Why: `diffulex config explain` and the command line show it, and users have nothing else to go by.
+
+    Fix: declare the field as `key(default, "What it does.")`.
+    """
+    refuse(
+        f"{owner}: {field.name} has no help text"
+        for owner, _, cls in _option_classes(subject)
+        if attrs.has(cls)
+        for field in attrs.fields(cls)
+        if isinstance(info := info_of(field), KeyInfo) and not info.help
+    )
 
 
 def _accepts_anything(cls: type, plain: Mapping[str, object]) -> bool:
@@ -116,11 +130,19 @@ def _configurations(subject: PluginSubject) -> Iterator[EngineConfig]:
                 pairs = [(each, entry) for each in families]
             case _:
                 continue
-        fitting = [(one, two) for one, two in pairs if not missing_capabilities(one.descriptor, two.descriptor)]
+        fitting = [
+            (one, two) for one, two in pairs if not missing_capabilities(one.descriptor, _usual(two.descriptor)[1])
+        ]
         # What the plugin brings itself is what it is made for.
         fitting.sort(key=lambda pair: pair[0].provenance != pair[1].provenance)
         for family, strategy in fitting[:1]:
             yield _resolved(subject, family, strategy)
+
+
+def _usual(strategy: DecodingStrategy) -> tuple[str, DecodingStrategy]:
+    """The mode that a strategy runs in where nobody says another, and its recipe there."""
+    mode = str(strategy.forces.get("sampling_mode", "naive"))
+    return mode, strategy.in_mode(mode)
 
 
 def _resolved(
@@ -133,7 +155,12 @@ def _resolved(
     def resolved(chosen: Mapping[str, Any]) -> EngineConfig:
         return resolve("kit", {**chosen, "device": "cpu"}, host=host, checkpoint=tiny, strict=True)
 
-    return configured(partner, StrategySubject(host=host, entry=strategy, partner=partner), options, resolved)
+    return configured(
+        partner,
+        StrategySubject(host=host, entry=strategy, mode=_usual(strategy.descriptor)[0], partner=partner),
+        options,
+        resolved,
+    )
 
 
 @check(PluginSubject, when=is_not_loaded)
@@ -190,6 +217,7 @@ def check_plugin_hooks_leave_others_alone(subject: PluginSubject, effort: Effort
 
 CHECKS: tuple[AnyCheck, ...] = (
     check_plugin_options_are_frozen_values,
+    check_plugin_keys_have_help,
     check_plugin_configurations_round_trip,
     check_plugin_hooks_leave_others_alone,
 )
