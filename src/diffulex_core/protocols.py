@@ -187,7 +187,7 @@ class KVCacheManager(Protocol):
         """Start a sequence and take over shared pages that hold its first tokens.
 
         Args:
-            sequence: new id.
+            sequence: id of no open sequence, any integer; one that was released may come again.
             known: [n] tokens that may be served from the cache.
         Returns:
             Number of leading slots that are stored already, a multiple of the page size.

@@ -24,7 +24,7 @@ from diffulex_core.testing.patience import OutOfPatience, patience
 from diffulex_core.testing.serving import Serving
 from diffulex_core.testing.subjects import KVCacheSubject
 from diffulex_core.testing.workload import Ask, Setting, ask, asks, expected, settings
-from tests.conformance.mutants import kv_cache as mutants
+from tests.conformance import broken_cache_keys as mutants
 from tests.core import oracles
 
 

@@ -49,9 +49,13 @@ class Paging:
         num_pages: int = 12,
         page_size: int | None = None,
         prefix_caching: bool = True,
+        reuses_ids: bool = False,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`around` is entered for each call of the cache."""
+        """`around` is entered for each call; with `reuses_ids` a sequence takes the id of one that is gone.
+
+        Requests that lost their pages come back under their own id.
+        """
         self.pattern = pattern
         self.page_size = page_size or pattern.block_size
         self._around = around
@@ -63,12 +67,14 @@ class Paging:
         self.prefix_caching = prefix_caching
         self.memory: list[Content] = [("never written", slot) for slot in range(self._ids * self.page_size)]
         self.sequences: dict[int, OpenSequence] = {}
+        self._reuses_ids = reuses_ids
+        self._gone: list[int] = []
         self._next = 0
         self._garbage = 0
 
     def open(self, tokens: Sequence[int], prompt_len: int, known: int | None = None) -> int:
         """Start a sequence of which the first `known` tokens may be served from the cache; returns its id."""
-        number, self._next = self._next, self._next + 1
+        number = self._new_id()
         known_tokens = np.array(tokens[:known], dtype=np.int64)
         hit = int(self._call("open()", lambda: self.cache.open(number, known_tokens, prompt_len)))
         self.sequences[number] = OpenSequence(
@@ -159,6 +165,7 @@ class Paging:
         """End a sequence."""
         self._call("release()", lambda: self.cache.release(number))
         del self.sequences[number]
+        self._gone.append(number)
 
     def take_everything(self) -> None:
         """Somebody takes every free page, scribbles over them and goes away."""
@@ -244,6 +251,13 @@ class Paging:
     def _call(self, what: str, act: Callable[[], int | None]) -> int:
         with patience(what), self._around():
             return act() or 0
+
+    def _new_id(self) -> int:
+        if self._reuses_ids and self._gone:
+            return self._gone.pop()
+        number, self._next = self._next, self._next + 1
+        # Second sequences of guided requests have negative ids.
+        return ~number if number % 3 == 2 else number
 
     def _look(self, number: int) -> None:
         with patience("page_table()"):

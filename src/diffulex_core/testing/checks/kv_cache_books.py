@@ -41,7 +41,7 @@ def check_kv_cache_conserves_pages(subject: KVCacheSubject, effort: Effort) -> N
                 paging.verify()
                 paging.take_everything()
                 paging.verify()
-        paging = Paging(subject.factory, pattern, num_pages=12)
+        paging = Paging(subject.factory, pattern, num_pages=12, reuses_ids=True)
         for number in range(40):
             texts = tuple(int(number >> bit & 1) for bit in range(6)) * 4
             sequence = paging.open(texts, 3 + number % 9)

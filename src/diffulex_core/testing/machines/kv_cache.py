@@ -40,9 +40,17 @@ class KVCacheMachine(RuleBasedStateMachine):
         num_pages=st.integers(2, 14),
         full_prefix=st.booleans(),
         prefix_caching=st.sampled_from([True, True, True, False]),
+        reuses_ids=st.booleans(),
     )
     def start(
-        self, block: int, blocks_per_page: int, num_pages: int, *, full_prefix: bool, prefix_caching: bool
+        self,
+        block: int,
+        blocks_per_page: int,
+        num_pages: int,
+        *,
+        full_prefix: bool,
+        prefix_caching: bool,
+        reuses_ids: bool,
     ) -> None:
         """A small pool."""
         pattern: AttentionPattern = FullPrefix(block_size=block) if full_prefix else BlockCausal(block_size=block)
@@ -52,6 +60,7 @@ class KVCacheMachine(RuleBasedStateMachine):
             num_pages=num_pages,
             page_size=block * blocks_per_page,
             prefix_caching=prefix_caching,
+            reuses_ids=reuses_ids,
             around=type(self).around,
         )
 
