@@ -274,6 +274,16 @@ class RemembersByItsId(BlockRequest):
         super().__init__(**{**arguments, "params": attrs.evolve(arguments["params"], seed=seed)})
 
 
+class KeepsTheFirstContext(BlockRequest):
+    """What the first engine configured holds for all that come later."""
+
+    first: ClassVar[list[Any]] = []
+
+    def __init__(self, **arguments: Any) -> None:
+        self.first.append(arguments["context"])
+        super().__init__(**{**arguments, "context": self.first[0]})
+
+
 class RollsSharedDice(BlockRequest):
     """Tokens are accepted by a random generator of the module."""
 

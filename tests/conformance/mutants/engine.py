@@ -68,6 +68,8 @@ MUTANTS: tuple[Mutant, ...] = (
     by_sampler(engine.check_engines_share_nothing, broken.ByClass),
     by_network(engine.check_engines_share_nothing, broken.RemembersTheLast),
     by_request(engine.check_engines_share_nothing, requests.RemembersByItsId),
+    by_request(engine.check_engines_share_nothing, requests.KeepsTheFirstContext),
+    by_scheduler(engine.check_engines_share_nothing, schedulers.SharesTheBooks),
     by_request(
         engine.check_cached_pages_change_nothing, requests.PublishesItsPrompt, pattern="broken_patterns:WholePrompt"
     ),

@@ -91,12 +91,13 @@ def check_engines_share_nothing(subject: EngineSubject, effort: Effort) -> None:
             )
             for index, each in enumerate(ours)
         ]
-        # Ids meet other requests than alone, and the second engine decides less surely, where it has a threshold.
+        # Ids meet other requests than alone. Where there is a threshold, the second engine is given one, which is worth
+        # as much as one that is given to the requests: what the first engine left behind would show.
         theirs.reverse()
-        other: dict[str, Any] = (
-            {"accept_threshold": 0.4} if "accept_threshold" in subject.strategy.strategy.thresholds else {}
-        )
-        wanted = [made.alone(ours), made.alone(theirs[::-1], **other)[::-1]]
+        has_threshold = "accept_threshold" in subject.strategy.strategy.thresholds
+        other: dict[str, Any] = {"accept_threshold": 0.4} if has_threshold else {}
+        told = [attrs.evolve(each, params=attrs.evolve(each.params, thresholds=other)) for each in theirs]
+        wanted = [made.alone(ours), made.alone(told[::-1])[::-1]]
         first = made.open()
         larger = {"page_size": 16} if first.config.cache.page_size == 8 else {}
         pair = [first, made.open(num_pages=30, **larger, **other)]
