@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -38,6 +40,7 @@ PUBLIC_MODULES = (
     "diffulex_core.layers",
     "diffulex_core.plugin",
     "diffulex_core.sampling",
+    "diffulex_core.testing",
     "diffulex_core.weights",
 )
 
@@ -119,6 +122,15 @@ def test_a_first_party_plugin_imports_what_strangers_may(package: str) -> None:
             if hidden or not any(module == each or module.startswith(f"{each}.") for each in PUBLIC_MODULES):
                 strange.append(f"{path.relative_to(ROOT)}: from {module} import {name}")
     assert strange == []
+
+
+def test_the_packages_that_plugins_may_import_are_documented_and_no_others() -> None:
+    page = (ROOT / "docs/plugin-api.md").read_text()
+    documented = re.findall(r"^\| `(diffulex_core\.\w+)` \|", page, re.MULTILINE)
+    assert sorted([*documented, "diffulex_core.plugin"]) == sorted(PUBLIC_MODULES)
+    private = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [contract] = [each for each in private if each["id"] == "plugins-use-public-modules"]
+    assert set(contract["forbidden_modules"]).isdisjoint(PUBLIC_MODULES)
 
 
 def _publishing() -> dict[str, list[str]]:
