@@ -39,14 +39,21 @@ class Said:
     Attributes:
         command: as one would type it.
         status: its exit status.
-        text: standard output and standard error, in that order.
+        answer: standard output.
+        aside: standard error.
         seconds: wall time.
     """
 
     command: str
     status: int
-    text: str
+    answer: str
+    aside: str
     seconds: float
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.answer + self.aside
 
     def show(self) -> None:
         """Print it, the middle of a long output left out."""
@@ -87,7 +94,8 @@ class Stranger:
         return Said(
             command=shown if at == "." else f"cd {at} && {shown}",
             status=done.returncode,
-            text=done.stdout + done.stderr,
+            answer=done.stdout,
+            aside=done.stderr,
             seconds=time.perf_counter() - begin,
         )
 
@@ -115,7 +123,7 @@ class Stranger:
     def plugins(self, environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
         """What `diffulex plugins list --json` tells of each plugin."""
         said = self.ask("diffulex", "plugins", "list", "--json", environ=environ)
-        facts = {each["plugin"]: each for each in json.loads(said.text[: said.text.rindex("]") + 1])}
+        facts = {each["plugin"]: each for each in json.loads(said.answer)}
         print(f"  $ {said.command}")
         for name, each in facts.items():
             print(f"    {name:10} {each['dist']:20} {each['status']:12} {each['reason']}")
@@ -129,9 +137,9 @@ class Stranger:
             *("--temperature", "0", "--max-tokens", "12", "--ignore-eos", "--json", PROMPT),
         )
         expect(said.status == 0, said.text)
-        (answer,) = json.loads(said.text[said.text.index("{") : said.text.rindex("}") + 1])["answers"]
+        (answer,) = json.loads(said.answer)["answers"]
         tokens = [int(token) for token in answer["token_ids"]]
-        attrs.evolve(said, text=f"{tokens} in {answer['nfe']} forwards").show()
+        attrs.evolve(said, answer=f"{tokens} in {answer['nfe']} forwards\n").show()
         return tokens
 
 
