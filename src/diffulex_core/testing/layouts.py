@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from diffulex_core.protocols import WeightResolver
 from diffulex_core.testing.check import CheckFailed
 from diffulex_core.testing.forward import META
 from diffulex_core.testing.subjects import FamilySubject
@@ -75,14 +77,22 @@ Named = list[tuple[str, ResolvedWeight]]
 
 
 def layouts(subject: FamilySubject) -> Iterator[Layout]:
+    """Every way to store a family's network. See `layouts_of`."""
+    yield from layouts_of(as_module(subject.build(device=META)), subject.resolver, subject.config)
+
+
+def layouts_of(network: nn.Module, resolver: WeightResolver, config: Mapping[str, Any]) -> Iterator[Layout]:
     """Every part stored apart, in fewer and larger pieces, under other names, and with all copies that are allowed.
 
+    Args:
+        network: of the whole family, in one process.
+        resolver: the family's.
+        config: its config.json.
     Raises:
         UnknownNamesError: the resolver does not say which names it expects, and they are none of the usual ones.
         CheckFailed: a part has no name, or a name leads nowhere.
     """
-    network = as_module(subject.build(device=META))
-    known = _Known.of(subject, network)
+    known = _Known.of(network, resolver, config)
     seen: list[set[str]] = []
     for name, level, among in (
         ("apart", 0, _first),
@@ -132,9 +142,8 @@ class _Known:
     declared: bool
 
     @classmethod
-    def of(cls, subject: FamilySubject, network: nn.Module) -> _Known:
-        resolver = subject.resolver
-        resolution = Resolution.of(network, resolver, subject.config, torch.float32)
+    def of(cls, network: nn.Module, resolver: WeightResolver, config: Mapping[str, Any]) -> _Known:
+        resolution = Resolution.of(network, resolver, config, torch.float32)
         targets = list(Ledger.of(network).targets.values())
         sources: dict[tuple[int, ShardId | None], list[str]] = {}
         declared = isinstance(resolver, NamesSources)
@@ -145,7 +154,7 @@ class _Known:
                         sources.setdefault((id(target.tensor), shard), []).append(name)
         known = cls(targets=targets, resolution=resolution, sources=sources, declared=declared)
         if not declared:
-            known.look_for(usual_names(subject.config, known.leads))
+            known.look_for(usual_names(config, known.leads))
         known.look_for(network.state_dict())
         return known
 
