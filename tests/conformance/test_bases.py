@@ -67,7 +67,7 @@ def test_a_class_has_a_test_for_each_check(run: Run) -> None:
         "*TestMine::test_breaks FAILED*",
         "*CheckFailed: kv_cache mine is broken*",
         "*it is not nice*",
-        "*SKIPPED*it runs with --tier full*",
+        "*SKIPPED*it runs in the tier full*",
         "*SKIPPED*mine is too small*",
     ], consecutive=False)  # fmt: skip
     run(FACTORY, options=("--diffulex-tier", "full")).assert_outcomes(passed=4, failed=1, skipped=1, warnings=1)

@@ -283,7 +283,7 @@ def test_the_command_prints_a_line_for_each_check_and_fails_when_a_required_one_
 def test_the_command_tells_more_when_asked() -> None:
     everything = invoke("toy_cache", "--all").output
     assert "toy_cache is too small" in everything
-    assert "it runs with --tier full" in everything
+    assert "it runs in the tier full" in everything
     assert "Traceback" not in invoke("toy_cache").output
     assert "Traceback" in invoke("toy_cache", "--verbose").output
     assert "check_takes_long" not in invoke("toy_cache").output

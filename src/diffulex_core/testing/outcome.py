@@ -41,7 +41,7 @@ class BoundCheck:
     def reason_against(self) -> str | None:
         """Why the check says nothing about this subject, or is not for this effort, or None."""
         if not self.effort.covers(self.check.tier):
-            return f"it runs with --tier {self.check.tier}"
+            return f"it runs in the tier {self.check.tier}"
         try:
             return self.check.when(self.subject)
         except Exception:  # noqa: BLE001 - code under test may raise anything; then the check runs, and tells
