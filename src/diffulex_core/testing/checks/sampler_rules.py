@@ -370,10 +370,9 @@ def check_sampler_reports_log_probabilities(subject: SamplerSubject, effort: Eff
                 _compare(
                     report.chosen[row], math.log(shares[int(decision.tokens[row])]), f"{where} of the chosen token"
                 )
-                if report.tokens[row].tolist() != ranked:
-                    raise CheckFailed(
-                        f"{where}s are told of {report.tokens[row].tolist()}; most probable are {ranked}."
-                    )
+                # Where fewer tokens are possible than asked for, the rest has no probability.
+                if report.tokens.shape[1] != wanted or report.tokens[row, : len(ranked)].tolist() != ranked:
+                    raise CheckFailed(f"{where} is told of {report.tokens[row].tolist()}; most probable are {ranked}.")
                 for number, token in enumerate(ranked):
                     _compare(report.most[row, number], math.log(shares[token]), f"{where} of {token}")
 
