@@ -17,8 +17,7 @@ from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.testing.check import CheckFailed, check
 from diffulex_core.testing.collisions import colliding_hashes, modules_of
 from diffulex_core.testing.effort import Effort
-from diffulex_core.testing.fakes import ScriptedRunner
-from diffulex_core.testing.fakes.scripted import all_at_once, one_at_a_time
+from diffulex_core.testing.fakes import ScriptedRunner, all_at_once, one_at_a_time
 from diffulex_core.testing.paging import cache_of
 from diffulex_core.testing.patience import OutOfPatience, patience
 from diffulex_core.testing.serving import Serving
