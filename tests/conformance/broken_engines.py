@@ -195,13 +195,6 @@ class SeesPageSize(Wrapped):
         return hidden.roll(ctx.batches[0].page_size, dims=1)
 
 
-class SeesPages(Wrapped):
-    """Which pages a request holds shows."""
-
-    def spoil(self, hidden: Tensor, ctx: ForwardContext) -> Tensor:
-        return hidden.roll(int(ctx.batches[0].page_tables[0, 0]), dims=1)
-
-
 class SeesPieces(Wrapped):
     """How many rows are fed at once shows."""
 

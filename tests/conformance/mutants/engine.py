@@ -10,7 +10,7 @@ import attrs
 from diffulex_core.plugin import Component, ModelFamily
 from diffulex_core.testing.check import AnyCheck
 from diffulex_core.testing.checks import engine, engine_ends
-from tests.conformance import broken_engines as broken, broken_requests as requests
+from tests.conformance import broken_engines as broken, broken_patterns as patterns, broken_requests as requests
 from tests.conformance.broken_strategies import HERE, engine as subject, kit_family
 from tests.conformance.mutant import Mutant
 from tests.conformance.mutants import scheduler as schedulers
@@ -73,6 +73,7 @@ MUTANTS: tuple[Mutant, ...] = (
     by_request(
         engine.check_cached_pages_change_nothing, requests.PublishesItsPrompt, pattern="broken_patterns:WholePrompt"
     ),
+    _mutant(engine.check_cached_pages_change_nothing, patterns.OneLong, pattern="broken_patterns:OneLong"),
     by_network(engine.check_pieces_change_nothing, broken.SeesPieces),
     by_request(engine.check_pieces_change_nothing, requests.CutsAnywhere),
     by_network(engine.check_page_size_changes_nothing, broken.SeesPageSize),
