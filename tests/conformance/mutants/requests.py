@@ -45,7 +45,7 @@ MUTANTS: tuple[Mutant, ...] = (
     by_request(requests.check_answers_are_clean, broken.IgnoresMaxNfe),
     by_request(requests.check_answers_are_clean, broken.EndsForNoReason),
     by_request(requests.check_answers_are_what_was_decided, broken.WritesOneFurther),
-    by_request(requests.check_answers_are_what_was_decided, broken.TakesTheRefused),
+    by_request(requests.check_the_refused_is_not_taken, broken.TakesTheRefused),
     by_request(requests.check_shorter_limits_give_prefixes, broken.HurriesShortAnswers),
     by_request(requests_state.check_planning_changes_nothing, broken.CountsPlans),
     by_request(requests_state.check_planning_changes_nothing, broken.RollsDiceToPlan),

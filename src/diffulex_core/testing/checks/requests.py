@@ -135,12 +135,10 @@ def check_answers_are_clean(subject: StrategySubject, effort: Effort) -> None:
 
 @check(StrategySubject)
 def check_answers_are_what_was_decided(subject: StrategySubject, effort: Effort) -> None:
-    """Every token of an answer was decided for its position, and what the sampler accepts is just what is taken.
+    """Every token of an answer was proposed by the sampler for its position.
 
-    Why: a token that lands one position off, or one that was not confident enough, makes answers worse and breaks
-    nothing else.
-    Fix: write `decision.tokens` at `decision.positions` where `decision.accepted`. A request that decides by a rule of
-    its own asks with an infinite `accept_threshold`.
+    Why: a token that lands one position off makes answers worse and breaks nothing else.
+    Fix: write `decision.tokens` at `decision.positions`.
     """
     with bench(subject) as made:
 
@@ -148,15 +146,12 @@ def check_answers_are_what_was_decided(subject: StrategySubject, effort: Effort)
         def holds(ask: Ask) -> None:
             journey, offered = made.journey(ask), dict[int, set[int]]()
             while journey.request.completion is None:
-                before = _decided(journey)
                 span = journey.plan()
                 if span is None:
                     journey.advance()
                     continue
-                decision = journey.execute(span)
-                for at, tokens in _offers(decision):
+                for at, tokens in _offers(journey.execute(span)):
                     offered.setdefault(at, set()).update(tokens)
-                _check_acceptance(journey, span, decision, before)
                 if journey.steps > MOST_STEPS:
                     journey.advance()
             for at, token in enumerate(journey.output, start=len(ask.prompt)):
@@ -165,6 +160,30 @@ def check_answers_are_what_was_decided(subject: StrategySubject, effort: Effort)
                         f"{journey} answers {token} at position {at}, where the sampler only ever decided "
                         f"{sorted(offered.get(at, ()))}"
                     )
+
+
+@check(StrategySubject, level="recommended")
+def check_the_refused_is_not_taken(subject: StrategySubject, effort: Effort) -> None:
+    """Of what was asked with a finite `accept_threshold`, just what the sampler accepts is taken.
+
+    Why: a token that was not confident enough makes answers worse and breaks nothing else.
+    Fix: write tokens where `decision.accepted`. A request that decides by a rule of its own asks with an infinite
+    `accept_threshold`, so that nobody takes the sampler's word for its own.
+    """
+    with bench(subject) as made:
+
+        @effort.for_all(0.4, ask=asks(made))
+        def holds(ask: Ask) -> None:
+            journey = made.journey(ask)
+            while journey.request.completion is None:
+                before = _decided(journey)
+                span = journey.plan()
+                if span is None:
+                    journey.advance()
+                    continue
+                _check_acceptance(journey, span, journey.execute(span), before)
+                if journey.steps > MOST_STEPS:
+                    journey.advance()
 
 
 def _whole_canvas(subject: StrategySubject) -> str | None:
@@ -338,6 +357,7 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_requests_end,
     check_answers_are_clean,
     check_answers_are_what_was_decided,
+    check_the_refused_is_not_taken,
     check_shorter_limits_give_prefixes,
     *requests_state.CHECKS,
     *requests_pages.CHECKS,
