@@ -19,6 +19,7 @@ LEAST: Mapping[tuple[str, problems.Task], float] = {
     ("llada", "two_step"): 0.9,
     ("llada2", "two_step"): 0.95,
     ("llada2", "long"): 0.9,
+    ("dream", "two_step"): 0.95,
 }
 """Checkpoint and task -> share of these problems that it answers exactly with its own settings, with some slack."""
 
