@@ -13,6 +13,9 @@ def test_the_core(check: Callable[[], None]) -> None:
     check()
 
 
-@parametrize_with_checks(reference.__name__)
+@parametrize_with_checks(
+    reference.__name__,
+    expected_failures={"check_plugin_discovery_is_light": "it is a part of the kit, which imports torch"},
+)
 def test_the_parts_that_the_kit_lends(check: Callable[[], None]) -> None:
     check()

@@ -62,7 +62,7 @@ def _described(name: str, value: object) -> Iterator[str]:
         yield from (f"  {member.name} = {member.value!r}" for member in value)
         return
     if attrs.has(value):
-        yield from (f"  {_field(field)}" for field in attrs.fields(value))
+        yield from (f"  {_field(field, value)}" for field in attrs.fields(value))
     if issubclass(value, Exception) and "__init__" in vars(value):
         yield f"  {_signature('__init__', value.__init__)}"
     for member, found in sorted(vars(value).items()):
@@ -88,8 +88,12 @@ def _assigned(name: str) -> str:
     raise LookupError(f"nothing assigns {name}")
 
 
-def _field(field: attrs.Attribute[object]) -> str:
-    declared = f"{field.alias}: {_annotation(field.type)}"
+def _field(field: attrs.Attribute[object], owner: type) -> str:
+    # As it is written: whoever resolves the types of a class changes what attrs has on record.
+    written = next(
+        found[field.name] for base in owner.__mro__ if field.name in (found := vars(base)["__annotations__"])
+    )
+    declared = f"{field.alias}: {_annotation(written)}"
     match field.default:
         case attrs.NOTHING:
             return declared

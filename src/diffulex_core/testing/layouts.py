@@ -224,12 +224,16 @@ def _places(known: _Known, level: int, among: Callable[[Named, Target], Named]) 
 
 def _pieces(target: Target, sources: Iterable[ShardId | None], level: int) -> Iterator[ShardId | None]:
     """Parts with names that fill a target together: the smallest ones (level 0) or larger ones, as far as there are."""
-    by_size = sorted(sources, key=lambda shard: len(target.leaves(shard)))
-    sizes = sorted({len(target.leaves(shard)) for shard in by_size})
+
+    def size(shard: ShardId | None) -> int:
+        return len(target.leaves(shard))
+
+    by_size = sorted(sources, key=size)
+    sizes = sorted({size(shard) for shard in by_size})
     largest = sizes[min(level, len(sizes) - 1)]
-    small = [shard for shard in by_size if len(target.leaves(shard)) <= largest]
+    small = [shard for shard in by_size if size(shard) <= largest]
     covered: set[ShardId | None] = set()
-    for shard in (*reversed(small), *(shard for shard in by_size if shard not in small)):
+    for shard in (*sorted(small, key=size, reverse=True), *(shard for shard in by_size if shard not in small)):
         if not covered.intersection(target.leaves(shard)):
             covered.update(target.leaves(shard))
             yield shard

@@ -88,9 +88,13 @@ def check_attention_serves_what_its_probe_accepts(subject: AttentionSubject, eff
     kv_heads)`; scores are multiplied by `scale`. Refuse in the probe what cannot be served.
     """
 
-    @effort.for_all(problem=problems(served(subject)), share=2.0)
-    def holds(problem: Problem) -> None:
-        _refuse_difference(problem.attend(subject.factory()), _exact(problem), problem)
+    cases = served(subject)
+    widths = sorted({case.head_dim for case in cases})
+    for width in widths:
+
+        @effort.for_all(problem=problems([case for case in cases if case.head_dim == width]), share=2 / len(widths))
+        def holds(problem: Problem) -> None:
+            _refuse_difference(problem.attend(subject.factory()), _exact(problem), problem)
 
 
 @check(AttentionSubject, when=_serves_nothing_here)
