@@ -123,8 +123,8 @@ def _curve_cells(curve: Curve) -> Sequence[str]:
 
 def _comparison_cells(pair: Comparison) -> Sequence[str]:
     one, several = pair.one, pair.several
-    usual = {"semi_complete_threshold", "add_block_threshold"}
-    others = ", ".join(f"{name} {value:g}" for name, value in several.settings.items() if name in usual)
+    usual = {"sampling_mode", "semi_complete_threshold", "add_block_threshold"}
+    others = ", ".join(f"{name} {value}" for name, value in several.settings.items() if name in usual)
     return (
         several.model,
         several.task,
