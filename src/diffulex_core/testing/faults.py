@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from diffulex_core.testing.stored import INDEX, save_in_order
 
 
 @attrs.frozen(eq=False)
-class Fault:
+class Fault(ABC):
     """One fault.
 
     Attributes:
@@ -27,9 +28,9 @@ class Fault:
     place: Place
 
     @property
+    @abstractmethod
     def words(self) -> tuple[str, ...]:
         """What the one sentence about it must name."""
-        raise NotImplementedError
 
     @property
     def target(self) -> str:

@@ -78,7 +78,7 @@ class ThreadGroup:
         try:
             result = work(Member(rank, self))
             self.exchange(rank, "end", torch.empty(0))
-        except BaseException:
+        except BaseException:  # whatever it is, the others must not wait for this rank
             self._barrier.abort()
             raise
         return result
