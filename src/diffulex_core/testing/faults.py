@@ -37,6 +37,7 @@ class Fault(ABC):
         """The parameter's name in the network, as messages quote it."""
         return repr(self.place.names[0])
 
+    @abstractmethod
     def damage(self, tensors: dict[str, Tensor]) -> None:
         """Change the tensors before they are written."""
 
@@ -102,6 +103,9 @@ class Truncated(Fault):
     def words(self) -> tuple[str, ...]:
         """The file."""
         return ("damaged or cut off", self.file)
+
+    def damage(self, tensors: dict[str, Tensor]) -> None:
+        """Leave the tensors: the file is cut once it is written."""
 
 
 FAULTS: Sequence[type[Fault]] = (Missing, Extra, Misshaped, WholeNumbers, Truncated)
