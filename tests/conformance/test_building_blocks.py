@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import signal
 import time
@@ -110,6 +111,17 @@ def test_an_outer_limit_holds_while_inner_ones_come_and_go() -> None:
 def test_an_inner_limit_may_be_the_sooner_one() -> None:
     with pytest.raises(OutOfPatience, match="the part"), patience("the whole", idle=5), patience("the part", idle=0.1):
         time.sleep(1)
+
+
+def test_a_limit_that_was_begun_and_never_ended_leaves_no_timer_behind() -> None:
+    begun = []
+    with patience("the whole", idle=9):
+        begun.append(patience("a part", busy=1, idle=7))
+        begun[0].__enter__()
+    begun.clear()
+    gc.collect()
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) == signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 def test_short_hashes_collide_where_the_cache_calls_them_and_nowhere_else() -> None:

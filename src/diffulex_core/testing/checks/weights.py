@@ -161,8 +161,9 @@ def check_files_and_order_do_not_matter(subject: FamilySubject, effort: Effort) 
     with TemporaryDirectory() as folder:
         write(Path(folder) / "plain", tensors)
         expected = _loaded(subject, Path(folder) / "plain", layout).state_dict()
-        for seed, files in ((1, 1), (2, 2), (3, 5)):
-            write(Path(folder) / str(files), tensors, files=files, seed=seed, prefix="other")
+        backwards = dict(reversed(tensors.items()))
+        for seed, files in ((None, 1), (1, 2), (2, 3), (3, 5)):
+            write(Path(folder) / str(files), backwards, files=files, seed=seed, prefix="other")
             for name, tensor in _loaded(subject, Path(folder) / str(files), layout).state_dict().items():
                 if not torch.equal(tensor, expected[name]):
                     raise CheckFailed(f"{name} is another one with the tensors in another order over {files} files.")
