@@ -31,19 +31,24 @@ class Recipe:
 
 
 def build_network(recipe: Recipe, tokenizer: Tokenizer) -> Qwen2ForCausalLM:
-    """The training network: Dream's architecture is Qwen2's, which is Llama's with three biases."""
+    """The training network: Dream's architecture is Qwen2's, which is Llama's with three biases.
+
+    Its head is a matrix of its own, as Dream's is: what pushes down words that are never asked for, in answers of two
+    steps the names of things, would make them the same as inputs, too.
+    """
     torch.manual_seed(recipe.seed)
     config = Qwen2Config(
         vocab_size=tokenizer.get_vocab_size(),
         **recipe.sizes.described(),
         rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         use_cache=False,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
     )
     network = Qwen2ForCausalLM(config)
     network.set_attn_implementation("eager")  # on a CPU its backward pass is the faster one
     known = dict(warm.teacher(tokenizer).named_parameters())
+    known["lm_head.weight"] = known["model.embed_tokens.weight"]
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(known.get(name, torch.zeros(())))

@@ -33,7 +33,7 @@ def export(network: Qwen2ForCausalLM, folder: Path) -> None:
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_parameters["rope_theta"],
         "max_position_embeddings": config.max_position_embeddings,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "mask_token_id": mask,
         "eos_token_id": eos,
         "pad_token_id": eos,
