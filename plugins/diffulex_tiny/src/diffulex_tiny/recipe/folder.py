@@ -13,13 +13,15 @@ from torch import Tensor
 from diffulex_tiny.recipe import tokenizer as vocabulary
 
 
-def in_blocks(strategy: str, *, max_new_tokens: int) -> dict[str, object]:
-    """Decoding defaults of a checkpoint that fills running blocks."""
+def in_blocks(
+    strategy: str, *, max_new_tokens: int, block_size: int = 4, buffer_size: int = 4, page_size: int = 16
+) -> dict[str, object]:
+    """Decoding defaults of a checkpoint that decides running blocks."""
     return {
         "decoding_strategy": strategy,
-        "block_size": 4,
-        "buffer_size": 4,
-        "page_size": 16,
+        "block_size": block_size,
+        "buffer_size": buffer_size,
+        "page_size": page_size,
         "accept_threshold": 0.9,
         "temperature": 0.0,
         "max_new_tokens": max_new_tokens,

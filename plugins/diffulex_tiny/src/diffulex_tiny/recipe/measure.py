@@ -20,12 +20,13 @@ SINGLE_BLOCK: Settings = MappingProxyType({"decoding_strategy": "multi_bd", "buf
 SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
     "llada": ({}, {"buffer_size": 1}, {"block_size": 8}, {"decoding_strategy": "multi_bd"}, SINGLE_BLOCK),
     "llada2": (
-        SINGLE_BLOCK,
+        {**SINGLE_BLOCK, "block_size": 4},
         {},
-        {"block_size": 8},
-        {"block_size": 32, "page_size": 32, "buffer_size": 1},
-        {"sampling_mode": "edit"},
-        {"decoding_strategy": "dmax"},
+        {"decoding_strategy": "multi_bd"},
+        {"decoding_strategy": "multi_bd", "sampling_mode": "edit"},
+        {"decoding_strategy": "multi_bd", "block_size": 4, "buffer_size": 4},
+        {"decoding_strategy": "multi_bd", "block_size": 8, "buffer_size": 4},
+        {"block_size": 4, "buffer_size": 4},
     ),
     "dream": (
         SINGLE_BLOCK,
