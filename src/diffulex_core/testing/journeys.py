@@ -15,6 +15,7 @@ import torch
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.config import EngineConfig
 from diffulex_core.config.load import LoadedConfig, load_config
+from diffulex_core.distributed import ALONE
 from diffulex_core.packing import pack
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import GuidedReq, Req, ReqContext, ReqFactory, Sampler
@@ -124,7 +125,9 @@ def _bench(subject: StrategySubject, config: EngineConfig, vocabulary: TinyVocab
             vocab_size=vocabulary.size,
             sparse=config.cache.sparse,
         ),
-        sampler=make_sampler(vocab_size=vocabulary.size, forbidden=frozenset() if mask is None else frozenset({mask})),
+        sampler=make_sampler(
+            vocab_size=vocabulary.size, forbidden=frozenset() if mask is None else frozenset({mask}), tp=ALONE
+        ),
     )
 
 

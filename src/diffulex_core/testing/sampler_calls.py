@@ -224,7 +224,7 @@ def told(params: SamplingParams) -> str:
 def refuses_forbidden(subject: SamplerSubject) -> str | None:
     """Why a sampler cannot be made with forbidden ids; None where it can."""
     try:
-        subject.factory(vocab_size=5, forbidden=frozenset({1}))
+        subject.factory(vocab_size=5, forbidden=frozenset({1}), tp=ALONE)
     except Exception as error:  # noqa: BLE001 - code under test may raise anything; one that refuses cannot do wrong
         return f"it cannot be made with forbidden ids, so families with a mask token cannot use it ({error!s:.80})"
     return None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from hypothesis import assume, strategies as st
 
-from diffulex_core.distributed import Communicator
+from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.protocols import PartwiseSampler
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
@@ -35,7 +35,7 @@ SECONDS = 20.0
 
 
 def _has_no_parts(subject: SamplerSubject) -> str | None:
-    sampler = subject.factory(vocab_size=5, forbidden=frozenset())
+    sampler = subject.factory(vocab_size=5, forbidden=frozenset(), tp=ALONE)
     return None if isinstance(sampler, PartwiseSampler) else "it has no `score` and `decide`, so its rows come at once"
 
 
