@@ -16,8 +16,8 @@ from diffulex_core.testing.check import CheckFailed
 from diffulex_core.testing.subjects import AttentionSubject
 from diffulex_core.types import AttentionBatch, RowRun
 
-HEADS = ((1, 1), (2, 2), (4, 1), (4, 2), (6, 2), (6, 3), (21, 3))
-HEAD_DIMS = (5, 8, 16, 64, 128)
+HEADS = ((1, 1), (2, 2), (4, 1), (4, 2), (6, 2), (6, 3), (21, 3), (40, 8))
+HEAD_DIMS = (5, 8, 16, 64, 128, 256)
 PAGE_SIZES = (1, 4, 8, 16, 32)
 BLOCK_SIZES = (1, 4, 32)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -82,6 +82,48 @@ class WrongFromHeadDim128(LoopAttention):
         return out
 
 
+class WrongFrom32Heads(LoopAttention):
+    def row(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        out = super().row(query, keys, values, scale)
+        out[32:] = 0
+        return out
+
+
+class LosesTheRestOfItsTiles(LoopAttention):
+    """Computes tiles of 64 rows, and what is left of a small step."""
+
+    def attend(
+        self, query: Tensor, key_pages: Tensor, value_pages: Tensor, batch: AttentionBatch, scale: float
+    ) -> Tensor:
+        out = super().attend(query, key_pages, value_pages, batch, scale)
+        if len(query) > 64:
+            out[len(query) // 64 * 64 :] = 0
+        return out
+
+
+class TablesOf32Sequences(LoopAttention):
+    def table(self, batch: AttentionBatch, row: int) -> Tensor:
+        return batch.page_tables[batch.row_sequence[row].clamp(max=31)]
+
+
+class PageNumbersAreBytes(LoopAttention):
+    def read(self, pages: Tensor, where: tuple[Tensor, Tensor]) -> Tensor:
+        return pages[where[0] % 256, where[1]]
+
+
+class MergesPartsWithoutMaximum(LoopAttention):
+    """Splits rows of more than 512 keys, and weighs the parts by sums of exponentials that each took off its maximum."""
+
+    def row(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        parts, sums = list[Tensor](), list[Tensor]()
+        for begin in range(0, len(keys), 512):
+            part = slice(begin, begin + 512)
+            scores = torch.einsum("hd,khd->hk", query.float(), keys[part].float()) * scale
+            parts.append(super().row(query, keys[part], values[part], scale))
+            sums.append((scores - scores.amax(dim=1, keepdim=True)).exp().sum(dim=1, keepdim=True))
+        return sum(part * of for part, of in zip(parts, sums, strict=True)) / sum(sums)
+
+
 class EmptyRowsAreNaN(LoopAttention):
     def empty(self, out: Tensor, row: int) -> None:
         out[row] = torch.nan
@@ -227,6 +269,16 @@ MUTANTS: tuple[Mutant, ...] = (
             ("swaps keys and values", SwapsKeysAndValues),
             ("returns float32", ReturnsFloat32),
             ("forgets dimensions above 64", WrongFromHeadDim128),
+            ("forgets heads above 32", WrongFrom32Heads),
+        )
+    ),
+    *(
+        _mutant(checks.check_attention_serves_large_steps, what, backend)
+        for what, backend in (
+            ("loses the rest of its tiles", LosesTheRestOfItsTiles),
+            ("has tables of 32 sequences", TablesOf32Sequences),
+            ("keeps page numbers in bytes", PageNumbersAreBytes),
+            ("merges parts without a maximum", MergesPartsWithoutMaximum),
         )
     ),
     _mutant(checks.check_attention_rows_without_keys_are_zero, "empty rows are NaN", EmptyRowsAreNaN),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from random import Random
+from types import MappingProxyType
 
 import attrs
 import torch
@@ -207,6 +210,71 @@ class _Stress(Problem):
 
 
 @check(AttentionSubject, when=_serves_nothing_here)
+def check_attention_serves_large_steps(subject: AttentionSubject, effort: Effort) -> None:
+    """Steps of many rows, of many sequences and over many keys are right to the last of them.
+
+    Why: kernels work in tiles, and share out long sequences among workers whose parts are merged. The rest behind a
+    tile, the merging, and page numbers that no byte holds do not occur in small steps.
+    Fix: compare where it is wrong with the sizes of your tiles, tables and number types. Parts of one row are merged
+    by their sums of exponentials, brought to a common maximum.
+    """
+    smallest = sorted(served(subject), key=lambda case: (abs(case.num_heads * case.head_dim - 64), case.page_size))
+    by_dtype = {case.dtype: attrs.evolve(case, windows=(None,)) for case in reversed(smallest)}
+    for case in by_dtype.values():
+        for what, lengths in _LARGE.items():
+            problem = _large(case, lengths)
+            if subject.probe(case):
+                continue
+            try:
+                _refuse_difference(problem.attend(subject.factory()), _exact(problem), problem)
+            except CheckFailed as error:
+                raise CheckFailed(f"in a step of {what}: {error}") from error
+
+
+_LARGE: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({
+    "one sequence of 150 rows over 195 keys": [(150, 195)],
+    "40 sequences of a few rows": [(1 + name % 3, 4 + name % 7) for name in range(40)],
+    "two sequences over 2,100 and 700 keys": [(3, 2100), (2, 700)],
+})  # fmt: skip
+"""Rows and keys of each sequence; the first row of each misses the last key, and the last row the first ones."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Large(Problem):
+    """Too large to be told interval by interval."""
+
+    def __str__(self) -> str:
+        case, stretch = self.case, self.stretches[0]
+        return (
+            f"(heads {case.num_heads} over {case.num_kv_heads}, head_dim {case.head_dim}, {case.dtype}, page size "
+            f"{case.page_size}, pages up to {self.num_pages}; rows are counted through the step, and the first "
+            f"sequence has {len(stretch.key_end)})"
+        )
+
+
+def _large(case: AttentionCase, lengths: Sequence[tuple[int, int]]) -> Problem:
+    needed = [-(-keys // case.page_size) for _, keys in lengths]
+    num_pages = max(sum(needed) + 1, 300)
+    pages = iter(Random(0).sample(range(num_pages), sum(needed)))
+    return _Large(
+        case=case,
+        stretches=tuple(
+            Stretch(
+                name=name,
+                key_start=(0,) * (rows - 1) + (keys // 2,),
+                key_end=(keys - 1,) * (rows > 1) + (keys,) * (rows - (rows > 1)),
+                slots=keys,
+                table=tuple(next(pages) for _ in range(count)),
+            )
+            for name, ((rows, keys), count) in enumerate(zip(lengths, needed, strict=True))
+        ),
+        num_pages=num_pages,
+        seed=5,
+        scale=case.head_dim**-0.5,
+    )
+
+
+@check(AttentionSubject, when=_serves_nothing_here)
 def check_attention_leaves_its_arguments_alone(subject: AttentionSubject, effort: Effort) -> None:
     """Queries, pages and the batch are the same after a call, and the output is memory of its own.
 
@@ -311,6 +379,7 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_attention_reads_its_own_slots_only,
     check_attention_page_numbers_do_not_matter,
     check_attention_keeps_precision,
+    check_attention_serves_large_steps,
     check_attention_leaves_its_arguments_alone,
     check_attention_keeps_nothing_between_calls,
     check_attention_batch_mates_change_no_bit,

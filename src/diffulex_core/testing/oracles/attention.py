@@ -1,8 +1,6 @@
-"""What attention means, in float64: one row and one head after the other, key by key out of the pages."""
+"""What attention means, in float64: one row and one head after the other, out of the pages."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
@@ -18,15 +16,11 @@ def dense(query: Tensor, key_pages: Tensor, value_pages: Tensor, batch: Attentio
     out = np.zeros(queries.shape)
     for row in range(len(queries)):
         table = batch.page_tables[int(batch.row_sequence[row])].tolist()
-        seen = [
-            (table[slot // batch.page_size], slot % batch.page_size)
-            for slot in range(int(batch.key_start[row]), int(batch.key_end[row]))
-        ]
-        for head in range(queries.shape[1]):
-            scores = [float(queries[row, head] @ keys[page, at, head // group]) * scale for page, at in seen]
-            best = max(scores, default=0.0)
-            weights = [math.exp(score - best) for score in scores]
-            total = math.fsum(weights)
-            for weight, (page, at) in zip(weights, seen, strict=True):
-                out[row, head] += weight / total * values[page, at, head // group]
+        slots = range(int(batch.key_start[row]), int(batch.key_end[row]))
+        seen = [table[slot // batch.page_size] for slot in slots], [slot % batch.page_size for slot in slots]
+        for head in range(queries.shape[1] if slots else 0):
+            own_keys, own_values = keys[*seen, head // group], values[*seen, head // group]
+            scores = own_keys @ queries[row, head] * scale
+            weights = np.exp(scores - scores.max())
+            out[row, head] = weights @ own_values / weights.sum()
     return torch.from_numpy(out)
