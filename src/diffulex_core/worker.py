@@ -19,6 +19,7 @@ from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
 from diffulex_core.kernels.moe import ExpertsCase, select_experts_kernel
 from diffulex_core.kv_store import KVStore, page_bytes
+from diffulex_core.layers.blocked import block_weights
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.protocols import AttentionBackend, CachePolicy, DiffusionModel, ModelRunner, Sampler
 from diffulex_core.runner import EagerRunner
@@ -84,6 +85,7 @@ class Worker:
         load_network(network, blueprint, host=host, dtype=self._dtype, device=device, progress=progress)
         if blueprint.adapter is not None:
             adapt_network(network, blueprint, blueprint.adapter, host=host, dtype=self._dtype)
+        block_weights(network)
         self._network: DiffusionModel | None = network
         self._tp = tp
         self._vocab_size = decidable_tokens(blueprint, network)
