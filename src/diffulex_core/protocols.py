@@ -95,11 +95,11 @@ class Req(Protocol):
         ...
 
     def most_slots(self) -> int:
-        """KV slots that the request needs if it runs to its limit."""
+        """KV slots that the request needs, in each of its sequences, if it runs to its limit."""
         ...
 
     def most_rows(self) -> int:
-        """Rows of the largest span that must be fed in one step."""
+        """Rows (`Span.rows`) of the largest span that must be fed in one step, those of a second sequence included."""
         ...
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
@@ -107,7 +107,7 @@ class Req(Protocol):
 
         Args:
             stored: K/V of positions below this are in the request's pages, final.
-            budget: most rows to feed; None = no limit.
+            budget: most rows (`Span.rows`) to feed; None = no limit.
         Returns:
             A span of at most `budget` rows, or None when nothing useful fits.
         """

@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
+from diffulex_core.errors import ConfigError
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.protocols import Sampler
 from diffulex_core.sampling_params import SamplingParams
@@ -230,6 +231,17 @@ def refuses_forbidden(subject: SamplerSubject) -> str | None:
     return None
 
 
+def refuses_company(subject: SamplerSubject) -> str | None:
+    """Why a sampler cannot be made for several processes; None where it can."""
+    try:
+        subject.factory(vocab_size=5, forbidden=frozenset(), tp=Seat(0, 2))
+    except ConfigError as error:
+        return f"it is not made for several processes: {' '.join(error.problems)}"
+    except Exception:  # noqa: BLE001 - code under test may raise anything; the check itself will show it
+        return None
+    return None
+
+
 def refuse_differences(here: Sequence[Decision], there: Sequence[Decision], how: str) -> None:
     """Raise CheckFailed where two calls decided otherwise; `how` says what was different there."""
     for index, (one, other) in enumerate(zip(here, there, strict=True)):
@@ -284,7 +296,7 @@ def calls(
         group: strategies of fields of `Group`.
     """
     vocab, padding = draw(st.integers(3, 40)), draw(st.integers(0, 3))
-    forbidden = frozenset(draw(st.sets(st.integers(0, vocab + padding), max_size=2))) if forbid else frozenset[int]()
+    forbidden = frozenset(draw(st.sets(st.integers(0, vocab - 1), max_size=2))) if forbid else frozenset[int]()
     trapped = np.array([token in forbidden or token >= vocab for token in range(vocab + padding)])
     asked = []
     for index in range(draw(st.integers(1, most_requests))):
@@ -297,10 +309,16 @@ def calls(
         asked.append(
             Asked(
                 groups=tuple(groups),
-                params=draw(params),
+                params=_within(draw(params), vocab),
                 draw=draw(st.integers(0, 5)),
                 start=draw(st.integers(0, 50)),
                 request_id=index,
             )
         )
     return Call(asked=tuple(asked), vocab_size=vocab, forbidden=forbidden, columns=vocab + padding)
+
+
+def _within(params: SamplingParams, vocab: int) -> SamplingParams:
+    """Parameters as engines admit them, without biases of ids that do not exist."""
+    biases = {token: bias for token, bias in params.logit_bias.items() if token < vocab}
+    return attrs.evolve(params, logit_bias=biases)

@@ -129,8 +129,9 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, type[Decoder]]], ...] = (
     ),
     (
         visibility.check_positions_come_from_the_positions,
-        {"positions are ignored": IgnoresPositions, "slots are taken for positions": TakesSlotsForPositions},
+        {"slots are taken for positions": TakesSlotsForPositions},
     ),
+    (visibility.check_positions_matter, {"positions are ignored": IgnoresPositions}),
 )
 
 MUTANTS: tuple[Mutant, ...] = (

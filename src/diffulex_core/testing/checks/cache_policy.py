@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.distributed import ALONE, Communicator, Seat
+from diffulex_core.errors import ConfigError
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.oracles.cache_policy import reason_against
@@ -148,7 +149,18 @@ def check_cache_policy_depends_on_its_arguments_only(subject: CachePolicySubject
             depends_on_nothing_else(step, seed)
 
 
-@check(CachePolicySubject)
+def _stays_alone(subject: CachePolicySubject) -> str | None:
+    """Why a policy cannot be made for several processes; None where it can."""
+    try:
+        subject.factory(geometry=(KVGeometry(num_heads=1, num_kv_heads=1, head_dim=4),), tp=Seat(0, 2))
+    except ConfigError as error:
+        return f"it is not made for several processes: {' '.join(error.problems)}"
+    except Exception:  # noqa: BLE001 - code under test may raise anything; the check itself will show it
+        return None
+    return None
+
+
+@check(CachePolicySubject, when=_stays_alone)
 def check_cache_policy_shares_agree(subject: CachePolicySubject, effort: Effort) -> None:
     """Two processes that divide the heads keep what one process keeps that holds all of them.
 
@@ -158,7 +170,8 @@ def check_cache_policy_shares_agree(subject: CachePolicySubject, effort: Effort)
     shall not depend on how a network is divided.
 
     Fix: sum or compare scores over all heads through `tp`, the same calls in the same order on every process;
-    `geometry[layer].copies` says how many neighbouring processes hold one KV head.
+    `geometry[layer].copies` says how many neighbouring processes hold one KV head. A policy for one process only raises
+    ConfigError when it is made with a `tp` of more.
     """
 
     @effort.for_all(step=passes(even=True), copied=st.booleans())

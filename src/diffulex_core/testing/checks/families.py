@@ -251,11 +251,22 @@ def _check_afresh(subject: FamilySubject, config: dict[str, Any], before: Mappin
             raise CheckFailed(f"{name} is one tensor in two networks.")
 
 
-@check(FamilySubject)
+def _no_bfloat16(subject: FamilySubject) -> str | None:
+    """Why the family has nothing to do with bfloat16; None where it has."""
+    try:
+        subject.build(dtype=torch.bfloat16, device=META)
+    except ConfigError as error:
+        return f"it is not built in bfloat16: {' '.join(error.problems)}"
+    except Exception:  # noqa: BLE001 - code under test may raise anything; the check itself will show it
+        return None
+    return None
+
+
+@check(FamilySubject, when=_no_bfloat16)
 def check_dtypes_are_heeded(subject: FamilySubject, effort: Effort) -> None:
     """In bfloat16 most parameters, the hidden rows and the queries are bfloat16, and the logits are finite.
 
-    Single parameters may be wider, such as a router's.
+    Single parameters may be wider, such as a router's. A family that cannot run in it refuses it with a ConfigError.
 
     Why: parameters of twice the size do not fit where they should, and mixed dtypes fail in the middle of a forward.
     Fix: make parameters of `ctx.dtype`, compute in fp32 where it matters, and cast back.

@@ -85,7 +85,10 @@ class Loaded:
         ids = [(7 * at + 3) % network.vocab_size for at in range(TOKENS)]
         fed = Fed(tokens=ids, ends=[TOKENS] * TOKENS, table=range(pages_for(TOKENS)))
         hidden = hidden_rows(network, memory, fed, backend=spy, multiple=1)
-        queries = {call.layer: {"query": call.query} for call in spy.calls} if spy else {}
+        queries = dict[int, dict[str, Tensor]]()
+        for call in spy.calls if spy else ():
+            # Of layers that read one another's K/V the first is the one that stores them.
+            queries.setdefault(call.layer, {"query": call.query})
         handed = list[Mapping[str, Tensor]]()
         for layer in range(len(network.kv_geometry)):
             keys, values = (part[:TOKENS] for part in memory.flat(layer))

@@ -24,6 +24,7 @@ from diffulex_core.testing.sampler_calls import (
     calls,
     limited,
     refuse_differences,
+    refuses_company,
     refuses_forbidden,
 )
 from diffulex_core.testing.subjects import SamplerSubject
@@ -198,7 +199,7 @@ def check_sampler_parts_are_the_whole(subject: SamplerSubject, effort: Effort) -
         refuse_differences(call.decide(subject), decisions, f"scored in parts that are cut at rows {bounds[1:-1]}")
 
 
-@check(SamplerSubject)
+@check(SamplerSubject, when=refuses_company)
 def check_sampler_shares_agree(subject: SamplerSubject, effort: Effort) -> None:
     """Processes that divide the vocabulary all decide alike, and as one process decides that holds all of it.
 
@@ -206,7 +207,8 @@ def check_sampler_shares_agree(subject: SamplerSubject, effort: Effort) -> None:
     drift apart and the engine computes nonsense or hangs.
 
     Fix: column `c` of rank `r` is the id `r * columns + c`, and ids from `vocab_size` on mean nothing there. Settle
-    maxima, sums, limits and draws through `tp`, the same calls in the same order on every rank.
+    maxima, sums, limits and draws through `tp`, the same calls in the same order on every rank. A sampler for one
+    process only raises ConfigError when it is made with a `tp` of more.
     """
     free = st.builds(SamplingParams, temperature=st.sampled_from([0, 0.5, 1.5]), seed=st.integers(0, 2**40))
 

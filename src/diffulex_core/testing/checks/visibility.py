@@ -140,7 +140,7 @@ def _check_tokens(network: DiffusionModel, view: View, draw: Random) -> None:
 
 @check(FamilySubject)
 def check_positions_come_from_the_positions(subject: FamilySubject, effort: Effort) -> None:
-    """A row answers otherwise at another position, and the same wherever its sequence's K/V are stored.
+    """A row answers the same wherever its sequence's K/V are stored.
 
     Why: slots are no positions: the sparse cache packs what it keeps, and chunks begin anywhere.
     Fix: rotate, or embed, by the `positions` that the network is called with, and by nothing else.
@@ -170,9 +170,37 @@ def check_positions_come_from_the_positions(subject: FamilySubject, effort: Effo
         require_close(
             logits, expected, f"position {at} whose K/V, with those before it, stand {shift} slots further on"
         )
-        later = Fed(tokens=one.tokens, start=at + 3, slot=at, ends=one.ends, table=table, starts=one.starts)
-        [logits] = run(network, stored.copy(), later)
-        if not any(rows_that_differ(logits, expected)):
+
+
+@check(FamilySubject, level="recommended")
+def check_positions_matter(subject: FamilySubject, effort: Effort) -> None:
+    """A row answers otherwise at another position.
+
+    Why: a network that forgets to rotate, or to embed, its positions reads a prompt as a bag of words.
+    Fix: pass `positions` on to whatever encodes them. A network that was trained without says so in
+    `expected_failures`.
+    """
+    network = network_of(subject)
+    for draw in draws(effort):
+        stored = Memory.of(network, pages_for(2 * BLOCK), PAGE)
+        noise(stored, draw, 0.5)
+        at, tokens, kinds = 2 * BLOCK - 1, token_ids(network, 1, draw), range(len(network.windows))
+        answers = [
+            run(
+                network,
+                stored.copy(),
+                Fed(
+                    tokens=tokens,
+                    start=position,
+                    slot=at,
+                    ends=[at + 1],
+                    table=range(pages_for(2 * BLOCK)),
+                    starts=[[0] for _ in kinds],
+                ),
+            )
+            for position in (at, at + 3)
+        ]
+        if not any(rows_that_differ(answers[1][0], answers[0][0])):
             raise CheckFailed(f"the logits at position {at + 3} are those at position {at}: positions change nothing.")
 
 
@@ -180,4 +208,5 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_rows_see_the_keys_that_they_are_given,
     check_declared_visibility_is_real,
     check_positions_come_from_the_positions,
+    check_positions_matter,
 )
