@@ -35,6 +35,15 @@ def diffulex_register_attention(register: Register[AttentionBackendPlugin]) -> N
             priority=10,
         )
     )
+    register(
+        AttentionBackendPlugin(
+            name="triton",
+            aliases=("triton_grouped",),
+            impl="diffulex_core.attention.triton.backend:PagedTriton",
+            probe="diffulex_core.attention.triton.backend:probe",
+            priority=5,
+        )
+    )
 
 
 @hookimpl

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 
+import attrs
 import pytest
 import torch
 
 from diffulex_core.attention import AttentionCase, probe_backends, select_backend
 from diffulex_core.attention.cpu import TorchCPU
 from diffulex_core.attention.reference import TorchReference
+from diffulex_core.attention.triton.backend import PagedTriton
 from diffulex_core.errors import IncompatibleError, UnknownNameError
 from diffulex_core.hookspecs import Register
 from diffulex_core.host import Host
@@ -59,7 +62,21 @@ def test_auto_takes_the_fused_path_on_the_cpu(host: Host) -> None:
 
 
 def test_auto_falls_to_the_next_backend_that_has_no_reason_against_the_case(host: Host) -> None:
-    assert isinstance(select_backend("auto", host, case("cuda")), TorchReference)
+    assert isinstance(select_backend("auto", host, case("cuda")), PagedTriton)
+    assert isinstance(select_backend("auto", host, attrs.evolve(case("cuda"), head_dim=513)), TorchReference)
+    with pytest.raises(IncompatibleError, match=r"cannot serve.*head_dim is 513, and it serves at most 512"):
+        select_backend("triton_grouped", host, attrs.evolve(case("cuda"), head_dim=513))
+
+
+def test_probes_are_asked_one_after_the_other_until_one_can_serve(host: Host) -> None:
+    before = set(sys.modules)
+    select_backend("auto", host, case())
+    assert not any(name.split(".")[0] == "triton" for name in set(sys.modules) - before)
+
+
+def test_triton_serves_the_cpu_in_its_interpreter_only(host: Host) -> None:
+    with pytest.raises(IncompatibleError, match=r"'triton'.*not on 'cpu'; TRITON_INTERPRET=1 lets the CPU interpret"):
+        select_backend("triton", host, case())
 
 
 def test_the_public_alias_naive_is_the_reference(host: Host) -> None:
@@ -67,7 +84,7 @@ def test_the_public_alias_naive_is_the_reference(host: Host) -> None:
 
 
 def test_a_named_backend_that_cannot_serve_is_an_error_with_its_reason_and_never_a_fallback(host: Host) -> None:
-    with pytest.raises(IncompatibleError, match=r"'torch_cpu' cannot serve.*not on 'cuda'.*that can: torch_ref"):
+    with pytest.raises(IncompatibleError, match=r"'torch_cpu' cannot serve.*'cuda'.*that can: triton, torch_ref"):
         select_backend("torch_cpu", host, case("cuda"))
 
 
@@ -89,7 +106,7 @@ def test_a_backend_must_serve_the_heads_of_every_layer(host: Host, host_with_pic
 def test_when_nobody_can_serve_auto_lists_the_reasons_of_all(host: Host) -> None:
     with pytest.raises(IncompatibleError) as raised:
         select_backend("auto", host, case(num_heads=5, num_kv_heads=2))
-    assert len(raised.value.problems) == 2
+    assert len(raised.value.problems) == 3
     assert all("5 query heads cannot share 2" in problem for problem in raised.value.problems)
 
 
@@ -100,5 +117,5 @@ def test_an_unknown_backend_is_an_unknown_name(host: Host) -> None:
 
 def test_probes_are_listed_by_priority(host_with_picky: Host) -> None:
     found = probe_backends(host_with_picky, case())
-    assert list(found) == ["picky", "torch_cpu", "torch_ref"]
-    assert [bool(reasons) for reasons in found.values()] == [True, False, False]
+    assert list(found) == ["picky", "torch_cpu", "triton", "torch_ref"]
+    assert [bool(reasons) for reasons in found.values()] == [True, False, True, False]

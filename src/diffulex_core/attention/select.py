@@ -35,16 +35,20 @@ def select_backend(name: str, host: Host, *cases: AttentionCase) -> AttentionBac
 
 def probe_backends(host: Host, *cases: AttentionCase) -> Mapping[str, tuple[str, ...]]:
     """Reasons against the cases of every registered backend, best priority first; none means that it can serve."""
-    entries = sorted(host.attention.entries(), key=lambda entry: -entry.descriptor.priority)
-    return {entry.descriptor.name: _reasons(entry, host, cases) for entry in entries}
+    return {entry.descriptor.name: _reasons(entry, host, cases) for entry in _by_priority(host)}
+
+
+def _by_priority(host: Host) -> list[Entry[AttentionBackendPlugin]]:
+    return sorted(host.attention.entries(), key=lambda entry: -entry.descriptor.priority)
 
 
 def _best(host: Host, cases: Sequence[AttentionCase]) -> Entry[AttentionBackendPlugin]:
-    found = probe_backends(host, *cases)
-    for name, reasons in found.items():
+    refusals = []
+    for entry in _by_priority(host):  # one by one: a probe may import a large package
+        reasons = _reasons(entry, host, cases)
         if not reasons:
-            return host.attention.entry(name)
-    refusals = [_refusal(name, reasons) for name, reasons in found.items()]
+            return entry
+        refusals.append(_refusal(entry.descriptor.name, reasons))
     raise IncompatibleError(refusals or ["No attention backend is registered."])
 
 
