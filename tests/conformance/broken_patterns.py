@@ -70,3 +70,25 @@ class WholePrompt(Blocks):
         return np.where(
             positions < extent.prompt_len, np.maximum(extent.prompt_len, 0), super().key_end(positions, extent)
         )
+
+
+class WindowIsOneWider(Blocks):
+    """In layers with a sliding window a row sees one key too many."""
+
+    def key_start(self, positions: IntArray, extent: Extent, window: int) -> IntArray:
+        return np.maximum(positions - window, 0)
+
+
+class WindowOfTheBlock(Blocks):
+    """In layers with a sliding window all rows of a block see what its first row sees."""
+
+    def key_start(self, positions: IntArray, extent: Extent, window: int) -> IntArray:
+        return np.maximum(positions // self.block_size * self.block_size - window + 1, 0)
+
+
+class OneShortForStored(Blocks):
+    """In final rows a block's last token is seen by itself alone."""
+
+    def key_end(self, positions: IntArray, extent: Extent) -> IntArray:
+        ends = super().key_end(positions, extent)
+        return np.where(positions < extent.final_end, np.maximum(ends - 1, positions + 1), ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from hypothesis import strategies as st
@@ -22,13 +23,18 @@ _SAY_NOTHING_OF_LOGITS = frozenset({
 """A strategy that requires no more than these must heed `ReqContext.shifted`."""
 
 
+def takes_any_logits(requires: Set[str]) -> bool:
+    """Whether a strategy that requires this runs with families of aligned and of shifted logits."""
+    return requires <= _SAY_NOTHING_OF_LOGITS
+
+
 def asks(bench: Bench, **params: Any) -> SearchStrategy[Ask]:
     """Requests of every length, with aligned and, where the strategy takes them, shifted logits.
 
     Args:
         params: sampling parameters that all of them have.
     """
-    takes_any = bench.subject.strategy.requires <= _SAY_NOTHING_OF_LOGITS
+    takes_any = takes_any_logits(bench.subject.strategy.requires)
     longest = max(1, bench.context.max_model_len // 3)
 
     def ask(prompt_len: int, salt: int, shifted: bool, logits: int, drawn: dict[str, Any]) -> Ask:

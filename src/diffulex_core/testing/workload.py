@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.canvas.pattern import FullCanvas
-from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
+from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, IntArray
 from diffulex_core.protocols import Req, ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.testing.fakes.network import EOS, MASK, WORDS
@@ -86,19 +86,29 @@ class BlockWitness(BlockRequest):
         super().preempted()
 
 
+class PrivateWitness(BlockWitness):
+    """One whose K/V do not follow from its tokens, so that nothing of it may serve others."""
+
+    @property
+    def known_tokens(self) -> IntArray:
+        """None."""
+        return super().known_tokens[:0]
+
+
 @attrs.frozen(kw_only=True)
 class Ask:
-    """One request."""
+    """One request; nothing of a private one may serve others."""
 
     prompt: tuple[int, ...]
     seed: int = 0
     max_tokens: int = 12
     ignore_eos: bool = True
     stop: frozenset[int] = frozenset()
+    private: bool = False
 
     def make(self, setting: Setting, request_id: int) -> Witness:
         """The request, fresh."""
-        return BlockWitness(
+        return (PrivateWitness if self.private else BlockWitness)(
             request_id=request_id,
             prompt=np.array(self.prompt, dtype=np.int64),
             params=SamplingParams(

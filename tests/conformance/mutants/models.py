@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from diffulex_core.layers.decoder import Decoder
 from diffulex_core.testing.check import AnyCheck
-from diffulex_core.testing.checks import models, visibility
-from tests.conformance.broken_families import BrokenFamily, decoder, family
+from diffulex_core.testing.checks import large_steps, models, visibility
+from tests.conformance.broken_families import BrokenFamily, Build, decoder, family
 from tests.conformance.broken_networks import (
     AddsTheRowBefore,
     AssumesPagesInOrder,
@@ -40,6 +40,17 @@ from tests.conformance.broken_networks import (
     WindowOfNobody,
     WritesNegativeSlots,
     WritesTheNextSlot,
+)
+from tests.conformance.broken_reach import (
+    NUMBERS,
+    BeginsAnew,
+    GivesWayInLargeSteps,
+    LosesTheRestOfItsPieces,
+    RoundsPositions,
+    TableOf500,
+    one_table_for_all,
+    reading,
+    tables_of_500,
 )
 from tests.conformance.mutant import Mutant
 from tests.conformance.mutants import witnesses
@@ -132,9 +143,35 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, type[Decoder]]], ...] = (
         {"slots are taken for positions": TakesSlotsForPositions},
     ),
     (visibility.check_positions_matter, {"positions are ignored": IgnoresPositions}),
+    (
+        large_steps.check_many_rows_are_as_few,
+        {
+            "the rest of its pieces is lost": LosesTheRestOfItsPieces,
+            "a large step is another one": GivesWayInLargeSteps,
+        },
+    ),
+    (
+        large_steps.check_far_positions_differ,
+        {
+            "a table of 500 positions": TableOf500,
+            "position 500 is position 0": BeginsAnew,
+            "positions are rounded": RoundsPositions,
+        },
+    ),
+)
+
+_BUILDS: tuple[tuple[AnyCheck, str, Callable[[], Build]], ...] = (
+    (large_steps.check_far_positions_differ, "a table of 500 positions that raises", lambda: tables_of_500),
+    (large_steps.check_numbers_of_the_config_count, "a rotary base that is built in", lambda: reading("rms_norm_eps")),
+    (large_steps.check_numbers_of_the_config_count, "an epsilon that is built in", lambda: reading("rope_theta")),
+    (large_steps.check_numbers_of_the_config_count, "one rotary table for all networks", one_table_for_all),
 )
 
 MUTANTS: tuple[Mutant, ...] = (
     *(Mutant(name=name, check=check, subject=_broken(kind)) for check, table in _TABLE for name, kind in table.items()),
+    *(
+        Mutant(name=name, check=check, subject=lambda make=make: family(build=make(), config=NUMBERS))
+        for check, name, make in _BUILDS
+    ),
     *witnesses.MUTANTS,
 )

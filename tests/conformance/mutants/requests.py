@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from diffulex_core.testing.check import AnyCheck
-from diffulex_core.testing.checks import requests, requests_pages, requests_state
-from tests.conformance import broken_patterns as patterns, broken_requests as broken
+from diffulex_core.testing.checks import requests, requests_pages, requests_params, requests_rows, requests_state
+from tests.conformance import broken_params, broken_patterns as patterns, broken_requests as broken
 from tests.conformance.broken_strategies import strategy
 from tests.conformance.mutant import Mutant
 
@@ -24,6 +24,12 @@ def by_pattern(check: AnyCheck, kind: type[patterns.Blocks], **recipe: Any) -> M
     return Mutant(
         name=name, check=check, subject=partial(strategy, pattern=f"broken_patterns:{kind.__name__}", **recipe)
     )
+
+
+def by_params(check: AnyCheck, kind: type[object]) -> Mutant:
+    """A block-causal strategy whose request does not heed something."""
+    name = (kind.__doc__ or "").strip().rstrip(".")
+    return Mutant(name=name, check=check, subject=partial(strategy, req=f"broken_params:{kind.__name__}"))
 
 
 FULL_PREFIX = {"pattern": "diffulex_core.testing.reference.patterns:full_prefix"}
@@ -80,4 +86,15 @@ MUTANTS: tuple[Mutant, ...] = (
     by_request(requests_pages.check_pieces_see_the_same, broken.CutsAnywhere),
     by_request(requests_pages.check_pieces_see_the_same, broken.ReplaysUnderAnotherRule, **FULL_PREFIX),
     by_pattern(requests_pages.check_pieces_see_the_same, patterns.OneLong),
+    by_params(requests_params.check_stop_tokens_end_answers, broken_params.KnowsOneStopToken),
+    by_params(requests_params.check_answers_fit_into_the_model, broken_params.OutgrowsTheModel),
+    by_params(requests_params.check_unsure_networks_end_too, broken_params.NeverForces),
+    by_params(requests_params.check_repetition_ends_requests, broken_params.IgnoresRepetition),
+    by_params(requests_params.check_temperature_and_seed_count, broken_params.IsAlwaysGreedy),
+    by_params(requests_rows.check_carried_rows_were_kept, broken_params.ForgetsWhatItLacks),
+    by_params(requests_rows.check_carried_rows_were_kept, broken_params.KeepsTheRowBefore),
+    by_pattern(requests_rows.check_rows_see_their_whole_block, patterns.OneShortForStored),
+    by_pattern(requests_rows.check_rows_see_their_whole_block, patterns.OneLong),
+    by_pattern(requests_rows.check_windows_have_their_width, patterns.WindowIsOneWider),
+    by_pattern(requests_rows.check_windows_have_their_width, patterns.WindowOfTheBlock),
 )

@@ -6,6 +6,7 @@ from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.testing.check import AnyCheck
 from diffulex_core.testing.checks import scheduler, scheduler_ends, scheduler_sequences
 from diffulex_core.testing.subjects import MakeScheduler, SchedulerSubject
+from tests.conformance.broken_company import ClosesUpDecisions, CommitsAllTokens, ForgetsWhoEndedLast
 from tests.conformance.broken_plans import (
     AnswersOnlyOne,
     BlindToSeconds,
@@ -131,6 +132,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant("publishes what is fed", scheduler.check_scheduler_publishes_only_what_is_final, CommitsAllThatIsFed),
     _mutant("publishes what is filled", scheduler.check_scheduler_publishes_only_what_is_final, CommitsTheFilled),
     _mutant("swaps decisions", scheduler.check_scheduler_gives_each_request_its_own_decisions, SwapsDecisions),
+    _mutant(
+        "decisions move up when somebody leaves",
+        scheduler.check_scheduler_gives_each_request_its_own_decisions,
+        ClosesUpDecisions,
+    ),
+    _mutant("forgets who ended last", scheduler_ends.check_scheduler_names_who_ended, ForgetsWhoEndedLast),
+    _mutant("publishes private tokens", scheduler.check_scheduler_publishes_only_what_is_final, CommitsAllTokens),
     _mutant("swaps page tables", scheduler.check_scheduler_answers_are_those_of_lone_requests, FeedsTheWrongPages),
     _mutant("draws are not counted", scheduler.check_scheduler_answers_are_those_of_lone_requests, DrawsTheSameAgain),
     _mutant("prompts grow", scheduler.check_scheduler_answers_are_those_of_lone_requests, MistakesThePrompt),

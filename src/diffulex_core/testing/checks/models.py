@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffulex_core.protocols import DiffusionModel
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
-from diffulex_core.testing.checks import alignment, visibility, witnesses
+from diffulex_core.testing.checks import alignment, large_steps, visibility, witnesses
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.forward import DenseAttention, Fed, Memory, context, hidden_rows, network_of, run
 from diffulex_core.testing.sequences import (
@@ -266,6 +266,7 @@ CHECKS: tuple[AnyCheck, ...] = (
     *visibility.CHECKS,
     check_networks_keep_nothing_between_calls,
     check_the_head_reads_each_row_alone,
+    *large_steps.CHECKS,
     *witnesses.CHECKS,
     *alignment.CHECKS,
 )

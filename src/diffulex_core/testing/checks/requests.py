@@ -13,7 +13,7 @@ from diffulex_core.pattern import IntArray
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.asks import asks, flips
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
-from diffulex_core.testing.checks import requests_pages, requests_state
+from diffulex_core.testing.checks import requests_pages, requests_params, requests_rows, requests_state
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.journeys import MOST_STEPS, Ask, Journey, bench
 from diffulex_core.testing.subjects import StrategySubject
@@ -361,4 +361,6 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_shorter_limits_give_prefixes,
     *requests_state.CHECKS,
     *requests_pages.CHECKS,
+    *requests_rows.CHECKS,
+    *requests_params.CHECKS,
 )

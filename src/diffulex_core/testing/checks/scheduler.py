@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import attrs
 import numpy as np
 from hypothesis import strategies as st
 
@@ -79,20 +80,29 @@ def check_scheduler_gives_each_request_its_own_decisions(subject: SchedulerSubje
     since others may have ended, come or changed places since the plan was made.
     """
     for setting in PATTERNS:
-        runner = ScriptedRunner(one_at_a_time, lambda window, position: window.request_id)
-        serving = Serving(subject.factory, subject.kv_cache, setting, budget=24, max_num_reqs=3, runner=runner)
-        requests = {serving.add(ask(3 + number, max_tokens=6 + number)): number for number in range(5)}
-        live = dict(serving.live)
-        bound = serving.bound()
-        for _ in range(bound):
-            if serving.live:
-                serving.step()
-        for number in requests:
-            tokens = live[number].request.output_tokens.tolist()
-            if strange := sorted(set(tokens) - {number}):
-                raise CheckFailed(f"request {number} answered {tokens}; {strange} were decided for other requests.")
-            if len(tokens) != 6 + number:
-                raise CheckFailed(f"request {number} has {len(tokens)} of {6 + number} tokens after {bound} steps.")
+        for leaves in (False, True):
+            runner = ScriptedRunner(one_at_a_time, lambda window, position: window.request_id)
+            serving = Serving(subject.factory, subject.kv_cache, setting, budget=24, max_num_reqs=3, runner=runner)
+            # One that leaves while a step runs must not shift the decisions of the others, who are at one position.
+            requests = {
+                serving.add(ask(3 + number * (not leaves), max_tokens=6 + number)): number for number in range(5)
+            }
+            live = dict(serving.live)
+            bound = serving.bound()
+            for _ in range(bound):
+                if not serving.live:
+                    break
+                plan = serving.schedule()
+                if leaves and len(plan.windows) == 3:
+                    leaves = not serving.abort(plan.windows[0].request_id)
+                    del requests[plan.windows[0].request_id]
+                serving.update(plan, serving.execute(plan))
+            for number in requests:
+                tokens = live[number].request.output_tokens.tolist()
+                if strange := sorted(set(tokens) - {number}):
+                    raise CheckFailed(f"request {number} answered {tokens}; {strange} were decided for other requests.")
+                if len(tokens) != 6 + number:
+                    raise CheckFailed(f"request {number} has {len(tokens)} of {6 + number} tokens after {bound} steps.")
 
 
 @check(SchedulerSubject)
@@ -289,6 +299,16 @@ def check_scheduler_publishes_only_what_is_final(subject: SchedulerSubject, effo
                     serving.add(Ask(prompt=turn, max_tokens=8))
                     serving.add(Ask(prompt=turn[: len(turn) // 2 + 4], max_tokens=8))
                 serving.drain()
+    serving = Serving(subject.factory, subject.kv_cache, Setting(), page_size=4, num_pages=60, max_num_reqs=3)
+    private = Ask(prompt=tuple(range(WORDS)), private=True)
+    serving.add(private)
+    serving.drain()
+    serving.add(attrs.evolve(private, private=False))
+    if first_fed := min(window.span.start for window in serving.schedule().windows):
+        raise CheckFailed(
+            f"a request finds {first_fed} stored slots of another one, whose known_tokens were empty all along; commit "
+            "`request.known_tokens` and no other tokens."
+        )
 
 
 @check(SchedulerSubject)

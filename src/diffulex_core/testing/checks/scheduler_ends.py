@@ -167,6 +167,14 @@ def check_scheduler_names_who_ended(subject: SchedulerSubject, effort: Effort) -
             serving.is_right(number)
     if len(set(named)) != len(named):
         raise CheckFailed(f"plans named {named} as ended; each is named once.")
+    # An engine that has nothing to do may ask all the same; who ended last is not forgotten over that.
+    if serving.scheduler.schedule() is not None:
+        raise CheckFailed("schedule() plans a step although nobody waits or runs; then it returns None.")
+    serving.add(ask(6, max_tokens=3))
+    if not set(gone) <= set((plan := serving.schedule()).ended):
+        raise CheckFailed(
+            f"requests {sorted(gone)} ended before schedule() returned None; the next plan names {plan.ended}."
+        )
 
 
 @check(SchedulerSubject)
