@@ -20,9 +20,12 @@ class DirectorySource:
 
     def resolve(self, name: str) -> Path | None:
         """See `ModelSource`. What can only be a path must exist."""
-        path = Path(name).expanduser()
-        if path.is_dir():
-            return path
+        try:
+            path = Path(name).expanduser()
+            if path.is_dir():
+                return path
+        except (OSError, RuntimeError) as error:  # too long, or of a user who is not there
+            raise CheckpointError(name, [f"It is not the path of a directory: {error}."]) from error
         if path.exists():
             raise CheckpointError(name, ["It is a file. Give the directory that holds it."])
         if path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1:

@@ -8,14 +8,16 @@ class TestMyCache(KVCacheConformance):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn
 
 import pytest
 
+from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.kv_cache import PagedKVCache
-from diffulex_core.plugin import AttentionBackend, AttentionCase, CachePolicy
+from diffulex_core.plugin import AttentionBackend, AttentionCase, CachePolicy, ModelSource
+from diffulex_core.protocols import ModelRunner
 from diffulex_core.registry import did_you_mean
 from diffulex_core.testing.catalogue import CHECKS
 from diffulex_core.testing.check import PREFIX, AnyCheck
@@ -25,10 +27,15 @@ from diffulex_core.testing.outcome import BoundCheck
 from diffulex_core.testing.subjects import (
     AttentionSubject,
     CachePolicySubject,
+    ExecutorSubject,
+    ExpertsSubject,
     KVCacheSubject,
+    MakeExecutor,
     MakeKVCache,
     MakeSampler,
     MakeScheduler,
+    ModelSourceSubject,
+    RunnerSubject,
     SamplerSubject,
     SchedulerSubject,
     Subject,
@@ -180,6 +187,63 @@ class CachePolicyConformance(Conformance, subject=CachePolicySubject):
     @pytest.fixture
     def subject(self, cache_policy_factory: Callable[..., CachePolicy]) -> Subject:
         return CachePolicySubject(name=type(self).__name__, factory=cache_policy_factory)
+
+
+class RunnerConformance(Conformance, subject=RunnerSubject):
+    """Checks of a runner. Override `runner_factory`."""
+
+    @pytest.fixture
+    def runner_factory(self) -> Callable[..., ModelRunner]:
+        """What makes a runner, as a component of that kind is called."""
+        self.says_nothing("runner_factory")
+
+    @pytest.fixture
+    def subject(self, runner_factory: Callable[..., ModelRunner]) -> Subject:
+        return RunnerSubject(name=type(self).__name__, factory=runner_factory)
+
+
+class ExecutorConformance(Conformance, subject=ExecutorSubject):
+    """Checks of an executor. Override `executor_factory`."""
+
+    @pytest.fixture
+    def executor_factory(self) -> MakeExecutor:
+        """What makes an executor, as a component of that kind is called."""
+        self.says_nothing("executor_factory")
+
+    @pytest.fixture
+    def subject(self, executor_factory: MakeExecutor) -> Subject:
+        return ExecutorSubject(name=type(self).__name__, factory=executor_factory)
+
+
+class ModelSourceConformance(Conformance, subject=ModelSourceSubject):
+    """Checks of a model source. Override `source_factory`, and `known_names` with names that it resolves."""
+
+    @pytest.fixture
+    def source_factory(self) -> Callable[[], ModelSource]:
+        """What makes a source, such as its class."""
+        self.says_nothing("source_factory")
+
+    @pytest.fixture
+    def known_names(self) -> Sequence[str]:
+        """Names that it resolves without a network: none."""
+        return ()
+
+    @pytest.fixture
+    def subject(self, source_factory: Callable[[], ModelSource], known_names: Sequence[str]) -> Subject:
+        return ModelSourceSubject(name=type(self).__name__, factory=source_factory, known=tuple(known_names))
+
+
+class ExpertsConformance(Conformance, subject=ExpertsSubject):
+    """Checks of a kernel for experts. Override `kernel_factory`."""
+
+    @pytest.fixture
+    def kernel_factory(self) -> Callable[[], ExpertsKernel]:
+        """What makes a kernel, such as its class."""
+        self.says_nothing("kernel_factory")
+
+    @pytest.fixture
+    def subject(self, kernel_factory: Callable[[], ExpertsKernel]) -> Subject:
+        return ExpertsSubject(name=type(self).__name__, factory=kernel_factory)
 
 
 class AttentionConformance(Conformance, subject=AttentionSubject):

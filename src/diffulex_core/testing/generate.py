@@ -15,6 +15,7 @@ from diffulex_core.host import Host, PluginRecord
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.plugin import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
 from diffulex_core.registry import Entry, Provenance, did_you_mean
+from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.testing.catalogue import CHECKS
@@ -25,9 +26,13 @@ from diffulex_core.testing.subjects import (
     AttentionSubject,
     CachePolicySubject,
     EngineSubject,
+    ExecutorSubject,
+    ExpertsSubject,
     FamilySubject,
     KVCacheSubject,
+    ModelSourceSubject,
     PluginSubject,
+    RunnerSubject,
     SamplerSubject,
     SchedulerSubject,
     StrategySubject,
@@ -96,6 +101,7 @@ def _of_plugin(record: PluginRecord, host: Host) -> Iterator[Subject]:
         yield KVCacheSubject(name="paged", factory=PagedKVCache)
         yield SchedulerSubject(name="continuous", factory=ContinuousScheduler, kv_cache=PagedKVCache)
         yield SamplerSubject(name="packed", factory=PackedSampler)
+        yield RunnerSubject(name="eager", factory=EagerRunner)
 
 
 def _of_entry(kind: str, entry: Entry[Any], host: Host) -> Iterator[Subject]:
@@ -118,6 +124,14 @@ def _of_entry(kind: str, entry: Entry[Any], host: Host) -> Iterator[Subject]:
                     yield SamplerSubject(name=name, factory=component)
                 case "cache_policy":
                     yield CachePolicySubject(name=name, factory=component)
+                case "runner":
+                    yield RunnerSubject(name=name, factory=component)
+                case "executor":
+                    yield ExecutorSubject(name=name, factory=component)
+                case "model_source":
+                    yield ModelSourceSubject(name=name, factory=component)
+                case "kernel":
+                    yield ExpertsSubject(name=name, factory=component)
 
 
 def family_subject(entry: Entry[ModelFamily], host: Host) -> FamilySubject | None:

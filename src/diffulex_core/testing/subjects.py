@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import attrs
 import torch
@@ -12,18 +12,23 @@ from diffulex_core.attention.case import AttentionCase
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.host import Host, PluginRecord
+from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.plugin import DecodingStrategy, ModelFamily
 from diffulex_core.protocols import (
     AttentionBackend,
     CachePolicy,
     DiffusionModel,
+    Executor,
     KVCacheManager,
+    ModelRunner,
+    ModelSource,
     Sampler,
     Scheduler,
     WeightResolver,
 )
 from diffulex_core.registry import Entry, Provenance
+from diffulex_core.worker import Blueprint
 
 CPU = torch.device("cpu")
 
@@ -179,90 +184,147 @@ class MakeSampler(Protocol):
     def __call__(self, *, vocab_size: int, forbidden: frozenset[int], tp: Communicator = ALONE) -> Sampler: ...
 
 
+class MakeExecutor(Protocol):
+    """Factory of an executor, as a component of that kind is called."""
+
+    def __call__(
+        self,
+        blueprint: Blueprint,
+        /,
+        *,
+        host: Host,
+        devices: Sequence[torch.device],
+        replica: int,
+        sharers: int,
+        progress: bool,
+    ) -> Executor: ...
+
+
 @attrs.frozen(kw_only=True, eq=False)
-class KVCacheSubject:
-    """A KV cache.
+class _Made:
+    """What a factory makes.
 
     Attributes:
         name: for reports.
-        factory: makes one.
     """
 
+    kind: ClassVar[str]
     name: str
-    factory: MakeKVCache
 
     @property
     def label(self) -> str:
-        return f"kv_cache {self.name}"
+        return f"{self.kind} {self.name}"
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class SchedulerSubject:
+class KVCacheSubject(_Made):
+    """A KV cache.
+
+    Attributes:
+        factory: makes one.
+    """
+
+    kind: ClassVar[str] = "kv_cache"
+    factory: MakeKVCache
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SchedulerSubject(_Made):
     """A scheduler.
 
     Attributes:
-        name: for reports.
         factory: makes one.
         kv_cache: makes the cache that it works with.
     """
 
-    name: str
+    kind: ClassVar[str] = "scheduler"
     factory: MakeScheduler
     kv_cache: MakeKVCache
 
-    @property
-    def label(self) -> str:
-        return f"scheduler {self.name}"
-
 
 @attrs.frozen(kw_only=True, eq=False)
-class SamplerSubject:
+class SamplerSubject(_Made):
     """A sampler.
 
     Attributes:
-        name: for reports.
         factory: makes one.
     """
 
-    name: str
+    kind: ClassVar[str] = "sampler"
     factory: MakeSampler
-
-    @property
-    def label(self) -> str:
-        return f"sampler {self.name}"
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class CachePolicySubject:
+class CachePolicySubject(_Made):
     """A policy of the sparse cache.
 
     Attributes:
-        name: for reports.
         factory: makes one, of `geometry` (one entry for each layer) and `tp`.
     """
 
-    name: str
+    kind: ClassVar[str] = "cache_policy"
     factory: Callable[..., CachePolicy]
-
-    @property
-    def label(self) -> str:
-        return f"cache_policy {self.name}"
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class AttentionSubject:
+class RunnerSubject(_Made):
+    """A runner.
+
+    Attributes:
+        factory: makes one, of the keywords that `EagerRunner` takes.
+    """
+
+    kind: ClassVar[str] = "runner"
+    factory: Callable[..., ModelRunner]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ExecutorSubject(_Made):
+    """An executor.
+
+    Attributes:
+        factory: makes one.
+    """
+
+    kind: ClassVar[str] = "executor"
+    factory: MakeExecutor
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ModelSourceSubject(_Made):
+    """A source of models.
+
+    Attributes:
+        factory: makes one.
+        known: names that it resolves.
+    """
+
+    kind: ClassVar[str] = "model_source"
+    factory: Callable[[], ModelSource]
+    known: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ExpertsSubject(_Made):
+    """A kernel for experts.
+
+    Attributes:
+        factory: makes one.
+    """
+
+    kind: ClassVar[str] = "kernel"
+    factory: Callable[[], ExpertsKernel]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class AttentionSubject(_Made):
     """An attention backend.
 
     Attributes:
-        name: for reports.
         factory: makes one.
         probe: the reasons it cannot serve a case.
     """
 
-    name: str
+    kind: ClassVar[str] = "attention"
     factory: Callable[[], AttentionBackend]
     probe: Callable[[AttentionCase], list[str]]
-
-    @property
-    def label(self) -> str:
-        return f"attention {self.name}"
