@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,7 +30,8 @@ def silu(x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return functional.silu(x)
     wide = x.float()
-    return (wide / (1 + (-wide).exp())).to(x.dtype)
+    below = (-wide).exp_().add_(1)
+    return torch.div(wide, below, out=below).to(x.dtype)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -30,12 +30,19 @@ class SelfAttention(nn.Module):
         self.out = RowLinear(ctx, width, spec.hidden_size, bias=spec.out_bias)
         self.q_norm = RMSNorm(ctx, spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(ctx, spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.normed = spec.qk_norm
+        self.bounds = (query.length // spec.head_dim, (query.length + key.length) // spec.head_dim)
+        """Heads that are queries, and those that are queries or keys."""
         self.layer, self.kind, self.head_dim = layer, kind, spec.head_dim
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """[rows, hidden] -> [rows, hidden]; stores the rows' K/V."""
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv.split(self.qkv(x)))
-        q, k = rotation(self.q_norm(q)), rotation(self.k_norm(k))
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
+        q, k, v = heads.tensor_split(self.bounds, dim=1)
+        if self.normed:
+            q, k = rotation(self.q_norm(q)), rotation(self.k_norm(k))
+        else:
+            q, k = rotation(heads[:, : self.bounds[1]]).tensor_split(self.bounds[:1], dim=1)
         seen = ctx.attend(self.layer, self.kind, q, k, v, self.head_dim**-0.5)
         out: Tensor = self.out(seen.flatten(1))
         return out

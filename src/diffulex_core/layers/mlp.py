@@ -34,4 +34,4 @@ class GatedMLP(nn.Module):
 
     def _gated(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up.split(self.gate_up(x))
-        return self.activation(gate) * up
+        return self.activation(gate).mul_(up)
