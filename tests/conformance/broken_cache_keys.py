@@ -252,3 +252,15 @@ class FindsHalf(WithOtherKeys):
 
     def open(self, sequence: int, known: IntArray, prompt_len: int) -> int:
         return super().open(sequence, known[: self._page_size], prompt_len)
+
+
+class NumbersEntriesByPage(PagedKVCache):
+    """The page before is known by its number, and a sequence's first pages are used again first."""
+
+    def release(self, sequence: int) -> None:
+        for page in self._sequences.pop(sequence).pages:
+            self._drop(page)
+
+    def _publish(self, state: Any, key: Any) -> None:
+        self._next_entry = state.pages[state.published] + 1
+        super()._publish(state, key)

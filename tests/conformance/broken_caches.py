@@ -228,6 +228,15 @@ class TruncatesToTheStored(PagedKVCache):
         super().truncate(sequence, self._sequences[sequence].stored)
 
 
+class TruncatesWhatIsStored(PagedKVCache):
+    """Only whole pages count as stored afterwards."""
+
+    def truncate(self, sequence: int, slots: int) -> None:
+        super().truncate(sequence, slots)
+        state = self._sequences[sequence]
+        state.stored = min(state.stored, slots // self._page_size * self._page_size)
+
+
 class HandsOutItsOwnTable(PagedKVCache):
     """Whoever writes into a page table writes into the cache."""
 

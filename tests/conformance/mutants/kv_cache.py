@@ -23,6 +23,7 @@ from tests.conformance.broken_cache_keys import (
     KeyWithoutThePast,
     KeyWithoutTheScope,
     KeyWithoutTheTail,
+    NumbersEntriesByPage,
     PublishesAtRelease,
     PublishesAtReserve,
     PublishesInFlight,
@@ -55,6 +56,7 @@ from tests.conformance.broken_caches import (
     TruncatesNothing,
     TruncatesTooFar,
     TruncatesToTheStored,
+    TruncatesWhatIsStored,
 )
 from tests.conformance.mutant import Mutant
 
@@ -100,9 +102,20 @@ MUTANTS: tuple[Mutant, ...] = (
         kv_cache_books.check_kv_cache_truncates_to_what_is_needed,
         TruncatesToTheStored,
     ),
+    _mutant(
+        "truncate forgets the rest of a page",
+        kv_cache_books.check_kv_cache_truncates_to_what_is_needed,
+        TruncatesWhatIsStored,
+    ),
     _mutant("page tables are the cache's own", kv_cache_books.check_kv_cache_tables_are_copies, HandsOutItsOwnTable),
     _mutant("caches share texts", kv_cache_books.check_kv_caches_do_not_share_state, SharesTexts),
     _mutant("caches share sequences", kv_cache_books.check_kv_caches_do_not_share_state, SharesSequences),
+    _mutant(
+        "knows the page before by its number",
+        kv_cache.check_kv_cache_forgets_what_followed_a_page,
+        NumbersEntriesByPage,
+    ),
+    _mutant("keys hold no text before", kv_cache.check_kv_cache_forgets_what_followed_a_page, KeyWithoutThePast),
     _mutant("publishes at reserve", kv_cache.check_kv_cache_publishes_at_commit, PublishesAtReserve),
     _mutant("publishes at release", kv_cache.check_kv_cache_publishes_at_commit, PublishesAtRelease),
     _mutant("publishes the page in flight", kv_cache.check_kv_cache_publishes_at_commit, PublishesInFlight),

@@ -181,6 +181,12 @@ def check_kv_cache_truncates_to_what_is_needed(subject: KVCacheSubject, effort: 
             paging.execute(first, 24)
             paging.commit(first, 24)
             paging.verify()
+        paging = Paging(subject.factory, pattern, num_pages=10)
+        first = paging.open(_ZEROS, 8)
+        paging.store(first, 6)
+        paging.reserve(first, 24)
+        paging.truncate(first, 6)
+        paging.verify()
 
 
 @check(KVCacheSubject)
