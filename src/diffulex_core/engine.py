@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import attrs
-import numpy as np
 
 from diffulex_core.admission import Prompt, as_list, check_logprobs, check_params, check_prompt, check_token_ids
 from diffulex_core.assembly import Parts, assemble
@@ -26,7 +25,7 @@ from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
 from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
-from diffulex_core.protocols import Deciding, Req
+from diffulex_core.protocols import Req
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.stop_strings import first_stop, readable, settled, tokens_of
 from diffulex_core.tokenizer import decode
@@ -268,7 +267,6 @@ class Diffulex:
         canvases = self._trace(plan)
         output = parts.runner.execute(plan)
         done = parts.scheduler.update(plan, output)
-        output = self._as_applied(plan, output)
         ended = self.now()
         self._record(plan, output, canvases, began, ended)
         gone = [*(request.request_id for request in done), *self._stop_on_strings(plan)]
@@ -357,16 +355,6 @@ class Diffulex:
         if not self.config.runtime.save_trace:
             return {}
         return {window.request_id: self._tickets[window.request_id].request.canvas for window in plan.windows}
-
-    def _as_applied(self, plan: StepPlan, output: StepOutput) -> StepOutput:
-        """The output with `accepted` as the requests decided, where they do that themselves."""
-        decisions = []
-        for window, decision in zip(plan.windows, output.decisions, strict=True):
-            request = self._tickets[window.request_id].request
-            if isinstance(request, Deciding) and decision.finite:
-                decision = attrs.evolve(decision, accepted=np.isin(decision.positions, request.written))
-            decisions.append(decision)
-        return attrs.evolve(output, decisions=tuple(decisions))
 
     def _record(
         self, plan: StepPlan, output: StepOutput, canvases: Mapping[int, Canvas], began: float, ended: float

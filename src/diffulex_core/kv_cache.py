@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 
 import attrs
@@ -30,7 +31,7 @@ class _Key:
 @attrs.define
 class _Sequence:
     prompt_len: int
-    pages: list[int]
+    pages: array[int]
     stored: int = 0
     entry: int = ROOT
     """Cache entry of the last page that was looked up or published."""
@@ -75,7 +76,7 @@ class PagedKVCache:
         """Start `sequence`, taking over shared pages; returns the number of slots that are stored already."""
         if sequence in self._sequences:
             raise KeyError(f"sequence {sequence} is open already")
-        state = _Sequence(prompt_len=prompt_len, pages=[])
+        state = _Sequence(prompt_len=prompt_len, pages=array("q"))
         self._sequences[sequence] = state
         if self._prefix_caching:
             while (key := self._key(state, known, state.published)) is not None:
@@ -112,7 +113,11 @@ class PagedKVCache:
         state.stored = slots
         if not self._prefix_caching:
             return
-        while (key := self._key(state, tokens[:slots], state.published)) is not None:
+        final = tokens[:slots]
+        while (state.published + 1) * self._page_size <= slots:
+            key = self._key(state, final, state.published)
+            if key is None:
+                return
             self._publish(state, key)
 
     def stored(self, sequence: int) -> int:
@@ -129,7 +134,7 @@ class PagedKVCache:
         del state.pages[kept:]
 
     def page_table(self, sequence: int) -> IntArray:
-        return np.asarray(self._sequences[sequence].pages, dtype=np.int64)
+        return np.array(self._sequences[sequence].pages)
 
     def release(self, sequence: int) -> None:
         """Give back all pages of `sequence`; cached ones stay findable until they are reused."""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import attrs
 import numpy as np
 
+from diffulex_core.asked_rows import AskedRows, Guided
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray
 from diffulex_core.types import (
-    CARRIED,
     BoolArray,
     FloatArray,
-    Questions,
     Refresh,
-    RowRun,
-    SampleGroup,
+    RowRuns,
     SamplingBatch,
     Span,
     StepPlan,
     Window,
 )
+
+Array = TypeVar("Array", IntArray, BoolArray)
 
 ROW_MULTIPLE = 8
 """Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
@@ -32,22 +33,7 @@ class Visibility:
 
     key_start: IntArray
     key_end: IntArray
-    runs: tuple[RowRun, ...]
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Guided:
-    """Rows whose logits are joined with those of a second row (classifier-free guidance).
-
-    Attributes:
-        at: [g] index into the head's rows, ascending.
-        rows: [g] row of the batch that each is joined with.
-        scale: [g] float32 weight of guidance.
-    """
-
-    at: IntArray
-    rows: IntArray
-    scale: FloatArray
+    runs: RowRuns
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -138,65 +124,45 @@ def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None
         windows: sliding-window width of each layer kind, None for full attention.
         page_size: slots per page.
     """
-    laid = _sequences(plan)
-    lengths = np.array([len(window.span.tokens) for window in laid.windows])
+    sequences = _sequences(plan)
+    spans = [window.span for window in sequences]
+    lengths = np.array([len(span.tokens) for span in spans])
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     total = int(offsets[-1])
     padded = round_up(total)
-    row_sequence = np.repeat(np.arange(len(lengths)), lengths)
-    input_ids = np.concatenate([window.span.tokens for window in laid.windows])
-    ranges = [np.arange(window.span.start, window.span.end) for window in laid.windows]
-    extents = [_extent(window) for window in laid.windows]
-    positions = np.concatenate(ranges)
-    final_end = np.repeat([extent.final_end for extent in extents], lengths)
-    packed = [window.span.packed is not None for window in laid.windows]
-    key_end = np.concatenate(
-        [
-            np.full_like(at, extent.end) if sparse else np.minimum(pattern.key_end(at, extent), extent.end)
-            for at, extent, sparse in zip(ranges, extents, packed, strict=True)
-        ]
-    )
-
-    def key_start(width: int | None) -> IntArray:
-        if width is None:
-            return np.zeros_like(positions)
-        assert not any(packed), "slots of kept K/V are no positions, so a sliding window cannot find its own"
-        return np.concatenate(
-            [pattern.key_start(at, extent, width) for at, extent in zip(ranges, extents, strict=True)]
-        )
-
-    page_tables = np.full((len(lengths), max(len(window.page_table) for window in laid.windows)), -1, dtype=np.int64)
-    for index, window in enumerate(laid.windows):
-        page_tables[index, : len(window.page_table)] = window.page_table
-    logical = positions + np.repeat([_shift(window.span) for window in laid.windows], lengths)
-    unstored = positions < np.repeat([window.span.store_from for window in laid.windows], lengths)
-    logical[unstored] = 0
-    slots = page_tables[row_sequence, logical // page_size] * page_size + logical % page_size
-    slots[unstored] = -1
-    head_rows, carried = _head_rows(laid, offsets)
-    kept_rows, kept = _kept_rows(laid, offsets)
-    recalled_rows, recalled = _recalled_rows(laid, offsets)
-    remembered_rows, remembered = _remembered_rows(plan)
+    owners = np.repeat(np.arange(len(spans)), lengths)
+    positions = np.arange(total) + _each(np.array([span.start for span in spans]) - offsets[:-1], owners)
+    final = positions < _each([span.store_until for span in spans], owners)
+    page_tables = _page_tables(sequences)
+    slots = _slots(spans, positions, owners, page_tables, page_size)
+    asked = AskedRows(plan, _first_rows(sequences, plan, offsets))
+    kept = {
+        window.request_id: offset + window.span.keep - window.span.start
+        for window, offset in zip(sequences, offsets.tolist(), strict=False)
+        if window.span.keep is not None
+    }
+    recalled = [index for index, window in enumerate(plan.windows) if window.span.recall]
+    remembered = [index for index, window in enumerate(plan.windows) if window.span.remember]
     return PackedStep(
-        input_ids=_pad(input_ids, padded, 0),
+        input_ids=_pad(np.concatenate([span.tokens for span in spans]), padded, 0),
         positions=_pad(positions, padded, 0),
         slots=_pad(slots, padded, -1),
-        row_sequence=_pad(row_sequence, padded, 0),
-        final=_pad(positions, padded, 0) < _pad(final_end, padded, 0),
+        row_sequence=_pad(owners, padded, 0),
+        final=_pad(final, padded, False),
         page_tables=page_tables,
-        visibility=tuple(_visibility(key_start(width), key_end, row_sequence, padded) for width in windows),
-        head_rows=head_rows,
-        carried=carried,
-        guided=_guided(laid, offsets),
-        sampling=_sampling(plan),
-        kept_rows=kept_rows,
-        kept=kept,
-        blended=_blended(laid, offsets),
-        recalled_rows=recalled_rows,
-        recalled=recalled,
-        remembered_rows=remembered_rows,
-        remembered=remembered,
-        refreshes=tuple(_refreshes(laid, offsets, page_size)),
+        visibility=tuple(_visibility(sequences, pattern, windows, positions, owners)),
+        head_rows=asked.head_rows,
+        carried=asked.carried,
+        guided=asked.guided(),
+        sampling=asked.batch(),
+        kept_rows=np.array([*kept.values()], dtype=np.int64),
+        kept=tuple(kept),
+        blended=_blended(sequences, offsets),
+        recalled_rows=asked.head_rows[asked.of(recalled)],
+        recalled=tuple(plan.windows[index].request_id for index in recalled),
+        remembered_rows=asked.of(remembered),
+        remembered=asked.counts(remembered),
+        refreshes=tuple(_refreshes(sequences, offsets, page_size)),
     )
 
 
@@ -224,62 +190,21 @@ def round_up(rows: int) -> int:
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def _pad(values: IntArray, length: int, fill: int) -> IntArray:
-    return np.concatenate((values, np.full(length - len(values), fill, dtype=np.int64)))
+def _pad(values: Array, length: int, fill: int) -> Array:
+    padded = np.full(length, fill, dtype=values.dtype)
+    padded[: len(values)] = values
+    return padded
 
 
-def _extent(window: Window) -> Extent:
-    span = window.span
-    end = span.slots if span.visible_end is None else span.visible_end
-    return Extent(prompt_len=window.prompt_len, phase=span.phase, final_end=span.store_until, end=end)
+def _each(values: Sequence[int] | IntArray, owners: IntArray) -> IntArray:
+    """[rows] the value of each row's owner."""
+    return np.asarray(values, dtype=np.int64).take(owners)
 
 
-def _shift(span: Span) -> int:
-    """Distance from a row's position to its slot."""
-    return 0 if span.packed is None else span.packed - span.first_stored
-
-
-def _refreshes(plan: StepPlan, offsets: IntArray, page_size: int) -> Iterator[PackedRefresh]:
-    for window, start, end in zip(plan.windows, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        refresh = window.span.refresh
-        if refresh is not None:
-            at = np.arange(refresh.keep)
-            slots = window.page_table[at // page_size] * page_size + at % page_size
-            yield PackedRefresh(start=start, end=end, slots=slots, refresh=refresh)
-
-
-def _visibility(key_start: IntArray, key_end: IntArray, row_sequence: IntArray, padded: int) -> Visibility:
-    changes = np.diff(key_end) != 0
-    changes |= np.diff(key_start) != 0
-    changes |= np.diff(row_sequence) != 0
-    starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    ends = np.concatenate((starts[1:], [len(key_end)]))
-    runs = tuple(
-        RowRun(row_start=begin, row_end=end, sequence=sequence, key_start=first, key_end=last)
-        for begin, end, sequence, first, last in zip(
-            starts.tolist(),
-            ends.tolist(),
-            row_sequence[starts].tolist(),
-            key_start[starts].tolist(),
-            key_end[starts].tolist(),
-            strict=True,
-        )
-    )
-    return Visibility(key_start=_pad(key_start, padded, 0), key_end=_pad(key_end, padded, 0), runs=runs)
-
-
-def _head_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:
-    """Rows of the batch that decide something, and the requests that a kept row decides something for."""
-    rows, carried = [np.empty(0, dtype=np.int64)], list[int]()
-    for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True):
-        for group in window.span.groups:
-            rows.append(np.where(group.rows == CARRIED, CARRIED, group.rows + offset))
-            carried += [window.request_id] * int((group.rows == CARRIED).sum())
-    return np.concatenate(rows), tuple(carried)
-
-
-def _sequences(plan: StepPlan) -> StepPlan:
-    """The plan with a window of its own for each second sequence, right behind the first's; it samples nothing."""
+def _sequences(plan: StepPlan) -> Sequence[Window]:
+    """The plan's windows, and behind each one of its own for its second sequence, which samples nothing."""
+    if all(window.span.guidance is None for window in plan.windows):
+        return plan.windows
     windows = []
     for window in plan.windows:
         windows.append(window)
@@ -288,39 +213,98 @@ def _sequences(plan: StepPlan) -> StepPlan:
             assert window.second_table is not None, "guidance needs pages of its own"
             second = attrs.evolve(span, tokens=span.guidance.tokens, groups=(), keep=None, guidance=None)
             windows.append(attrs.evolve(window, span=second, page_table=window.second_table, second_table=None))
-    return StepPlan(step=plan.step, windows=tuple(windows))
+    return windows
 
 
-def _guided(laid: StepPlan, offsets: IntArray) -> Guided:
-    at, rows, scale = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
-    begin = 0
-    for window, offset in zip(laid.windows, offsets[:-1].tolist(), strict=True):
-        for group in window.span.groups:
-            count = len(group.rows)
-            if window.span.guidance is not None:
-                assert (group.rows != CARRIED).all(), "a second sequence keeps no rows"
-                at.append(np.arange(begin, begin + count))
-                rows.append(group.rows + offset + len(window.span.tokens))
-                scale.append(np.full(count, window.span.guidance.scale, dtype=np.float32))
-            begin += count
-    return Guided(at=np.concatenate(at), rows=np.concatenate(rows), scale=np.concatenate(scale))
+def _first_rows(sequences: Sequence[Window], plan: StepPlan, offsets: IntArray) -> IntArray:
+    """[windows] where each of the plan's windows begins."""
+    sizes = [1 if window.span.guidance is None else 2 for window in plan.windows]
+    first: IntArray = offsets[np.cumsum([0, *sizes])[:-1]]
+    return first
 
 
-def _kept_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:
-    """Rows of the batch that later steps need, and the requests that need them."""
-    kept = {
-        window.request_id: offset + window.span.keep - window.span.start
-        for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True)
-        if window.span.keep is not None
-    }
-    return np.array([*kept.values()], dtype=np.int64), tuple(kept)
+def _page_tables(sequences: Sequence[Window]) -> IntArray:
+    """[sequences, pages] -1 where a table ends."""
+    tables = [window.page_table for window in sequences]
+    filled = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
+    for row, table in enumerate(tables):
+        filled[row, : len(table)] = table
+    return filled
 
 
-def _blended(plan: StepPlan, offsets: IntArray) -> BlendedRows | None:
+def _slots(
+    spans: Sequence[Span], positions: IntArray, owners: IntArray, page_tables: IntArray, page_size: int
+) -> IntArray:
+    """[rows] physical slot of each row, -1 where nothing is stored."""
+    shifts = [0 if span.packed is None else span.packed - span.first_stored for span in spans]
+    logical = positions + _each(shifts, owners) if any(shifts) else positions
+    stored = np.ones(len(positions), dtype=np.bool_)
+    if any(span.store_from > span.start for span in spans):
+        stored = positions >= _each([span.store_from for span in spans], owners)
+        logical = np.where(stored, logical, 0)
+    pages = logical // page_size
+    # One index into the flat tables: two would cost three times as much.
+    physical = page_tables.ravel().take(owners * page_tables.shape[1] + pages)
+    return np.where(stored, (physical - pages) * page_size + logical, -1)
+
+
+def _visibility(
+    sequences: Sequence[Window],
+    pattern: AttentionPattern,
+    windows: Sequence[int | None],
+    positions: IntArray,
+    owners: IntArray,
+) -> Iterator[Visibility]:
+    """The keys of all rows, layer kind by layer kind. The pattern is asked once for all rows of a phase."""
+    spans = [window.span for window in sequences]
+    prompts = _each([window.prompt_len for window in sequences], owners)
+    finals = _each([span.store_until for span in spans], owners)
+    ends = _each([span.slots if span.visible_end is None else span.visible_end for span in spans], owners)
+    phases = dict.fromkeys(span.phase for span in spans)
+    extents = [
+        (rows, Extent(prompt_len=prompts[rows], phase=phase, final_end=finals[rows], end=ends[rows]))
+        for phase in phases
+        for rows in [slice(None) if len(phases) == 1 else np.array([span.phase is phase for span in spans])[owners]]
+    ]
+    padded = round_up(len(positions))
+    key_end = np.zeros(padded, dtype=np.int64)
+    for rows, extent in extents:
+        key_end[: len(positions)][rows] = np.minimum(pattern.key_end(positions[rows], extent), extent.end)
+    packed = np.array([span.packed is not None for span in spans])
+    if packed.any():
+        key_end[: len(positions)] = np.where(packed[owners], ends, key_end[: len(positions)])
+    for width in windows:
+        key_start = np.zeros(padded, dtype=np.int64)
+        if width is not None:
+            assert not packed.any(), "slots of kept K/V are no positions, so a sliding window cannot find its own"
+            for rows, extent in extents:
+                key_start[: len(positions)][rows] = pattern.key_start(positions[rows], extent, width)
+        yield Visibility(
+            key_start=key_start,
+            key_end=key_end,
+            runs=RowRuns(key_start=key_start, key_end=key_end, row_sequence=owners),
+        )
+
+
+def _bounds(offsets: IntArray) -> tuple[list[int], list[int]]:
+    """The first row of each sequence, and the row after its last."""
+    return offsets[:-1].tolist(), offsets[1:].tolist()
+
+
+def _refreshes(windows: Sequence[Window], offsets: IntArray, page_size: int) -> Iterator[PackedRefresh]:
+    for window, start, end in zip(windows, *_bounds(offsets), strict=True):
+        refresh = window.span.refresh
+        if refresh is not None:
+            at = np.arange(refresh.keep)
+            slots = window.page_table[at // page_size] * page_size + at % page_size
+            yield PackedRefresh(start=start, end=end, slots=slots, refresh=refresh)
+
+
+def _blended(windows: Sequence[Window], offsets: IntArray) -> BlendedRows | None:
     """The windows' blends as rows of the batch; those with fewer ids are filled up with weight 0."""
     found = [
         (window.span.blends, offset - window.span.start)
-        for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True)
+        for window, offset in zip(windows, offsets.tolist(), strict=False)
         if window.span.blends is not None
     ]
     if not found:
@@ -337,60 +321,3 @@ def _blended(plan: StepPlan, offsets: IntArray) -> BlendedRows | None:
         match_norm[begin:end] = blends.match_norm
         begin = end
     return BlendedRows(rows=rows, ids=ids, weights=weights, match_norm=match_norm)
-
-
-def _recalled_rows(plan: StepPlan, offsets: IntArray) -> tuple[IntArray, tuple[int, ...]]:
-    """Rows of the batch that are fed what was believed of them, and the requests that own them."""
-    rows, recalled = [np.empty(0, dtype=np.int64)], list[int]()
-    for window, offset in zip(plan.windows, offsets[:-1].tolist(), strict=True):
-        if window.span.recall:
-            rows += [group.rows + offset for group in window.span.groups]
-            recalled.append(window.request_id)
-    return np.concatenate(rows), tuple(recalled)
-
-
-def _remembered_rows(plan: StepPlan) -> tuple[IntArray, tuple[tuple[int, int], ...]]:
-    """Rows of the head whose beliefs are kept, and for each request that they are kept for its number of them."""
-    rows, remembered, offset = [np.empty(0, dtype=np.int64)], list[tuple[int, int]](), 0
-    for window in plan.windows:
-        count = sum(len(group.positions) for group in window.span.groups)
-        if window.span.remember:
-            rows.append(np.arange(offset, offset + count))
-            remembered.append((window.request_id, count))
-        offset += count
-    return np.concatenate(rows), tuple(remembered)
-
-
-def _sampling(plan: StepPlan) -> SamplingBatch:
-    groups = [(index, group) for index, window in enumerate(plan.windows) for group in window.span.groups]
-    sizes = [len(group.positions) for _, group in groups]
-    empty = np.empty(0, dtype=np.int64)
-    return SamplingBatch(
-        positions=np.concatenate([group.positions for _, group in groups]) if groups else empty,
-        window_of_row=np.repeat([index for index, _ in groups], sizes) if groups else empty,
-        group_of_row=np.repeat(np.arange(len(groups)), sizes),
-        accept_threshold=np.array([group.accept_threshold for _, group in groups], dtype=np.float64),
-        force_one=np.array([group.force_one for _, group in groups], dtype=np.bool_),
-        greedy=np.array([group.greedy for _, group in groups], dtype=np.bool_),
-        windows=plan.windows,
-        clean_confidence=np.array([group.clean_confidence for _, group in groups], dtype=np.bool_),
-        measure=tuple(group.measure for _, group in groups),
-        questions=_questions([group for _, group in groups]),
-    )
-
-
-def _questions(groups: Sequence[SampleGroup]) -> Questions | None:
-    if not any(group.alternatives or group.discouraged is not None or group.watched is not None for group in groups):
-        return None
-
-    def each(tokens: IntArray | None, group: SampleGroup) -> IntArray:
-        return np.full(len(group.positions), -1, dtype=np.int64) if tokens is None else tokens
-
-    sizes = [len(group.positions) for group in groups]
-    return Questions(
-        most=max(group.alternatives for group in groups),
-        discouraged=np.concatenate([each(group.discouraged, group) for group in groups]),
-        penalty=np.repeat([group.penalty for group in groups], sizes),
-        watched=np.concatenate([each(group.watched, group) for group in groups]),
-        raw=np.repeat([group.watched_raw for group in groups], sizes),
-    )

@@ -26,19 +26,21 @@ class Phase(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Extent:
-    """What a pattern knows of the span that rows belong to.
+    """What a pattern knows of the spans that rows belong to.
+
+    Each number is one for all rows, or [rows] with one for each: numpy's arithmetic does not tell them apart.
 
     Attributes:
         prompt_len: length of the request's prompt.
-        phase: which visibility rule applies.
+        phase: which visibility rule applies to all of the rows.
         final_end: rows below this position store K/V that will not change again; rows from it on are provisional.
         end: position after the last key that may be seen, which is the last row unless the span says otherwise.
     """
 
-    prompt_len: int
+    prompt_len: int | IntArray
     phase: Phase
-    final_end: int
-    end: int
+    final_end: int | IntArray
+    end: int | IntArray
 
 
 @runtime_checkable

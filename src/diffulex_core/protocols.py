@@ -118,7 +118,11 @@ class Req(Protocol):
         ...
 
     def apply(self, span: Span, decision: Decision) -> None:
-        """Take over what one forward decided. Afterwards `completion` may be set."""
+        """Take over what one forward decided. Afterwards `completion` may be set.
+
+        A request that does not take what the sampler accepted writes into `decision.accepted` what it took: positions
+        whose token it set, decided anew or replaced.
+        """
         ...
 
     def preempted(self) -> None:
@@ -141,16 +145,6 @@ class GuidedReq(Req, Protocol):
     @property
     def guided(self) -> bool:
         """Whether the request owns two sequences; the same throughout its life."""
-        ...
-
-
-@runtime_checkable
-class Deciding(Protocol):
-    """A request that decides itself which of the sampler's proposals it takes, and tells afterwards."""
-
-    @property
-    def written(self) -> IntArray:
-        """[n] positions whose token the latest step set, decided anew or replaced."""
         ...
 
 

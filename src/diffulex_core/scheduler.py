@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from operator import attrgetter
 
 import attrs
 
@@ -45,9 +46,10 @@ class _Draft:
 
     def place(self, request: Req, stored: int, span: Span) -> None:
         """Take in what `fit` found."""
+        rows = span.rows
         self.spans[request.request_id] = span
-        self.left -= span.rows
-        self.refreshed += span.rows * span.full_pass
+        self.left -= rows
+        self.refreshed += rows * span.full_pass
         if request.chunkable(stored):
             self.prefills.append((request, stored))
 
@@ -195,7 +197,7 @@ class ContinuousScheduler:
     def _place_running(self, draft: _Draft) -> None:
         """Spans of the running requests, those fed longest ago first. One that waits for pages takes up no rows."""
         free = self._kv.num_free_pages
-        for entry in sorted(self._running.values(), key=lambda entry: (entry.last_step, entry.arrival)):
+        for entry in sorted(self._running.values(), key=attrgetter("last_step", "arrival")):
             request = entry.request
             if request.request_id in draft.spans:
                 continue

@@ -9,7 +9,15 @@ import numpy as np
 
 from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory, TokenLogprob
 from diffulex_core.protocols import Foreseeing, Req
-from diffulex_core.types import Canvas, CompletionReason, Decision, StepOutput, StepPlan, Window
+from diffulex_core.types import (
+    Canvas,
+    CompletionReason,
+    Decision,
+    LogProbabilities,
+    StepOutput,
+    StepPlan,
+    Window,
+)
 
 _COMPLETE = frozenset({CompletionReason.STOP_EOS, CompletionReason.STOP_TOKEN, CompletionReason.STOP_STRING})
 
@@ -52,9 +60,11 @@ class Ticket:
             self.cached_tokens = max(span.start, span.store_from)
         self.preemptions = window.preemptions
         accepted = decision.positions[decision.accepted].tolist()
-        written = len(set(accepted) - self.written)
+        before = len(self.written)
         self.written.update(accepted)
-        self.logprobs.update(_logprobs(decision))
+        written = len(self.written) - before
+        if decision.logprobs is not None:
+            self.logprobs.update(_logprobs(decision, decision.logprobs))
         self.tokens_edited += len(accepted) - written
         self.tokens_committed = max(self.tokens_committed, span.store_until - self.request.prompt_len)
         if self.tokens_committed and self.first_commit is None:
@@ -162,11 +172,8 @@ class Totals:
         )
 
 
-def _logprobs(decision: Decision) -> Iterator[tuple[int, TokenLogprob]]:
+def _logprobs(decision: Decision, told: LogProbabilities) -> Iterator[tuple[int, TokenLogprob]]:
     """Position and record of every token that was taken."""
-    told = decision.logprobs
-    if told is None:
-        return
     for row in np.flatnonzero(decision.accepted).tolist():
         pairs = zip(told.tokens[row].tolist(), told.most[row].tolist(), strict=True)
         yield (

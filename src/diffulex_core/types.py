@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, overload
 
 import attrs
 import numpy as np
@@ -40,32 +42,23 @@ CARRIED = -1
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class SampleGroup:
-    """The positions of one block that may be decided in this step.
+class Terms:
+    """How positions are decided.
 
     Attributes:
-        block: index of the block.
-        positions: [n] absolute positions to decide, ascending.
-        rows: [n] index, within the window, of the row whose logits predict each position; `CARRIED` where that row
-            was fed in an earlier step.
         accept_threshold: confidence above which a position is accepted.
-        force_one: accept the most confident position when none passes the threshold.
+        force_one: accept the most confident position of a group when none passes the threshold.
         greedy: take the most probable token, whatever the request's temperature.
         clean_confidence: take confidence from the distribution before temperature and top-p, top-k, min-p.
         measure: what confidence is, in place of what the request's parameters say (`sampling.confidence.MEASURES`, or
             "prob"); None = as they say.
         temperature: of the strategy's own schedule, for samplers that follow one; None = the request's.
         alternatives: so many of the most probable tokens come back with their probabilities.
-        discouraged: [n] token whose logit is lowered by `penalty` in each row, -1 for none; None = no token.
-        penalty: see `discouraged`.
-        watched: [n] token whose probability comes back for each row; None = none.
-        watched_raw: that probability is of the network's own distribution: nothing is lowered, and the tokens that are
-            never chosen have their share.
+        penalty: by how much the logit of a discouraged token is lowered.
+        watched_raw: the probability of a watched token is of the network's own distribution: nothing is lowered, and
+            the tokens that are never chosen have their share.
     """
 
-    block: int
-    positions: IntArray
-    rows: IntArray
     accept_threshold: float
     force_one: bool
     greedy: bool = False
@@ -73,10 +66,102 @@ class SampleGroup:
     measure: str | None = None
     temperature: float | None = None
     alternatives: int = 0
-    discouraged: IntArray | None = None
     penalty: float = 0.0
-    watched: IntArray | None = None
     watched_raw: bool = False
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SampleGroup(Terms):
+    """The positions of one block that may be decided in this step, and the terms.
+
+    Attributes:
+        block: index of the block.
+        positions: [n] absolute positions to decide, ascending.
+        rows: [n] index, within the window, of the row whose logits predict each position; `CARRIED` where that row
+            was fed in an earlier step.
+        discouraged: [n] token whose logit is lowered by `penalty` in each row, -1 for none; None = no token.
+        watched: [n] token whose probability comes back for each row; None = none.
+    """
+
+    block: int
+    positions: IntArray
+    rows: IntArray
+    discouraged: IntArray | None = None
+    watched: IntArray | None = None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class SampleGroups(Sequence[SampleGroup]):
+    """The groups of a span, column by column, so that a step touches arrays and not every group of every request.
+
+    Attributes:
+        blocks: [groups] index of each one's block.
+        sizes: [groups] positions of each.
+        positions, rows, discouraged, watched: [n] those of all groups, one after the other.
+        terms: [groups] on which each is decided.
+    """
+
+    blocks: Sequence[int]
+    sizes: Sequence[int]
+    positions: IntArray
+    rows: IntArray
+    terms: Sequence[Terms]
+    discouraged: IntArray | None = None
+    watched: IntArray | None = None
+
+    @classmethod
+    def of(cls, groups: Iterable[SampleGroup]) -> SampleGroups:
+        """The columns of some groups."""
+        each = tuple(groups)
+        sizes = tuple(len(group.positions) for group in each)
+        return cls(
+            blocks=tuple(group.block for group in each),
+            sizes=sizes,
+            positions=_joined([group.positions for group in each]),
+            rows=_joined([group.rows for group in each]),
+            terms=each,
+            discouraged=_tokens([group.discouraged for group in each], sizes),
+            watched=_tokens([group.watched for group in each], sizes),
+        )
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> SampleGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SampleGroup]: ...
+    def __getitem__(self, index: int | slice) -> SampleGroup | Sequence[SampleGroup]:
+        if isinstance(index, slice):
+            return tuple(self[each] for each in range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        terms, begin = self.terms[index], sum(self.sizes[:index])
+        if isinstance(terms, SampleGroup):  # the columns were made of groups
+            return terms
+        rows = slice(begin, begin + self.sizes[index])
+        return SampleGroup(
+            block=self.blocks[index],
+            positions=self.positions[rows],
+            rows=self.rows[rows],
+            discouraged=None if self.discouraged is None else self.discouraged[rows],
+            watched=None if self.watched is None else self.watched[rows],
+            **attrs.asdict(terms, recurse=False),
+        )
+
+
+def _joined(parts: Sequence[IntArray]) -> IntArray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def _tokens(parts: Sequence[IntArray | None], sizes: Sequence[int]) -> IntArray | None:
+    """[n] a token for each position, -1 where its group has none; None where no group has any."""
+    if all(part is None for part in parts):
+        return None
+    return np.concatenate([np.full(n, -1) if part is None else part for part, n in zip(parts, sizes, strict=True)])
+
+
+def _columns(groups: Iterable[SampleGroup]) -> SampleGroups:
+    return groups if isinstance(groups, SampleGroups) else SampleGroups.of(groups)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -155,7 +240,7 @@ class Span:
             keys end with the rows.
         phase: visibility rule of the rows.
         blends: rows that are fed blended embeddings; None = every row is fed its token's.
-        groups: what is sampled; empty for a pure prefill chunk.
+        groups: what is sampled, given as columns or group by group; empty for a pure prefill chunk.
         advances: whether executing the span is a step of the request's block machine.
         guidance: the same positions in the request's second sequence; None = they are fed once.
         recall: the sampled rows are fed, beside their tokens, what the runner keeps of the step that sampled them last.
@@ -174,7 +259,7 @@ class Span:
     catch_up: int
     store_until: int
     phase: Phase
-    groups: tuple[SampleGroup, ...]
+    groups: SampleGroups = attrs.field(converter=_columns)
     advances: bool
     store_from: int = 0
     keep: int | None = None
@@ -280,8 +365,8 @@ class Decision:
         positions: [n] absolute positions that were sampled, in the order of the window's groups.
         tokens: [n] int64 chosen token of each.
         confidence: [n] float32 in [0, 1]: probability of the token, or the measure that the request chose.
-        accepted: [n] bool: the position takes its token now. A request that decides by a rule of its own (canvas)
-            writes here what it took, so that records and streams tell it.
+        accepted: [n] bool: the position takes its token now. A request that decides by a rule of its own writes here
+            what it took, so that records and streams tell it.
         finite: False when a logits row of the window held NaN or no finite value; nothing is accepted then.
         alternatives: of every position, as many as the window's group that asked for most; None when none did.
         watched: [n] float32 probability of the token that the group watches, 0 where it watches none, of the
@@ -438,6 +523,47 @@ class RowRun:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class RowRuns(Sequence[RowRun]):
+    """The runs of a forward in the fewest pieces, ascending; made when they are first looked at: kernels never do.
+
+    Attributes:
+        key_start, key_end: visible keys of each row, padding rows included.
+        row_sequence: [rows] whose row each is, padding rows left out.
+    """
+
+    key_start: IntArray = attrs.field(repr=False)
+    key_end: IntArray = attrs.field(repr=False)
+    row_sequence: IntArray = attrs.field(repr=False)
+
+    @cached_property
+    def _runs(self) -> tuple[RowRun, ...]:
+        rows = slice(len(self.row_sequence))
+        of_rows = (self.row_sequence, self.key_start[rows], self.key_end[rows])
+        changes = np.logical_or.reduce([np.diff(values) != 0 for values in of_rows])
+        starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+        ends = np.concatenate((starts[1:], [len(self.row_sequence)]))
+        return tuple(
+            RowRun(row_start=begin, row_end=end, sequence=sequence, key_start=first, key_end=last)
+            for begin, end, sequence, first, last in zip(
+                starts.tolist(), ends.tolist(), *(values[starts].tolist() for values in of_rows), strict=True
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @overload
+    def __getitem__(self, index: int) -> RowRun: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RowRun]: ...
+    def __getitem__(self, index: int | slice) -> RowRun | Sequence[RowRun]:
+        return self._runs[index]
+
+    def __iter__(self) -> Iterator[RowRun]:
+        return iter(self._runs)
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class AttentionBatch:
     """Visibility of one forward for one layer kind, as tensors for kernels and as runs for host loops.
 
@@ -455,4 +581,4 @@ class AttentionBatch:
     row_sequence: Tensor
     page_tables: Tensor
     page_size: int
-    runs: tuple[RowRun, ...]
+    runs: Sequence[RowRun]

@@ -228,7 +228,7 @@ def test_a_block_waits_for_its_predecessor_before_it_is_stored() -> None:
     _step(request, 8, {9: 7, 10: 7, 11: 7})
     assert request.canvas.running_blocks == ((2, "to_cache"), (3, "to_cache"))
     span = _step(request, 8, {})
-    assert (span.end, span.store_until, span.groups) == (16, 16, ())
+    assert (span.end, span.store_until, len(span.groups)) == (16, 16, 0)
     assert len(request.canvas.running_blocks) == 0
 
 
@@ -247,7 +247,7 @@ def test_a_resumed_two_phase_request_sees_its_prompt_as_in_prefill_then_catches_
     _step(request, 8, dict.fromkeys(range(12, 16), 7))
     replay = _step(request, 0, {})
     assert (replay.phase, replay.start, replay.end, replay.store_until) == (Phase.PREFILL, 0, 6, 4)
-    assert (replay.groups, replay.advances, replay.catch_up) == ((), False, 6)
+    assert (len(replay.groups), replay.advances, replay.catch_up) == (0, False, 6)
     catch_up = request.plan(4, None)
     assert catch_up is not None
     assert (catch_up.phase, catch_up.start, catch_up.catch_up) == (Phase.DECODE, 4, 8)
@@ -288,7 +288,7 @@ def test_a_cut_lies_on_a_block_boundary_within_the_budget(prompt_len: int, store
         assert span is not None
         assert span.end % 4 == 0
         assert 4 <= len(span.tokens) <= budget
-        assert (span.store_until, span.groups, span.advances) == (span.end, (), False)
+        assert (span.store_until, len(span.groups), span.advances) == (span.end, 0, False)
         assert span.end == min(prompt_len // 4 * 4, stored + budget // 4 * 4)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import AutoNFE
 from diffulex_core.sampling_params import SamplingParams
@@ -28,7 +26,7 @@ class StopRules:
         self._params = params
         self._prompt_len = prompt_len
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
-        self._stop_ids = np.array(sorted(self._eos.union(params.stop_token_ids)), dtype=np.int64)
+        self._stop_ids = self._eos.union(params.stop_token_ids)
         self._auto_nfe = auto_nfe if params.max_nfe is None else None
         by_tokens = prompt_len + params.max_tokens
         self.limit = min(by_tokens, max_model_len)
@@ -41,10 +39,10 @@ class StopRules:
 
     def notice(self, positions: IntArray, tokens: IntArray) -> None:
         """Look for stop tokens among newly decided positions."""
-        hits = positions[np.isin(tokens, self._stop_ids)]
-        if len(hits):
-            found = int(hits.min())
-            self.first_stop = found if self.first_stop is None else min(self.first_stop, found)
+        if self._stop_ids.isdisjoint(given := tokens.tolist()):
+            return
+        found = min(at for at, token in zip(positions.tolist(), given, strict=True) if token in self._stop_ids)
+        self.first_stop = found if self.first_stop is None else min(self.first_stop, found)
 
     def output_end(self, frontier: int) -> int:
         """Where the visible answer ends when everything before `frontier` is decided."""

@@ -62,7 +62,6 @@ class BlockRequest:
         self._draws = 0
         self._carried: int | None = None
         """Position whose hidden row the runner keeps."""
-        self._written: IntArray = np.empty(0, dtype=np.int64)
         self._completion: CompletionReason | None = None
 
     @property
@@ -96,11 +95,6 @@ class BlockRequest:
         sure = self._final_end() if self._completion is None else self._table.frontier
         end = max(self.prompt_len, self._stop.output_end(sure))
         return self._table.tokens[self.prompt_len : end].copy()
-
-    @property
-    def written(self) -> IntArray:
-        """[n] positions whose token the latest step set, decided anew or replaced."""
-        return self._written
 
     @property
     def canvas(self) -> Canvas:
@@ -137,18 +131,19 @@ class BlockRequest:
         return self._chunk(stored, budget)
 
     def chunkable(self, stored: int) -> bool:
-        in_prompt_phase = self._context.pattern.two_phase and (stored < self._whole_prompt() or not self._draws)
-        return not in_prompt_phase and stored < self._table.start
+        if stored >= self._table.start:
+            return False
+        return not self._context.pattern.two_phase or (stored >= self._whole_prompt() and self._draws > 0)
 
     def apply(self, span: Span, decision: Decision) -> None:
         self._check_answers(span, decision)
-        self._written = decision.positions[:0]
         if span.advances:
-            if self._starts_block():
+            if span.end > self._table.end:
                 self._table.activate()
             outcome = self._rule.apply(self._table, span.groups, decision)
-            self._written = outcome.written
-            self._notice_stops()
+            decision.accepted[:] = False
+            decision.accepted[decision.positions.searchsorted(outcome.written)] = True
+            self._notice_stops(outcome.written)
             self._draws += 1
             self._table.settle(outcome.open)
         if span.keep is not None:
@@ -165,17 +160,16 @@ class BlockRequest:
         self._completion = reason
 
     def _check_answers(self, span: Span, decision: Decision) -> None:
-        """Raise ValueError unless the decision is about positions that the span asked for."""
-        positions = decision.positions[decision.accepted]
-        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
-        if self._rule.revises and not np.array_equal(decision.positions, asked):
-            raise ValueError(f"request {self.request_id}: the decision does not answer the span's groups, one by one")
-        if not np.isin(positions, asked).all() or len(np.unique(positions)) != len(positions):
-            raise ValueError(f"request {self.request_id}: decided positions outside the span's groups, or twice")
+        """Raise ValueError unless the decision is about the positions that the span asked for."""
+        positions, asked = decision.positions, span.groups.positions
+        if len(positions) != len(asked) or np.count_nonzero(positions != asked):
+            raise ValueError(
+                f"request {self.request_id}: the decision's positions are not those that the span's groups ask for"
+            )
 
-    def _notice_stops(self) -> None:
+    def _notice_stops(self, written: IntArray) -> None:
         """Look for stop tokens; where tokens may change, anew in everything that is not stored."""
-        table, positions = self._table, self._written
+        table, positions = self._table, written
         if self._rule.revises:
             first = max(self.prompt_len, table.start)
             positions = np.flatnonzero(table.decided[first : table.end]) + first
@@ -194,7 +188,7 @@ class BlockRequest:
         return self.prompt_len // self._table.block_size * self._table.block_size
 
     def _starts_block(self) -> bool:
-        """Whether the step at hand starts one more block. Looks at tokens as they are before the step."""
+        """Whether the step at hand starts one more block."""
         table = self._table
         if table.end >= len(table.tokens) or self._stop.first_stop is not None:
             return False
@@ -211,16 +205,14 @@ class BlockRequest:
     def _advance(self, start: int, phase: Phase) -> Span:
         """Everything from `start` through the running blocks: one step of the block machine."""
         table = self._table
-        states = [*table.states, BlockState.ACTIVE] if self._starts_block() else table.states
+        last = table.head + len(table.states) + self._starts_block()
         if self._stop.first_stop is not None and not self._rule.revises:
-            states = states[: self._stop.first_stop // table.block_size - table.head + 1]
-        last = table.head + len(states)
+            last = min(last, self._stop.first_stop // table.block_size + 1)
         end = last * table.block_size
-        to_cache = sum(state is BlockState.TO_CACHE for state in states)
-        store_until = table.start + to_cache * table.block_size
+        first_active = min(table.head + table.states.count(BlockState.TO_CACHE), last)
+        store_until = first_active * table.block_size
         first = start - 1 if self._lacks_row_before(start) else start
         origin = first + 1 if self._context.shifted else first  # of the first row, the one before it is CARRIED
-        asked = (self._rule.group(table, block, origin) for block in range(table.head + to_cache, last))
         return Span(
             start=first,
             tokens=table.tokens[first:end].copy(),
@@ -229,7 +221,7 @@ class BlockRequest:
             store_until=store_until,
             keep=self._row_to_keep(first, store_until),
             phase=phase,
-            groups=tuple(group for group in asked if group is not None),
+            groups=self._rule.groups(table, range(first_active, last), origin),
             advances=True,
             blends=self._rule.blends(first, end),
         )

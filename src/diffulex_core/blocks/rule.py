@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import attrs
-import numpy as np
 
 from diffulex_core.blocks.state import BlockTable
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import ForceRule
 from diffulex_core.sampling_params import DecodingThresholds
-from diffulex_core.types import Blends, Decision, SampleGroup
+from diffulex_core.types import Blends, Decision, SampleGroup, SampleGroups, Terms
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -41,12 +41,12 @@ class BlockRule(Protocol):
         """Whether an answer's K/V follow from its tokens, so that its pages may serve others."""
         ...
 
-    def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup | None:
-        """What is asked of an ACTIVE block in the step at hand; None = nothing.
+    def groups(self, table: BlockTable, blocks: range, origin: int) -> Sequence[SampleGroup]:
+        """What is asked of the ACTIVE blocks in the step at hand: a group for each, in order, or none for some.
 
         Args:
             table: the tokens as they are before the step.
-            block: its index.
+            blocks: their indices; the last may not be in the buffer yet.
             origin: position that the window's first row decides; row `position - origin` decides `position`.
         """
         ...
@@ -56,7 +56,7 @@ class BlockRule(Protocol):
 
         Args:
             table: the tokens as they were before the step.
-            groups: what was asked: one group for each ACTIVE block that gave one.
+            groups: what was asked.
             decision: the answers, in the order of the groups.
         """
         ...
@@ -81,6 +81,8 @@ class Fill:
 
     thresholds: DecodingThresholds
     force_rule: ForceRule
+    _forcing: Terms = attrs.field(init=False, repr=False, default=attrs.Factory(lambda self: self._terms(True), True))
+    _waiting: Terms = attrs.field(init=False, repr=False, default=attrs.Factory(lambda self: self._terms(False), True))
 
     @property
     def revises(self) -> bool:
@@ -92,17 +94,16 @@ class Fill:
         """Token ids are all that is fed."""
         return True
 
-    def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup | None:
+    def groups(self, table: BlockTable, blocks: range, origin: int) -> SampleGroups:
         """The undecided positions."""
-        if table.masks[block] == 0:
-            return None
-        positions = table.open_positions(block)
-        return SampleGroup(
-            block=block,
+        positions = table.open_positions(blocks)
+        asked = [block for block in blocks if table.masks[block]]
+        return SampleGroups(
+            blocks=asked,
+            sizes=[table.masks[block] for block in asked],
             positions=positions,
             rows=positions - origin,
-            accept_threshold=self.thresholds.accept_threshold,
-            force_one=self._forces_one(table, block),
+            terms=[self._forcing if self._forces_one(table, block) else self._waiting for block in asked],
         )
 
     def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
@@ -124,8 +125,11 @@ class Fill:
             return True
         return table.progress(block - 1) >= self.thresholds.semi_complete_threshold
 
+    def _terms(self, force_one: bool) -> Terms:
+        return Terms(accept_threshold=self.thresholds.accept_threshold, force_one=force_one)
+
 
 def proposals(groups: Sequence[SampleGroup], decision: Decision) -> list[slice]:
     """The part of a decision's arrays that answers each group."""
-    ends = np.cumsum([len(group.positions) for group in groups]).tolist()
-    return [slice(end - len(group.positions), end) for group, end in zip(groups, ends, strict=True)]
+    ends = list(accumulate(len(group.positions) for group in groups))
+    return [slice(begin, end) for begin, end in pairwise([0, *ends])]

@@ -34,6 +34,7 @@ class BlockTable:
         self._prompt_len = len(prompt)
         self.tokens: IntArray = np.full(capacity, fill_token, dtype=np.int64)
         self.tokens[: len(prompt)] = prompt
+        self._positions: IntArray = np.arange(capacity)
         self.decided: BoolArray = np.zeros(capacity, dtype=np.bool_)
         self.decided[: len(prompt)] = True
         self.masks: list[int] = [block_size] * (capacity // block_size)
@@ -61,15 +62,15 @@ class BlockTable:
         """Share of decided positions of a block; prompt tokens count."""
         return (self.block_size - self.masks[block]) / self.block_size
 
-    def open_positions(self, block: int) -> IntArray:
-        """[n] undecided positions of a block, ascending."""
-        begin = block * self.block_size
-        return np.flatnonzero(~self.decided[begin : begin + self.block_size]) + begin
+    def open_positions(self, blocks: range) -> IntArray:
+        """[n] undecided positions of consecutive blocks, ascending."""
+        inside = slice(blocks.start * self.block_size, blocks.stop * self.block_size)
+        return self._positions[inside][~self.decided[inside]]
 
     def editable_positions(self, block: int) -> IntArray:
         """[n] positions of a block that are not prompt, ascending."""
         begin = block * self.block_size
-        return np.arange(max(begin, self._prompt_len), begin + self.block_size)
+        return self._positions[max(begin, self._prompt_len) : begin + self.block_size].copy()
 
     def activate(self) -> None:
         """Append one block to the buffer."""
@@ -81,16 +82,17 @@ class BlockTable:
         Raises:
             ValueError: a position is decided already or lies outside the buffer; nothing changed.
         """
-        if len(positions) == 0:
+        # Every position is decided once, so what is done for each costs an answer no more than its length.
+        every, end = positions.tolist(), self.end
+        if not every:
             return
-        outside = positions.min() < self.start or positions.max() >= self.end
-        if outside or self.decided[positions].any() or len(np.unique(positions)) != len(positions):
-            raise ValueError(f"positions {positions.tolist()} are not all undecided positions of running blocks")
+        outside = min(every) < self.start or max(every) >= end
+        if outside or len(set(every)) != len(every) or np.count_nonzero(self.decided[positions]):
+            raise ValueError(f"positions {every} are not all undecided positions of running blocks")
         self.tokens[positions] = tokens
         self.decided[positions] = True
-        for block in (positions // self.block_size).tolist():
-            self.masks[block] -= 1
-        end = self.end
+        for position in every:
+            self.masks[position // self.block_size] -= 1
         while self.frontier < end and self.decided[self.frontier]:
             self.frontier += 1
 
@@ -102,8 +104,9 @@ class BlockTable:
         """
         self._check_editable(positions)
         decided = self.decided[positions]
+        fresh = ~decided
         self.tokens[positions[decided]] = tokens[decided]
-        self.decide(positions[~decided], tokens[~decided])
+        self.decide(positions[fresh], tokens[fresh])
 
     def reopen(self, positions: IntArray) -> None:
         """Make decided positions undecided again.

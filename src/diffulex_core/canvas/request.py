@@ -160,7 +160,7 @@ class CanvasRequest:
         return False
 
     def apply(self, span: Span, decision: Decision) -> None:
-        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else self._tokens[:0]
+        asked = span.groups.positions
         if not np.array_equal(decision.positions, asked):
             raise ValueError(f"request {self.request_id}: decided positions are not the ones that were asked")
         masks = self._open()

@@ -62,19 +62,9 @@ class DMaxRule:
         """Blended positions' K/V depend on more than their tokens."""
         return not self._options.merges
 
-    def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
+    def groups(self, table: BlockTable, blocks: range, origin: int) -> list[SampleGroup]:
         """All positions that are not prompt."""
-        positions = table.editable_positions(block)
-        return SampleGroup(
-            block=block,
-            positions=positions,
-            rows=positions - origin,
-            accept_threshold=np.inf,
-            force_one=False,
-            clean_confidence=True,
-            measure="prob",
-            alternatives=self._merges.alternatives,
-        )
+        return [self._group(table, block, origin) for block in blocks]
 
     def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
         """Judge block by block, and remember what is to be fed of it."""
@@ -113,6 +103,19 @@ class DMaxRule:
     def blends(self, start: int, end: int) -> Blends | None:
         """The descriptors of the positions, those of stored blocks included."""
         return self._merges.between(start, end, self._block_size)
+
+    def _group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
+        positions = table.editable_positions(block)
+        return SampleGroup(
+            block=block,
+            positions=positions,
+            rows=positions - origin,
+            accept_threshold=np.inf,
+            force_one=False,
+            clean_confidence=True,
+            measure="prob",
+            alternatives=self._merges.alternatives,
+        )
 
 
 def _of(alternatives: Alternatives | None, rows: slice) -> Alternatives | None:

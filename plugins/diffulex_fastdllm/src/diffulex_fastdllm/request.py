@@ -148,11 +148,12 @@ class DualCacheRequest:
         return stored < self._table.start
 
     def apply(self, span: Span, decision: Decision) -> None:
-        positions = decision.positions[decision.accepted]
-        tokens = decision.tokens[decision.accepted]
-        asked = np.concatenate([group.positions for group in span.groups]) if span.groups else positions[:0]
-        if not np.isin(positions, asked).all():
-            raise ValueError(f"request {self.request_id}: decided positions outside the span's groups")
+        asked = span.groups.positions
+        if not np.array_equal(decision.positions, asked):
+            raise ValueError(
+                f"request {self.request_id}: the decision's positions are not those that the span's groups ask for"
+            )
+        positions, tokens = asked[decision.accepted], decision.tokens[decision.accepted]
         if span.advances:
             if self.mode in (Mode.SEED, Mode.COMMIT):
                 self._table.settle()

@@ -68,7 +68,6 @@ class CanvasRequest:
         self._best: list[IntArray] = []
         """The canvas's most probable tokens after each of its steps so far."""
         self._canvas = self._noise(self._positions)
-        self._written: IntArray = self._positions[:0]
 
     @property
     def nfe(self) -> int:
@@ -81,11 +80,6 @@ class CanvasRequest:
     @property
     def completion(self) -> CompletionReason | None:
         return self._completion
-
-    @property
-    def written(self) -> IntArray:
-        """See `Deciding`: the canvas that the latest step accepted, if it did."""
-        return self._written
 
     @property
     def known_tokens(self) -> IntArray:
@@ -138,7 +132,6 @@ class CanvasRequest:
             raise ValueError(f"request {self.request_id}: decided positions are not those of the canvas")
         self._encoded = max(self._encoded, span.store_until)
         self._nfe += 1
-        self._written = decision.positions[:0]
         if span.groups:
             assert isinstance(decision, CanvasDecision), "the strategy's own sampler decides"
             self._draws += 1
@@ -207,6 +200,7 @@ class CanvasRequest:
         settled = stable(decision.tokens, earlier, options.diffusion_gemma_stability_threshold)
         if last or (settled and confident(decision.entropy, options.diffusion_gemma_confidence_threshold)):
             self._accept(decision.tokens)
+            decision.accepted[:] = True
         else:
             kept = within_bound(decision.entropy, options.diffusion_gemma_entropy_bound)
             self._canvas = np.where(kept, decision.drawn, self._noise(decision.positions))
@@ -215,7 +209,6 @@ class CanvasRequest:
         """Make the canvas final and start the next one, if there is room for it."""
         positions = self._positions
         self._tokens[positions] = tokens
-        self._written = positions
         self._stop.notice(positions, tokens)
         self._start, self._best = self._end, []
         self._canvas = self._noise(self._positions)

@@ -63,20 +63,9 @@ class EditRule:
         """Token ids are all that is fed."""
         return True
 
-    def group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
+    def groups(self, table: BlockTable, blocks: range, origin: int) -> list[SampleGroup]:
         """All positions that are not prompt."""
-        positions = table.editable_positions(block)
-        return SampleGroup(
-            block=block,
-            positions=positions,
-            rows=positions - origin,
-            accept_threshold=np.inf,
-            force_one=False,
-            clean_confidence=True,
-            discouraged=self._tokens_before(table, positions) if self._penalty else None,
-            penalty=self._penalty,
-            watched=table.tokens[positions] if self._limits.remask is not None else None,
-        )
+        return [self._group(table, block, origin) for block in blocks]
 
     def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
         """Judge block by block; tokens are as they were before the step until a block's turn, and blocks are apart."""
@@ -115,6 +104,20 @@ class EditRule:
     def blends(self, start: int, end: int) -> Blends | None:
         """None."""
         return None
+
+    def _group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
+        positions = table.editable_positions(block)
+        return SampleGroup(
+            block=block,
+            positions=positions,
+            rows=positions - origin,
+            accept_threshold=np.inf,
+            force_one=False,
+            clean_confidence=True,
+            discouraged=self._tokens_before(table, positions) if self._penalty else None,
+            penalty=self._penalty,
+            watched=table.tokens[positions] if self._limits.remask is not None else None,
+        )
 
     def _tokens_before(self, table: BlockTable, positions: IntArray) -> IntArray:
         """[n] the token before each position in the same block, -1 where there is none."""
