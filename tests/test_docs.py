@@ -111,6 +111,18 @@ def test_the_tables_of_configuration_keys_are_those_of_the_schema() -> None:
     assert read("docs/configuration.md") == done["render"](), "run `python docs/render.py`"
 
 
+def test_the_keys_of_a_family_stand_on_the_page_of_models() -> None:
+    host = Host.discover(environ={})
+    keys = [
+        field.name
+        for entry in host.models.entries()
+        if entry.descriptor.config_cls is not None and entry.provenance.dist.startswith("diffulex-")
+        for field in attrs.fields(host.load(entry.descriptor.config_cls, provenance=entry.provenance))
+    ]
+    page = read("docs/models.md")
+    assert [name for name in keys if f"| `{name}` |" not in page] == []
+
+
 def test_the_table_of_model_families_is_what_the_plugins_register() -> None:
     done = runpy.run_path(str(ROOT / "docs/render.py"))
     assert read("docs/models.md") == done["render_models"](), "run `python docs/render.py`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -26,6 +27,9 @@ HOOKS = tuple(name for name, value in vars(hookspecs).items() if inspect.isfunct
 CORE = Provenance(plugin="core", dist="diffulex-core", version=__version__, module=builtin.__name__, permanent=True)
 """Core's own plugin. It needs no entry point, so that core also works from a source tree."""
 
+_VERSIONED = re.compile(r"diffulex\.v\d+")
+"""Groups of this and other versions of the plugin API."""
+
 Descriptor = ModelFamily | DecodingStrategy | AttentionBackendPlugin | Component
 
 _REGISTRATIONS: tuple[tuple[str, type[Descriptor]], ...] = (
@@ -43,15 +47,22 @@ class Candidate:
     Attributes:
         provenance: who declares it.
         module: the module itself, when it was given instead of found.
+        group: of its entry point, which is the version of the API that it is written for.
     """
 
     provenance: Provenance
     module: ModuleType | None = None
+    group: str = hookspecs.ENTRY_POINT_GROUP
 
     def imported(self) -> ModuleType:
         """The plugin's module. Whatever its import raises goes through."""
         if self.module is not None:
             return self.module
+        if self.group != hookspecs.ENTRY_POINT_GROUP:
+            raise PluginError(
+                f"it is written for {self.group!r}, another version of the plugin API, and diffulex-core {__version__} "
+                f"reads {hookspecs.ENTRY_POINT_GROUP!r}. Install a version of it, or of diffulex-core, for the other's."
+            )
         path = self.provenance.module
         if not all(part.isidentifier() for part in path.split(".")):
             raise PluginError(f"the entry point names {path!r}; a plugin is a module, written as 'package.module'.")
@@ -94,9 +105,19 @@ class Registries:
 
 def find_candidates(given: Iterable[ModuleType]) -> list[Candidate]:
     """Every installed plugin and the given modules, sorted by name and distribution; core's own is not among them."""
+    points = entry_points()
+    ours = points.select(group=hookspecs.ENTRY_POINT_GROUP)
+    # A plugin may declare several versions of the API; of one that does not declare ours, users are told.
+    others = [
+        point
+        for group in sorted(points.groups - {hookspecs.ENTRY_POINT_GROUP})
+        if _VERSIONED.fullmatch(group)
+        for point in points.select(group=group)
+        if point.name not in ours.names
+    ]
     found = [
-        Candidate(provenance=_provenance(point, module))
-        for point in entry_points(group=hookspecs.ENTRY_POINT_GROUP)
+        Candidate(provenance=_provenance(point, module), group=point.group)
+        for point in (*ours, *{point.name: point for point in others}.values())
         if (module := point.value.partition("[")[0].strip()) != CORE.module
     ]
     found += [

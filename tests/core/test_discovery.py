@@ -162,6 +162,26 @@ def test_an_entry_point_that_names_no_module_is_quarantined(site: Site) -> None:
     assert "a plugin is a module, written as 'package.module'" in site.discover().quarantine("odd")
 
 
+@pytest.mark.parametrize("group", ["diffulex.v0", "diffulex.v2"])
+def test_a_plugin_for_another_version_of_the_api_is_named_with_what_to_do(site: Site, group: str) -> None:
+    site.install("other", CHERRY)
+    (entry_points,) = site.path.glob("diffulex_other-*/entry_points.txt")
+    entry_points.write_text(entry_points.read_text().replace("diffulex.v1", group))
+    report = site.discover(ask=["model/cherry"])
+    assert f"it is written for '{group}', another version of the plugin API" in report.quarantine("other")
+    assert "reads 'diffulex.v1'" in report.answer("model/cherry")
+
+
+def test_a_plugin_that_declares_several_versions_of_the_api_is_loaded_by_ours(site: Site) -> None:
+    site.install("both", CHERRY)
+    (entry_points,) = site.path.glob("diffulex_both-*/entry_points.txt")
+    ours = entry_points.read_text()
+    entry_points.write_text(ours + "\n" + ours.replace("diffulex.v1", "diffulex.v2"))
+    report = site.discover(ask=["model/cherry"])
+    assert report.status("both") == ["loaded"]
+    assert report.answer("model/cherry") == "both"
+
+
 def test_a_half_removed_distribution_does_not_stop_discovery(site: Site) -> None:
     site.install("ghost", CHERRY)
     (metadata,) = site.path.glob("diffulex_ghost-*/METADATA")

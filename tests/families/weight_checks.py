@@ -8,16 +8,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffulex_core.distributed import Seat
 from diffulex_core.errors import CheckpointError, ConfigError
+from diffulex_core.testing.writes import Writes
 from diffulex_core.weights import LoadReport
 from diffulex_core.weights.resolve import Resolution
 from tests.families.faults import FAULTS, Fault, corrupt
@@ -163,40 +161,6 @@ CHECKS: Mapping[str, Callable[[Case, Path], None]] = {
     "W6": w6_files_and_order_do_not_matter,
     "W7": w7_a_corrupt_checkpoint_is_one_error_that_names_everything,
 }
-
-
-class Writes(TorchDispatchMode):
-    """Counts how often each number of a network is written.
-
-    Attributes:
-        counts: by parameter, in its shape.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        own = {id(tensor): (name, tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
-        self.counts = {name: torch.zeros(tensor.shape, dtype=torch.int32) for name, tensor in own.values()}
-        self.owners = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in own.values()}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        arguments = func._schema.arguments
-        named = {argument.name: value for argument, value in zip(arguments, args, strict=False)} | dict(kwargs or {})
-        for argument in arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in _pytree.tree_leaves(named.get(argument.name)):
-                    self._note(tensor)
-        return func(*args, **(kwargs or {}))
-
-    def _note(self, written: object) -> None:
-        if not isinstance(written, Tensor) or not written.numel():
-            return
-        found = self.owners.get(written.untyped_storage().data_ptr())
-        if found is not None:
-            name, owner = found
-            offset = written.storage_offset() - owner.storage_offset()
-            self.counts[name].as_strided(written.shape, written.stride(), offset).add_(1)
 
 
 def _shares(case: Case, folder: Path, size: int) -> list[nn.Module] | None:

@@ -21,6 +21,7 @@ from diffulex_core.testing.checks import (
     thresholds,
     trials,
     weights,
+    writes,
 )
 
 CHECKS: tuple[AnyCheck, ...] = (
@@ -28,6 +29,7 @@ CHECKS: tuple[AnyCheck, ...] = (
     *trials.CHECKS,
     *families.CHECKS,
     *weights.CHECKS,
+    *writes.CHECKS,
     *models.CHECKS,
     *requests.CHECKS,
     *thresholds.CHECKS,

@@ -21,6 +21,7 @@ from tests.conformance.mutants import (
     thresholds,
     trials,
     weights,
+    writes,
 )
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -28,6 +29,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *trials.MUTANTS,
     *families.MUTANTS,
     *weights.MUTANTS,
+    *writes.MUTANTS,
     *models.MUTANTS,
     *requests.MUTANTS,
     *thresholds.MUTANTS,
