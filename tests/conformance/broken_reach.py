@@ -93,6 +93,11 @@ def one_table_for_all() -> Build:
     return build
 
 
+def read(config: Mapping[str, Any], ctx: BuildContext) -> Decoder:
+    """The kit's decoder with the numbers of config.json."""
+    return Decoder(_spec(config, ctx), ctx)
+
+
 def _spec(config: Mapping[str, Any], ctx: BuildContext) -> Any:
     sound = model.build(config, ctx)
     assert isinstance(sound, Decoder)

@@ -112,7 +112,7 @@ class PageNumbersAreBytes(LoopAttention):
 
 
 class MergesPartsWithoutMaximum(LoopAttention):
-    """Splits rows of more than 512 keys, and weighs the parts by sums of exponentials that each took off its maximum."""
+    """Splits rows of more than 512 keys, and weighs each part by its sum of exponentials below its own maximum."""
 
     def row(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         parts, sums = list[Tensor](), list[Tensor]()

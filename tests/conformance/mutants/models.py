@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
+
 from diffulex_core.layers.decoder import Decoder
 from diffulex_core.testing.check import AnyCheck
-from diffulex_core.testing.checks import large_steps, models, visibility
+from diffulex_core.testing.checks import large_steps, models, other_numbers, visibility
 from tests.conformance.broken_families import BrokenFamily, Build, decoder, family
 from tests.conformance.broken_networks import (
     AddsTheRowBefore,
@@ -160,15 +162,35 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, type[Decoder]]], ...] = (
     ),
 )
 
+
+def _remembering(name: str) -> BrokenFamily:
+    """A family whose builder's module can be imported anew."""
+    sound = family(config=NUMBERS)
+    descriptor = attrs.evolve(sound.family, build=f"tests.conformance.remembering_models:{name}")
+    return attrs.evolve(sound, entry=attrs.evolve(sound.entry, descriptor=descriptor))
+
+
 _BUILDS: tuple[tuple[AnyCheck, str, Callable[[], Build]], ...] = (
     (large_steps.check_far_positions_differ, "a table of 500 positions that raises", lambda: tables_of_500),
-    (large_steps.check_numbers_of_the_config_count, "a rotary base that is built in", lambda: reading("rms_norm_eps")),
-    (large_steps.check_numbers_of_the_config_count, "an epsilon that is built in", lambda: reading("rope_theta")),
-    (large_steps.check_numbers_of_the_config_count, "one rotary table for all networks", one_table_for_all),
+    (
+        other_numbers.check_numbers_of_the_config_count,
+        "a rotary base that is built in",
+        lambda: reading("rms_norm_eps"),
+    ),
+    (other_numbers.check_numbers_of_the_config_count, "an epsilon that is built in", lambda: reading("rope_theta")),
+    (other_numbers.check_numbers_of_the_config_count, "one rotary table for all networks", one_table_for_all),
 )
 
 MUTANTS: tuple[Mutant, ...] = (
     *(Mutant(name=name, check=check, subject=_broken(kind)) for check, table in _TABLE for name, kind in table.items()),
+    *(
+        Mutant(
+            name=name,
+            check=other_numbers.check_networks_of_one_process_do_not_meet,
+            subject=lambda name=name: _remembering(name),
+        )
+        for name in ("one_table_for_all", "one_embedding_for_all")
+    ),
     *(
         Mutant(name=name, check=check, subject=lambda make=make: family(build=make(), config=NUMBERS))
         for check, name, make in _BUILDS

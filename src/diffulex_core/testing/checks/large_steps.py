@@ -1,19 +1,16 @@
-"""Checks of networks where short tests do not reach: in steps of many rows, at far positions, with other numbers."""
+"""Checks of networks where short tests do not reach: in steps of many rows, and at far positions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from random import Random
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
 from diffulex_core.config.derive import LENGTH_KEYS
-from diffulex_core.errors import ConfigError
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
+from diffulex_core.testing.checks.other_numbers import takes
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.forward import Fed, Memory, Spy, hidden_rows, network_of
 from diffulex_core.testing.sequences import (
@@ -28,7 +25,7 @@ from diffulex_core.testing.sequences import (
     token_ids,
 )
 from diffulex_core.testing.subjects import FamilySubject
-from diffulex_core.testing.tolerances import require_close, rows_that_differ
+from diffulex_core.testing.tolerances import require_close
 from diffulex_core.testing.views import cut_view
 
 SEQUENCES, LENGTH = 26, 23
@@ -98,18 +95,7 @@ def _with_length(subject: FamilySubject) -> tuple[FamilySubject, int]:
     if length >= FAR:
         return subject, FAR
     longer = attrs.evolve(subject, config={**subject.config, named[0]: FAR})
-    return (longer, FAR) if _takes(longer) else (subject, length)
-
-
-def _takes(subject: FamilySubject) -> bool:
-    check_config = subject.family.check_config
-    if check_config is not None and subject.load(check_config)(dict(subject.config)):
-        return False
-    try:
-        network_of(subject)
-    except ConfigError:
-        return False
-    return True
+    return (longer, FAR) if takes(longer) else (subject, length)
 
 
 def _queries(subject: FamilySubject, dtype: torch.dtype, length: int) -> Tensor | None:
@@ -135,48 +121,7 @@ def _queries(subject: FamilySubject, dtype: torch.dtype, length: int) -> Tensor 
     return torch.cat(seen, dim=1) if seen else None
 
 
-@check(FamilySubject, level="recommended")
-def check_numbers_of_the_config_count(subject: FamilySubject, effort: Effort) -> None:
-    """Another rotary base, or another epsilon of a norm, in config.json gives other logits.
-
-    Why: a network with one of them built in, or with a table that was made for another config.json, loads every
-    checkpoint of the family and reads only some of them well.
-    Fix: read the number where `build` reads the others, and keep no table at the level of a module: two engines of one
-    process may have different ones. If the network has no use for it, leave it out of the small config.json.
-    """
-    base = _logits(subject)
-    for path, value in _numbers(subject.config):
-        other = attrs.evolve(subject, config=_changed(subject.config, path, value))
-        if _takes(other) and not any(rows_that_differ(_logits(other), base)):
-            raise CheckFailed(f"with {'.'.join(path)}={value:g} in config.json the logits are what they were.")
-
-
-def _logits(subject: FamilySubject) -> Tensor:
-    network, draw = network_of(subject), Random(2)
-    return run_alone(network, Pass(tokens=token_ids(network, LENGTH, draw), cut=0, view=cut_view(subject.family)))
-
-
-def _numbers(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float]]:
-    """(where, another value) of each rotary base and epsilon."""
-    found = list[tuple[tuple[str, ...], float]]()
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found += _numbers(value, (*above, key))
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            if key.endswith("rope_theta"):
-                found.append(((*above, key), 7.0 * value))
-            elif key.endswith(("norm_eps", "norm_epsilon")):
-                found.append(((*above, key), 0.5))
-    return found
-
-
-def _changed(config: Mapping[str, Any], path: tuple[str, ...], value: float) -> dict[str, Any]:
-    key, *below = path
-    return {**config, key: _changed(config[key], tuple(below), value) if below else value}
-
-
 CHECKS: tuple[AnyCheck, ...] = (
     check_many_rows_are_as_few,
     check_far_positions_differ,
-    check_numbers_of_the_config_count,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffulex_core.protocols import DiffusionModel
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
-from diffulex_core.testing.checks import alignment, large_steps, visibility, witnesses
+from diffulex_core.testing.checks import alignment, large_steps, other_numbers, visibility, witnesses
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.forward import DenseAttention, Fed, Memory, context, hidden_rows, network_of, run
 from diffulex_core.testing.sequences import (
@@ -267,6 +267,7 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_networks_keep_nothing_between_calls,
     check_the_head_reads_each_row_alone,
     *large_steps.CHECKS,
+    *other_numbers.CHECKS,
     *witnesses.CHECKS,
     *alignment.CHECKS,
 )
