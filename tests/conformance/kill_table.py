@@ -35,6 +35,7 @@ def main() -> int:
     missing = [mutant for mutant in chosen if _is_wanting(kept.get((mutant.check.name, mutant.name)), options.own)]
     print(f"{len(chosen)} mutants, {len(chosen) - len(missing)} of them on the page already", flush=True)
     rows = {key: row for key, row in kept.items() if key in set(wanted())}
+    write(options.page, rows)
     survivors, begin = list[str](), time.monotonic()
     for number, row in enumerate(_run(missing, own=options.own, jobs=options.jobs), start=1):
         rows[row.key] = row
