@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from diffulex_tiny import wording
 from diffulex_tiny.recipe import corruption, probe, tokenizer as vocabulary, warm, window
 from diffulex_tiny.recipe.loop import Schedule
 from diffulex_tiny.recipe.sizes import Sizes
@@ -20,13 +21,20 @@ from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """Everything that decides the run; the network has the sizes of tiny/llada."""
+    """Everything that decides the run; the network has the sizes of tiny/llada.
 
-    schedule: Schedule = Schedule(steps=10000)
-    mix: Mix = Mix(steps=10000, unit=(*corruption.BLOCK_SIZES, 64))
+    Attributes:
+        shifted_by: step at which a row reads its own token and nothing of the next one.
+        naming: share of the steps on long problems in which the things counted are hidden and all else is shown.
+            Rows that name them hold a number and attend to sums; mixed with everything else, naming is never learned.
+    """
+
+    schedule: Schedule = Schedule(steps=12000)
+    mix: Mix = Mix(steps=12000, unit=(*corruption.BLOCK_SIZES, 64))
     sizes: Sizes = Sizes()
     rope_theta: float = 10000.0
     shifted_by: int = 600
+    naming: float = 0.4
     seed: int = 0
 
 
@@ -62,6 +70,7 @@ class Training:
         self._recipe = recipe
         tokenizer = vocabulary.build_tokenizer()
         self._mask = vocabulary.token_id(tokenizer, vocabulary.MASK)
+        self._things = torch.tensor([tokenizer.encode(f" {thing}").ids[0] for thing in wording.ITEMS])
         self._stream = Stream(recipe.mix, tokenizer)
         self.network = build_network(recipe, tokenizer)
         self._share = 0.0
@@ -81,6 +90,10 @@ class Training:
     def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Masked positions, those of them that count, and who sees whom."""
         layout = batch.layout
+        naming = float(torch.rand(1, generator=generator)) < self._recipe.naming
+        things = torch.isin(batch.ids, self._things) & layout.fillable
+        if naming and things.any():
+            return things, things, corruption.full_attention(layout)
         kind = int(torch.randint(6, (1,), generator=generator))
         if kind < 2:
             hidden = corruption.draw_hidden(layout, layout.results.shape[1], blockwise=False, generator=generator)
