@@ -1,0 +1,141 @@
+"""The benchmark's command line: `python -m benchmarks.bench run` and `python -m benchmarks.bench render`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from benchmarks.bench.cells import choose, default_cells, smoke_cells, unsampled
+from benchmarks.bench.child import ChildFailed, call_in_child
+from benchmarks.bench.imports import measure_imports
+from benchmarks.bench.machine import BusyMachine, check_idle, commit, describe, read_clock
+from benchmarks.bench.picture import draw
+from benchmarks.bench.render import page
+from benchmarks.bench.results import Report
+from benchmarks.bench.session import Session, Settings
+from benchmarks.bench.trained import measure_trained
+from benchmarks.bench.turns import DifferentTokens
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "performance.png"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure, and write the results")
+    run.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="where the results go")
+    run.add_argument("--only", nargs="+", default=[], help="cells whose name holds one of these")
+    run.add_argument("--list", action="store_true", help="name the cells and stop")
+    run.add_argument("--smoke", action="store_true", help="a network that takes no time, to see that all works")
+    run.add_argument("--full", action="store_true", help="all steps of the slow contender, not a sample of them")
+    run.add_argument("--rounds", type=int, default=5)
+    run.add_argument("--seconds", type=float, default=45, help="no further round of a cell begins after so many")
+    run.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
+    run.add_argument("--busy-ok", action="store_true", help="measure on a busy machine; marked as not citable")
+    run.add_argument("--folder", type=Path, help="keep the checkpoints here instead of writing them anew")
+    run.add_argument("--no-trained", action="store_true", help="leave the trained checkpoints out")
+    render = commands.add_parser("render", help="write docs/performance.md and its picture from results")
+    render.add_argument("results", type=Path, nargs="?", default=RESULTS / "cpu.json")
+    arguments = parser.parse_args()
+    if arguments.command == "render":
+        return render_page(arguments.results)
+    cells = [*(smoke_cells() if arguments.smoke else default_cells())]
+    try:
+        cells = choose(cells, arguments.only)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.full:
+        cells = [unsampled(cell) for cell in cells]
+    if arguments.list:
+        print("\n".join(cell.name for cell in cells))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Settings(
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            warmups=1,
+            seconds=arguments.seconds,
+            busy_ok=arguments.busy_ok,
+            folder=arguments.folder or Path(scratch),
+        )
+        try:
+            report = measure(cells, settings, arguments)
+        except (BusyMachine, ChildFailed, DifferentTokens) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(report.to_json())
+    Console().print(f"Wrote {arguments.out}.")
+    return 0
+
+
+def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> Report:
+    """Everything that was asked for; what is done is written down after each cell, so that a break loses little."""
+    before = read_clock(time.perf_counter)
+    time.sleep(2)
+    check_idle(before.others_until(read_clock(time.perf_counter), psutil.cpu_count() or 1), busy_ok=settings.busy_ok)
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = describe(settings.threads)
+    cores = range(settings.threads)
+    limits = (
+        {}
+        if arguments.smoke
+        else call_in_child("benchmarks.bench.limits:measure_limits", threads=settings.threads, cores=cores)
+    )
+    imports = measure_imports(1 if arguments.smoke else 5)
+    trained = [] if arguments.no_trained or arguments.smoke else measure_trained(settings)
+    outcomes = []
+    console = Console()
+
+    def report() -> Report:
+        return Report(
+            commit=commit(ROOT),
+            began=began,
+            machine=machine,
+            limits=limits,
+            imports=imports,
+            trained=trained,
+            outcomes=outcomes,
+        )
+
+    with Session(settings, limits or None) as session:
+        for cell in sorted(cells, key=lambda cell: cell.network):
+            outcomes.append(session.run(cell))
+            for contended in outcomes[-1].contenders:
+                faster = outcomes[-1].faster(contended)
+                console.print(
+                    f"{cell.name}: {contended.name}: {1 / sorted(contended.per_token)[len(contended.wall) // 2]:.1f} "
+                    f"tokens/s, x{faster.median:.2f} ({faster.low:.2f} to {faster.high:.2f}), "
+                    f"others {outcomes[-1].others:.0%}"
+                )
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.with_suffix(".partial.json").write_text(report().to_json())
+    arguments.out.with_suffix(".partial.json").unlink(missing_ok=True)
+    return report()
+
+
+def render_page(results: Path) -> int:
+    """Write the page and its picture."""
+    try:
+        report = Report.read(results)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    drawn = draw(report, PICTURE)
+    PAGE.write_text(page(report, results=results.name, picture=PICTURE.name if drawn else None))
+    Console().print(f"Wrote {PAGE}{f' and {PICTURE}' if drawn else ''}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
