@@ -1,7 +1,7 @@
 """A contender in a process of its own that is kept alive and does one run whenever it is asked.
 
-A contender is a class with `prepare(work, prompts)`, which may load and warm whatever is not measured, and `run()`, which
-is measured and returns an `Answer`.
+A contender is a class with `prepare(work, prompts)`, which may load and warm whatever is not measured, and `run()`,
+which is measured and returns an `Answer`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Child:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, threads, tuple(cores)), daemon=True)
-        with _environment(threads):
+        with _Environment(threads):
             self._process.start()
         theirs.close()
         self.loaded = self._call("load", target, dict(arguments))
@@ -112,7 +112,7 @@ def call_in_child(target: str, *, threads: int, cores: Sequence[int]) -> Any:
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-class _environment:
+class _Environment:
     """Variables that a child inherits and libraries read as they are loaded; put back afterwards."""
 
     def __init__(self, threads: int) -> None:
@@ -157,7 +157,7 @@ def _serve(connection: Connection, threads: int, cores: tuple[int, ...]) -> None
                 _loaded(contender).prepare(*arguments)
             else:
                 value = _measure(_loaded(contender))
-        except Exception:  # the process boundary: the parent raises it again
+        except Exception:  # noqa: BLE001, the process boundary: the parent raises it again
             connection.send((traceback.format_exc(), None))
         else:
             connection.send((None, value))

@@ -74,10 +74,10 @@ class Engine:
             if self._engine is not None:
                 self._engine.close()
             self._engine = Diffulex(self._folder, device="cpu", dtype=self._dtype, **options)
-            parts = self._engine._parts
+            parts = self._engine._parts  # noqa: SLF001, a runner of one's own has no way in
             assert parts is not None
             self._timed = Timed(parts.runner)
-            self._engine._parts = attrs.evolve(parts, runner=self._timed)
+            self._engine._parts = attrs.evolve(parts, runner=self._timed)  # noqa: SLF001
             self._options = options
         self._prompts = [list(prompt) for prompt in prompts]
         self._params = SamplingParams(temperature=0.0, max_tokens=work.output, ignore_eos=True, max_nfe=2 * work.output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -46,7 +45,5 @@ def _ended(code: str) -> str:
 
 def _run(code: str) -> tuple[float, str]:
     began = time.perf_counter()
-    done = subprocess.run(
-        (sys.executable, "-c", code), capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
     return time.perf_counter() - began, done.stderr

@@ -50,7 +50,7 @@ def measure_limits(seconds: float = 0.4) -> dict[str, Any]:
     import torch
     from torch.nn import functional
 
-    from diffulex_core.layers.blocked import multiply, usable
+    from diffulex_core.layers.blocked import blocked, multiply, usable
 
     rates: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
@@ -64,12 +64,12 @@ def measure_limits(seconds: float = 0.4) -> dict[str, Any]:
                     flops, label = 2 * weight.numel() * rows, f"{rows} x {network.hidden} x {2 * network.ffn}"
                     found[f"{label}, plain"] = flops / _best(lambda: functional.linear(x, weight), seconds)  # noqa: B023
                     if usable(kind):
-                        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+                        packed = blocked(weight)
                         found[f"{label}, blocked"] = flops / _best(lambda: multiply(x, packed, None), seconds)  # noqa: B023
             rates[dtype] = {"best": max(found.values()), **found}
         numbers = torch.ones(64 * 2**20)  # 256 MiB, more than any cache
         target = torch.empty_like(numbers)
-        read = numbers.nbytes / _best(lambda: numbers.sum(), seconds)
+        read = numbers.nbytes / _best(numbers.sum, seconds)
         copied = 2 * numbers.nbytes / _best(lambda: target.copy_(numbers), seconds)
     return {"gemm": rates, "read": max(read, copied), "copy": copied}
 

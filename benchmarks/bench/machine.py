@@ -66,8 +66,8 @@ def check_idle(others: float, *, busy_ok: bool) -> bool:
     if busy_ok:
         return False
     raise BusyMachine(
-        f"Other processes take {others:.0%} of this machine. Stop them and try again, or pass --busy-ok, which marks the "
-        "results as not citable."
+        f"Other processes take {others:.0%} of this machine. Stop them and try again, or pass --busy-ok, which marks "
+        "the results as not citable."
     )
 
 

@@ -57,8 +57,8 @@ Written by `python -m benchmarks.bench render` from
 {machine["torch"]}, transformers {machine["transformers"]}. {idle}
 
 Contenders run in processes of their own, pinned to the same cores, on the same weights and prompts, and take turns.
-Times are medians of the rounds, with the lowest and highest in brackets; *faster* is the median of the rounds' ratios of
-tokens/s to the first line of a cell, by the clock and by CPU time. *Of the limit* is the share of the time that the
+Times are medians of the rounds, with the lowest and highest in brackets; *faster* is the median of the rounds' ratios
+of tokens/s to the first line of a cell, by the clock and by CPU time. *Of the limit* is the share of the time that the
 machine would need at least, at its best measured GEMM rate or reading each weight once a step. Random weights;
 {_networks(report)}."""
 
@@ -154,8 +154,8 @@ def _limits(report: Report) -> str:
     rows = [(shape, *(f"{rates[dtype].get(shape, 0) / 1e9:.0f}" for dtype in rates)) for shape in shapes]
     read, copy = report.limits["read"] / 1e9, report.limits["copy"] / 1e9
     return (
-        f"## The machine's limits\n\nMemory is read at {read:.1f} GB/s and copied at {copy:.1f} GB/s (read and written). "
-        "*plain* is `torch.nn.functional.linear`, *blocked* the layout that our engine loads weights into.\n\n"
+        f"## The machine's limits\n\nMemory is read at {read:.1f} GB/s and copied at {copy:.1f} GB/s (read and "
+        "written). *plain* is `torch.nn.functional.linear`, *blocked* the layout that our engine loads weights into.\n\n"
         f"{_table(columns, rows)}"
     )
 

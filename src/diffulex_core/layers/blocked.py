@@ -36,7 +36,7 @@ def block_weights(network: DiffusionModel | nn.Module) -> int:
             continue
         weight = layer.weight
         if weight.device.type == "cpu" and weight.dtype in able and weight.numel():
-            layer.weight = nn.Parameter(_blocked(weight.detach()), requires_grad=False)
+            layer.weight = nn.Parameter(blocked(weight.detach()), requires_grad=False)
             layer.multiply = multiply
             laid_out += 1
     return laid_out
@@ -54,11 +54,12 @@ def usable(dtype: torch.dtype) -> bool:
         return False
     ones = torch.ones(8, 8, dtype=dtype)
     try:
-        return bool((multiply(ones, _blocked(ones), None) == 8).all())
+        return bool((multiply(ones, blocked(ones), None) == 8).all())
     except (AttributeError, NotImplementedError, RuntimeError):  # how torch says that it or the CPU cannot
         return False
 
 
-def _blocked(weight: Tensor) -> Tensor:
+def blocked(weight: Tensor) -> Tensor:
+    """A weight [out, in] as `multiply` takes it."""
     laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001, no public name
     return laid_out
