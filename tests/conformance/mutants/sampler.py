@@ -301,6 +301,35 @@ class RanksDrawApart(RowSampler):
         return hashed(turn.params.seed or 0, turn.window.draw, turn.position, *([self.tp.rank] if self.tp.rank else []))
 
 
+@attrs.define(kw_only=True, eq=False)
+class SoftmaxInTheDtypeOfTheLogits(RowSampler):
+    _dtype: torch.dtype = attrs.field(init=False, default=torch.float32)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        self._dtype = logits.dtype
+        return super().sample(logits, batch)
+
+    def softmax(self, scores: FloatArray, temperature: float) -> FloatArray:
+        shares = super().softmax(scores, temperature)
+        return shares if self._dtype == torch.float32 else shares.astype(np.float16).astype(np.float64)
+
+
+@attrs.define(kw_only=True, eq=False)
+class RemembersTemperatures(RowSampler):
+    """Keeps what as many requests asked for before."""
+
+    _before: list[float] = attrs.field(init=False, factory=list)
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        if len(self._before) != len(batch.windows):
+            self._before = [window.params.temperature for window in batch.windows]
+        windows = tuple(
+            attrs.evolve(window, params=attrs.evolve(window.params, temperature=temperature))
+            for window, temperature in zip(batch.windows, self._before, strict=True)
+        )
+        return super().sample(logits, attrs.evolve(batch, windows=windows))
+
+
 def _mutant(check: Check[SamplerSubject], what: str, factory: Callable[[], Any]) -> Mutant:
     return Mutant(name=what, check=check, subject=lambda: SamplerSubject(name=what, factory=factory()))
 
@@ -326,6 +355,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _class(checks.check_sampler_is_greedy_at_temperature_0, "ignores biases", IgnoresBiases),
     _class(checks.check_sampler_confidence_is_a_probability, "confidence counts the mask id", ConfidenceCountsTheMask),
     _class(checks.check_sampler_confidence_is_a_probability, "overflows", OverflowsWithLargeLogits),
+    _class(checks.check_sampler_confidence_is_a_probability, "rounds as logits are", SoftmaxInTheDtypeOfTheLogits),
     _class(checks.check_sampler_limits_keep_the_right_tokens, "top-p keeps one too many", TopPKeepsOneTooMany),
     _class(checks.check_sampler_limits_keep_the_right_tokens, "top-p keeps one too few", TopPKeepsOneTooFew),
     _class(checks.check_sampler_limits_keep_the_right_tokens, "top-k keeps one too many", TopKKeepsOneTooMany),
@@ -341,6 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _class(purity.check_sampler_batch_does_not_matter, "the first group's threshold for all", OneThresholdForAll),
     _class(purity.check_sampler_batch_does_not_matter, "the first request's temperature for all", OneTemperatureForAll),
     _class(purity.check_sampler_keeps_nothing_between_calls, "counts its calls", CountsItsCalls),
+    _class(purity.check_sampler_keeps_nothing_between_calls, "remembers temperatures", RemembersTemperatures),
     _class(purity.check_sampler_keeps_nothing_between_calls, "draws from torch's generator", DrawsFromTorch),
     _class(purity.check_sampler_keeps_nothing_between_calls, "seeds torch's generator", SeedsTorch),
     _mutant(purity.check_sampler_keeps_nothing_between_calls, "samplers share a vocabulary", latest_wins),

@@ -24,6 +24,11 @@ class AcceptsTheThresholdItself(RowSampler):
         return passing
 
 
+class RoundsThresholds(RowSampler):
+    def passing(self, confidence: FloatArray, threshold: float) -> BoolArray:
+        return super().passing(confidence, float(np.float16(threshold)))
+
+
 class ForcesNone(RowSampler):
     def accepted(self, confidence: FloatArray, batch: SamplingBatch) -> BoolArray:
         never = np.zeros_like(batch.force_one)
@@ -59,6 +64,18 @@ class ForcesOneForEachWindow(RowSampler):
 class IgnoresTheTemperature(RowSampler):
     def temperature(self, turn: Turn) -> float:
         return 1.0
+
+
+class LimitsUntemperedShares(RowSampler):
+    """`min_p` is compared with probabilities before the temperature."""
+
+    def first_min_p(self, turn: Turn, ranked: FloatArray) -> int:
+        return int((ranked ** self.temperature(turn) >= turn.params.min_p * ranked[0] ** self.temperature(turn)).sum())
+
+
+class CountsDrawsInAByte(RowSampler):
+    def number(self, turn: Turn) -> float:
+        return hashed(turn.params.seed or 0, turn.window.draw % 256, turn.position)
 
 
 class TempersGreedyGroups(RowSampler):
@@ -194,6 +211,7 @@ def _mutant(check: Check[SamplerSubject], what: str, factory: Any) -> Mutant:
 
 MUTANTS: tuple[Mutant, ...] = (
     _mutant(rules.check_sampler_accept_rule, "accepts at the threshold itself", AcceptsTheThresholdItself),
+    _mutant(rules.check_sampler_accept_rule, "rounds thresholds", RoundsThresholds),
     _mutant(rules.check_sampler_accept_rule, "forces none", ForcesNone),
     _mutant(rules.check_sampler_accept_rule, "forces one in every group", ForcesEverywhere),
     _mutant(rules.check_sampler_accept_rule, "forces the last of equals", ForcesTheLastOfEquals),
@@ -201,6 +219,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(rules.check_sampler_accept_rule, "forces one for each request", ForcesOneForEachWindow),
     _mutant(rules.check_sampler_heeds_the_temperature, "ignores the temperature", IgnoresTheTemperature),
     _mutant(rules.check_sampler_heeds_the_temperature, "tempers greedy groups", TempersGreedyGroups),
+    _mutant(rules.check_sampler_heeds_the_temperature, "limits untempered shares", LimitsUntemperedShares),
     _mutant(rules.check_sampler_draws_follow_the_distribution, "never draws", NeverDraws),
     _mutant(rules.check_sampler_draws_follow_the_distribution, "draws untempered", DrawsUntempered),
     _mutant(rules.check_sampler_draws_follow_the_distribution, "draws evenly among what is kept", DrawsEvenly),
@@ -208,6 +227,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(rules.check_sampler_draws_are_independent, "forgets the position", ForgetsThePosition),
     _mutant(rules.check_sampler_draws_are_independent, "forgets the step", ForgetsTheStep),
     _mutant(rules.check_sampler_draws_are_independent, "forgets the seed", ForgetsTheSeed),
+    _mutant(rules.check_sampler_draws_are_independent, "counts draws in a byte", CountsDrawsInAByte),
     _mutant(rules.check_sampler_draws_are_independent, "adds seed, step and position", AddsItsWords),
     _mutant(rules.check_sampler_measures, "margin is the probability", MarginIsProbability),
     _mutant(rules.check_sampler_measures, "entropy in bits", EntropyInBits),

@@ -114,6 +114,8 @@ def check_sampler_never_decides_padding(subject: SamplerSubject, effort: Effort)
             logits[:, call.vocab_size :] = filler
             return attrs.evolve(group, logits=logits)
 
+        # Whoever rolls dice differs anyway, and shall not look for padding.
+        refuse_differences(decisions, call.decide(subject), "when it is asked the same again")
         other = attrs.evolve(call, asked=tuple(each.with_groups(filled) for each in call.asked)).decide(subject)
         refuse_differences(decisions, other, f"with {filler} in the columns of the padding")
 
@@ -174,8 +176,8 @@ def check_sampler_confidence_is_a_probability(subject: SamplerSubject, effort: E
     Why: thresholds compare it, and users tune them. A confidence over padding or the mask token, or one that overflows
     with large logits, moves every threshold.
 
-    Fix: softmax in float32 or more, over the biased logits without forbidden ids and padding, with the row's maximum
-    subtracted first.
+    Fix: softmax in float32 or more, whatever dtype the logits have, over the biased logits without forbidden ids and
+    padding, with the row's maximum subtracted first.
     """
     params = st.builds(
         SamplingParams,
@@ -185,13 +187,14 @@ def check_sampler_confidence_is_a_probability(subject: SamplerSubject, effort: E
     )
     forbid = refuses_forbidden(subject) is None
     large = st.sampled_from([0, 200])
+    dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
-    @effort.for_all(call=calls(params=params, forbid=forbid), lift=large)
-    def holds(call: Call, lift: int) -> None:
+    @effort.for_all(call=calls(params=params, forbid=forbid), lift=large, dtype=dtypes)
+    def holds(call: Call, lift: int, dtype: torch.dtype) -> None:
         lifted = tuple(
             each.with_groups(lambda group: attrs.evolve(group, logits=group.logits + lift)) for each in call.asked
         )
-        _compare_confidence(attrs.evolve(call, asked=lifted), subject)
+        _compare_confidence(attrs.evolve(call, asked=lifted, dtype=dtype), subject)
 
 
 @check(SamplerSubject)

@@ -87,6 +87,13 @@ def check_sampler_keeps_nothing_between_calls(subject: SamplerSubject, effort: E
             each.with_groups(lambda group: attrs.evolve(group, logits=group.logits[:, ::-1])) for each in call.asked
         ]
         attrs.evolve(call, asked=tuple(mirrored)).ask(sampler)
+        # As many rows and requests, which ask for something else.
+        warmer = tuple(
+            attrs.evolve(each, params=attrs.evolve(each.params, temperature=each.params.temperature + 0.5))
+            for each in call.asked
+        )
+        tempered = attrs.evolve(call, asked=warmer)
+        refuse_differences(tempered.decide(subject), tempered.ask(sampler), "after a call of other parameters")
         refuse_differences(kept, first, "as it was returned, and after another call")
         refuse_differences(first, call.ask(sampler), "after another call")
         if _generators() != before:

@@ -61,12 +61,25 @@ def check_sampler_accept_rule(subject: SamplerSubject, effort: Effort) -> None:
                 call, asked=tuple(attrs.evolve(each, groups=tuple(map(_twins, each.groups))) for each in call.asked)
             )
         _compare_accepted(call, subject)
+        _compare_accepted(_with_close_thresholds(call, subject), subject)
 
     sure = np.zeros((3, 5))
     sure[:, 2] = 4 * CERTAIN
     for forced in (False, True):
         groups = (Group(logits=sure, threshold=1.0, force_one=forced), Group(logits=sure, threshold=0.5))
         _compare_accepted(Call(asked=(Asked(groups=groups),), vocab_size=5, columns=5), subject)
+
+
+def _with_close_thresholds(call: Call, subject: SamplerSubject) -> Call:
+    """The call with thresholds just below, and just above, how sure the sampler is of a group's first row."""
+    asked = list[Asked]()
+    for decision, each in zip(call.decide(subject), call.asked, strict=True):
+        rows, groups = iter(decision.confidence.tolist()), list[Group]()
+        for number, group in enumerate(each.groups):
+            first, *_ = [next(rows) for _ in group.logits]
+            groups.append(attrs.evolve(group, threshold=first * (1 + (-1) ** number * 1e-4)))
+        asked.append(attrs.evolve(each, groups=tuple(groups)))
+    return attrs.evolve(call, asked=tuple(asked))
 
 
 def _twins(group: Group) -> Group:
@@ -104,10 +117,16 @@ def check_sampler_heeds_the_temperature(subject: SamplerSubject, effort: Effort)
         SamplingParams,
         temperature=st.sampled_from([0.5, 0.7, 1.5, 3.0]),
         seed=st.integers(0, 99),
-        top_k=st.sampled_from([None, 4]),
     )
+    limits = st.sampled_from([{}, {"top_k": 4}, {"min_p": 0.21}, {"top_p": 0.77}])
 
-    @effort.for_all(call=calls(params=params, forbid=True, greedy=st.booleans()))
+    @effort.for_all(
+        call=calls(
+            params=st.builds(lambda params, limit: attrs.evolve(params, **limit), params, limits),
+            forbid=True,
+            greedy=st.booleans(),
+        )
+    )
     def holds(call: Call) -> None:
         for index, (decision, each) in enumerate(zip(call.decide(subject), call.asked, strict=True)):
             for row, (logits, group) in enumerate(zip(call.exact(index), each.owners, strict=True)):
@@ -167,19 +186,20 @@ def check_sampler_draws_are_independent(subject: SamplerSubject, effort: Effort)
     """
     logits = [0.0, 0.3, -0.2, 0.5]
 
-    @effort.for_all(seed=st.integers(0, 2**62), draw=st.integers(0, 1000), share=0.2)
-    def holds(seed: int, draw: int) -> None:
+    # Counters of a byte begin anew after 256 steps.
+    @effort.for_all(seed=st.integers(0, 2**62), draw=st.integers(0, 1000), apart=st.sampled_from([256, 1]), share=0.2)
+    def holds(seed: int, draw: int, apart: int) -> None:
         def drawn(seed: int, draw: int) -> IntArray:
             call = _many(logits, SamplingParams(temperature=1.0, seed=seed), draw)
             tokens: IntArray = call.decide(subject)[0].tokens
             return tokens
 
-        base, step, other = drawn(seed, draw), drawn(seed, draw + 1), drawn(seed + 1, draw)
+        base, step, other = drawn(seed, draw), drawn(seed, draw + apart), drawn(seed + 1, draw)
         for what, one, two in (
             ("neighbouring positions", base[:-1], base[1:]),
-            ("two steps of a request", base, step),
+            (f"two steps of a request, {apart} apart,", base, step),
             ("requests with the seeds n and n + 1", base, other),
-            ("a step at one position and the next step at the one before", base[1:], step[:-1]),
+            (f"a step at one position and one {apart} later at the one before", base[1:], step[:-1]),
             ("a request at one position and the next seed at the one before", base[1:], other[:-1]),
         ):
             table = np.zeros((4, 4))
