@@ -8,10 +8,11 @@ from typing import Any
 from diffulex_core.layers.decoder import Decoder
 from diffulex_core.protocols import WeightResolver
 from diffulex_core.testing.check import AnyCheck
-from diffulex_core.testing.checks import projections, weights
+from diffulex_core.testing.checks import placement, projections, weights
 from diffulex_core.testing.reference import model
 from diffulex_core.weights import Skip, WeightRules
 from tests.conformance.broken_families import BrokenFamily, Build, decoder, family
+from tests.conformance.broken_placement import EXPERT_RULES, EXPERTS, Mistakes, swapped
 from tests.conformance.broken_resolvers import (
     ALL_HEADS,
     Broadcasts,
@@ -43,6 +44,10 @@ def _with(
     resolver: Callable[[], WeightResolver], build: Build | None = None, **config: Any
 ) -> Callable[[], BrokenFamily]:
     return lambda: family(weights=resolver(), build=build, config=config)
+
+
+def _mistaking(one: str, other: str, *, where: str = "") -> Callable[[], BrokenFamily]:
+    return _with(lambda: Mistakes(lambda name: swapped(name, one, other, where=where)))
 
 
 def _built(build: Build, **config: Any) -> Callable[[], BrokenFamily]:
@@ -111,7 +116,30 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, Callable[[], BrokenFamily]]], ...] = (
     ),
     (
         projections.check_gates_are_what_they_are_called,
-        {"gate and up are swapped in all rules": _with(lambda: relabelled(shards={"gate": "up", "up": "gate"}))},
+        {
+            "gate and up are swapped in all rules": _with(lambda: relabelled(shards={"gate": "up", "up": "gate"})),
+            "gate and up are swapped in the last layer": _mistaking("gate", "up", where="layers.1."),
+        },
+    ),
+    (
+        placement.check_tensors_are_in_the_layer_of_their_name,
+        {
+            "output projections of two layers are swapped": _mistaking("layers.0.", "layers.1.", where=".out."),
+            "the norms of one layer are swapped": _mistaking("attn_norm", "ff_norm", where="layers.1."),
+        },
+    ),
+    (
+        placement.check_tensors_of_an_expert_belong_together,
+        {
+            "outputs of two experts are swapped": lambda: family(
+                build=EXPERTS,
+                weights=Mistakes(lambda name: swapped(name, "experts.0.", "experts.1.", where="down"), EXPERT_RULES),
+            )
+        },
+    ),
+    (
+        placement.check_ends_are_what_they_are_called,
+        {"embedding and head are swapped": _mistaking("embed.", "head.")},
     ),
 )
 

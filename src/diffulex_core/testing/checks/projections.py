@@ -158,7 +158,7 @@ def check_gates_are_what_they_are_called(subject: FamilySubject, effort: Effort)
     what it packed.
     """
     for found, groups in _groups(subject, gates):
-        for group in _ends(groups, last=False):
+        for group in _ends(groups):
             bends = {role: _bend(found, name) for role, name in group.names.items()}
             if bends["up"] > 1e-4 and bends["up"] > 30 * bends["gate"]:
                 raise CheckFailed(
@@ -197,13 +197,13 @@ def _groups(
             yield Loaded.of(subject, layout), groups
 
 
-def _ends(groups: Iterable[Siblings], *, last: bool = True) -> Iterator[Siblings]:
+def _ends(groups: Iterable[Siblings]) -> Iterator[Siblings]:
     """Of those that are alike but for numbers in their names (layers, experts) the first, and the last."""
     alike: dict[str, list[Siblings]] = {}
     for group in groups:
         alike.setdefault(group.family, []).append(group)
     for each in alike.values():
-        yield from (each[0], each[-1]) if last and len(each) > 1 else each[:1]
+        yield from (each[0], each[-1]) if len(each) > 1 else each
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffulex_core.distributed import Seat
 from diffulex_core.errors import CheckpointError, ConfigError
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
-from diffulex_core.testing.checks import projections
+from diffulex_core.testing.checks import placement, projections
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.faults import FAULTS, Fault, corrupt
 from diffulex_core.testing.layouts import (
@@ -262,4 +262,5 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_files_and_order_do_not_matter,
     check_damaged_checkpoints_are_refused,
     *projections.CHECKS,
+    *placement.CHECKS,
 )
