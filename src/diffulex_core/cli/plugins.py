@@ -13,7 +13,8 @@ from diffulex_core.compat import missing_capabilities
 from diffulex_core.descriptors import DecodingStrategy, ModelFamily
 from diffulex_core.errors import UnknownNameError
 from diffulex_core.host import Host, PluginRecord
-from diffulex_core.registry import Entry, did_you_mean, not_loaded_text
+from diffulex_core.registry import Entry
+from diffulex_core.unknown import hints
 
 as_json = click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")
 
@@ -88,14 +89,7 @@ def find(host: Host, name: str) -> list[dict[str, Any]]:
 
 
 def _nothing_called(name: str, host: Host) -> str:
-    choices = [record.provenance.plugin for record in host.plugins()]
-    for registry in host.registries.values():
-        for descriptor_name in registry.names():
-            choices += [descriptor_name, *registry.aliases(descriptor_name)]
-    hints = filter(None, (did_you_mean(name, choices), not_loaded_text(host.not_loaded)))
-    return f"no plugin, model family, strategy, attention backend or component {name!r}. " + " ".join(
-        [*hints, "`diffulex plugins list` shows what there is."]
-    )
+    return f"no plugin, model family, strategy, attention backend or component {name!r}. {hints(name, host)}"
 
 
 def _descriptor_facts(entry: Entry[Any], host: Host) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from diffulex_core.testing.check import CheckFailed
 from diffulex_core.testing.subjects import FamilySubject
 
 PADDING = 8
-"""Ids at the end of a vocabulary that the tokenizer leaves unused, where the special tokens let it."""
+"""Ids at the end of a vocabulary that the tokenizer leaves unused, where it is not small and special tokens let it."""
+FEWEST = 4
+"""Tokens that are nothing special, of which the kit can still make prompts that differ."""
 
 
 @attrs.frozen(kw_only=True)
@@ -44,15 +46,19 @@ class TinyVocabulary:
         found = checkpoint.look_up(*VOCABULARY_KEYS)
         # A family may call the size something else; its network knows.
         entries = found[1] if found is not None else subject.build(device=torch.device("meta")).vocab_size
-        if type(entries) is not int or entries < 2 * PADDING:
-            raise CheckFailed(
-                f"the vocabulary of {subject.label}'s tiny config.json has {entries!r} tokens; give it at least "
-                f"{2 * PADDING}"
-            )
+        if type(entries) is not int:
+            raise CheckFailed(f"the vocabulary of {subject.label}'s tiny config.json has {entries!r} tokens, no number.")
         eos = tuple(_ids(checkpoint.look_up("eos_token_id")))
         mask = _mask(subject.family, checkpoint, entries, eos)
-        size = max([entries - PADDING, *(token + 1 for token in (*eos, *(() if mask is None else (mask,))))])
-        return cls(size=size, mask=mask, eos=eos)
+        unused = min(PADDING, entries // 4)
+        size = max([entries - unused, *(token + 1 for token in (*eos, *(() if mask is None else (mask,))))])
+        vocabulary = cls(size=size, mask=mask, eos=eos)
+        if len(vocabulary.plain) < FEWEST:
+            raise CheckFailed(
+                f"the vocabulary of {subject.label}'s tiny config.json has {entries} ids, {len(vocabulary.plain)} of "
+                f"them for tokens that are nothing special; give it at least {FEWEST} of these."
+            )
+        return vocabulary
 
     @property
     def plain(self) -> tuple[int, ...]:

@@ -44,7 +44,9 @@ def discovered(subject: PluginSubject) -> Mapping[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def imported(subject: PluginSubject, modules: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
-    """What importing each module changes."""
+    """What importing each module changes. A plugin of observers or commands alone names none."""
+    if not modules:
+        return {}
     changed: Mapping[str, Sequence[str]] = _ask(subject, list(modules))["imports"]
     return changed
 

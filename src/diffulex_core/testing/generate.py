@@ -14,7 +14,7 @@ from diffulex_core.errors import PluginError, UnknownNameError
 from diffulex_core.host import Host, PluginRecord
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.plugin import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
-from diffulex_core.registry import Entry, Provenance, did_you_mean
+from diffulex_core.registry import Entry, Provenance
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.scheduler import ContinuousScheduler
@@ -38,6 +38,7 @@ from diffulex_core.testing.subjects import (
     StrategySubject,
     Subject,
 )
+from diffulex_core.unknown import hints
 
 
 def checks_for(name: str, *, tier: Tier = "fast", plugins: Iterable[ModuleType] = ()) -> list[BoundCheck]:
@@ -80,11 +81,7 @@ def subjects_for(name: str, host: Host) -> list[Subject]:
         for subject in _of_entry(kind, registry.entry(name), host)
     ]
     if not found:
-        choices = [record.provenance.plugin for record in host.plugins()]
-        choices += [each for registry in host.registries.values() for each in registry.names()]
-        raise UnknownNameError(
-            f"nothing is called {name!r}. {did_you_mean(name, choices)} `diffulex plugins list` shows what there is."
-        )
+        raise UnknownNameError(f"nothing is called {name!r}. {hints(name, host)}")
     return found
 
 
