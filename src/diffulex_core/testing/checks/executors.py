@@ -58,7 +58,7 @@ class Order:
 
 
 def _patience(what: str) -> Any:
-    return patience(what, busy=60, idle=240)
+    return patience(what, busy=60, idle=400)
 
 
 def _pair(host: Host) -> StrategySubject | None:
