@@ -160,7 +160,7 @@ def check_temperature_and_seed_count(subject: StrategySubject, effort: Effort) -
         answers = set[tuple[int, ...]]()
         for seed in range(4):
             params = SamplingParams(temperature=1.5, max_tokens=12, ignore_eos=True, seed=seed)
-            journey = made.journey(Ask(prompt=made.vocabulary.plain[:7], params=params))
+            journey = _Unsure.of(made.journey(Ask(prompt=made.vocabulary.plain[:7], params=params)))
             while journey.request.completion is None:
                 if any(group.temperature is not None for group in journey.advance().groups):
                     return  # the strategy has a temperature of its own
