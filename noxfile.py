@@ -140,6 +140,14 @@ def tutorials(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the engine against others on this machine, which must be idle, and write docs/performance.md."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("python", "-m", "benchmarks.bench", "run", *session.posargs)
+    session.run("python", "-m", "benchmarks.bench", "render")
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Every check on every broken implementation that docs/kill-table.md lacks; `-- --afresh` for all there are."""
     session.install("-r", "requirements-dev.txt")

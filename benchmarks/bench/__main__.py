@@ -92,7 +92,7 @@ def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> R
         if arguments.smoke
         else call_in_child("benchmarks.bench.limits:measure_limits", threads=settings.threads, cores=cores)
     )
-    imports = measure_imports(1 if arguments.smoke else 5)
+    imports = {} if arguments.smoke else measure_imports()
     trained = [] if arguments.no_trained or arguments.smoke else measure_trained(settings)
     outcomes = []
     console = Console()

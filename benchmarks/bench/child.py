@@ -65,7 +65,7 @@ class Child:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, threads, tuple(cores)), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, tuple(cores)), daemon=True)
         with _Environment(threads):
             self._process.start()
         theirs.close()
@@ -130,13 +130,10 @@ class _Environment:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, threads: int, cores: tuple[int, ...]) -> None:
+def _serve(connection: Connection, cores: tuple[int, ...]) -> None:
     """The child's loop: one request, one answer `(traceback or None, value)`."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, cores)
-    import torch
-
-    torch.set_num_threads(threads)
     contender: Contender | None = None
     while True:
         try:

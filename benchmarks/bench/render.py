@@ -154,8 +154,9 @@ def _limits(report: Report) -> str:
     rows = [(shape, *(f"{rates[dtype].get(shape, 0) / 1e9:.0f}" for dtype in rates)) for shape in shapes]
     read, copy = report.limits["read"] / 1e9, report.limits["copy"] / 1e9
     return (
-        f"## The machine's limits\n\nMemory is read at {read:.1f} GB/s and copied at {copy:.1f} GB/s (read and "
-        "written). *plain* is `torch.nn.functional.linear`, *blocked* the layout that our engine loads weights into.\n\n"
+        f"## The machine's limits\n\nMemory is read at {read:.1f} GB/s and copied at {copy:.1f} GB/s (read "
+        "and written). *plain* is `torch.nn.functional.linear`, *blocked* the layout that our engine gives its weights."
+        "\n\n"
         f"{_table(columns, rows)}"
     )
 
