@@ -343,7 +343,7 @@ def report(*outcomes: Outcome, **changes: Any) -> Report:
     told |= {"system": "Linux x86_64", "python": "3.12", "torch": "2.13", "transformers": "5.0", "numpy": "2"}
     plain: dict[str, Any] = {
         "commit": "abc", "began": "2026-01-01T00:00:00+00:00", "machine": told, "limits": {}, "imports": {},
-        "trained": [], "outcomes": [*outcomes],
+        "trained": [], "gemma": [], "outcomes": [*outcomes],
     }  # fmt: skip
     return Report(**{**plain, **changes})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 from benchmarks.bench.cells import choose, default_cells, smoke_cells, unsampled
 from benchmarks.bench.child import ChildFailed, call_in_child
+from benchmarks.bench.gemma import measure_gemma
 from benchmarks.bench.imports import measure_imports
 from benchmarks.bench.machine import BusyMachine, check_idle, commit, describe, read_clock
 from benchmarks.bench.picture import draw
@@ -44,6 +45,7 @@ def main() -> int:
     run.add_argument("--busy-ok", action="store_true", help="measure on a busy machine; marked as not citable")
     run.add_argument("--folder", type=Path, help="keep the checkpoints here instead of writing them anew")
     run.add_argument("--no-trained", action="store_true", help="leave the trained checkpoints out")
+    run.add_argument("--no-gemma", action="store_true", help="leave DiffusionGemma out")
     render = commands.add_parser("render", help="write docs/performance.md and its picture from results")
     render.add_argument("results", type=Path, nargs="?", default=RESULTS / "cpu.json")
     arguments = parser.parse_args()
@@ -94,6 +96,7 @@ def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> R
     )
     imports = {} if arguments.smoke else measure_imports()
     trained = [] if arguments.no_trained or arguments.smoke else measure_trained(settings)
+    gemma = [] if arguments.no_gemma or arguments.smoke else measure_gemma(settings)
     outcomes = []
     console = Console()
 
@@ -105,6 +108,7 @@ def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> R
             limits=limits,
             imports=imports,
             trained=trained,
+            gemma=gemma,
             outcomes=outcomes,
         )
 

@@ -106,7 +106,7 @@ def write_network(network: Network, folder: Path, *, seed: int = 0) -> Path:
     tensors["model.transformer.ln_f.weight"] = torch.ones(hidden)
     tensors["model.transformer.ff_out.weight"] = matrix(network.vocab, hidden, 3.0)
     (folder / "config.json").write_text(json.dumps(network.config))
-    _write_tokenizer(network, folder)
+    write_words(folder, network.vocab, {"eos_token": network.vocab - 2, "mask_token": network.mask})
     partial = folder / "model.safetensors.part"
     save_file(tensors, str(partial))
     partial.rename(folder / "model.safetensors")
@@ -121,16 +121,20 @@ def prompts(network: Network, *, length: int, count: int, seed: int = 1) -> list
     return numbers.integers(0, network.vocab - SPECIAL, (count, length)).tolist()
 
 
-def _write_tokenizer(network: Network, folder: Path) -> None:
-    """A word for each id."""
+def write_words(folder: Path, vocabulary: int, special: Mapping[str, int]) -> None:
+    """Write a tokenizer that has a word for each id; `special` says which ids are, say, the "eos_token"."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    names = {"eos_token": "<|end|>", "mask_token": "<|mdm_mask|>"}
-    words = {f"t{token}": token for token in range(network.vocab - SPECIAL)}
-    words |= {names["eos_token"]: network.vocab - 2, names["mask_token"]: network.mask}
-    tokenizer = Tokenizer(models.WordLevel(vocab=words, unk_token="t0"))
+    names = {kind: _NAMES.get(kind, f"<|{kind}|>") for kind in special}
+    words = {f"t{token}": token for token in range(vocabulary) if token not in special.values()}
+    words |= {names[kind]: token for kind, token in special.items()}
+    tokenizer = Tokenizer(models.WordLevel(vocab=words, unk_token=min(words, key=words.__getitem__)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([*names.values()])
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+_NAMES = {"mask_token": "<|mdm_mask|>"}
+"""What a family expects its token to be called."""

@@ -27,6 +27,8 @@ def page(report: Report, *, results: str, picture: str | None) -> str:
         outcomes = [outcome for outcome in report.outcomes if outcome.section == section]
         if outcomes:
             parts.append(f"## {title}\n\n{_cells(outcomes)}")
+    if report.gemma:
+        parts.append(_gemma(report))
     if report.limits:
         parts.append(_limits(report))
     if report.imports:
@@ -144,6 +146,28 @@ def _trained(report: Report) -> str:
     return (
         "## A trained network, the same unseen problems\n\n`tiny/llada`; tokens are those of the answers, without what "
         f"stands behind their end.\n\n{_table(columns, rows)}{note}"
+    )
+
+
+def _gemma(report: Report) -> str:
+    columns = ("way", "prompt + output", "steps", "ms per step", "faster", "rows", "head rows")
+    rows = [
+        (
+            each["name"],
+            f"{each['prompt']} + {each['output']}",
+            str(each["steps"]),
+            _spread(Spread(**each["ms_per_step"]), 1),
+            _spread(Spread(**each["faster"]), 2),
+            str(each["rows"]),
+            str(each["head_rows"]),
+        )
+        for each in report.gemma
+    ]
+    note = "" if all(each["citable"] for each in report.gemma) else "\n\nMeasured on a busy machine; not citable."
+    return (
+        "## DiffusionGemma\n\nA random network of six layers of 512 with eight experts, vocabulary 16,384, float32, "
+        "one canvas of 256. Random\nnumbers differ, so tokens do, too; steps and lengths are equal.\n\n"
+        f"{_table(columns, rows)}{note}"
     )
 
 

@@ -95,6 +95,7 @@ class Report:
     limits: Mapping[str, Any]
     imports: Mapping[str, Any]
     trained: list[dict[str, Any]]
+    gemma: list[dict[str, Any]]
     outcomes: list[Outcome]
 
     @property
