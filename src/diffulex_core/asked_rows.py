@@ -71,8 +71,8 @@ class AskedRows:
         """What the sampler is told of them."""
         terms = [each for groups in self._groups for each in groups.terms]
         # Groups share their terms, so that a few have to be looked at, whatever the number of groups.
-        codes = dict[Terms, int]()
-        code_of_group = np.array([codes.setdefault(each, len(codes)) for each in terms], dtype=np.int64)
+        codes = {each: code for code, each in enumerate(dict.fromkeys(terms))}
+        code_of_group = np.array([codes[each] for each in terms], dtype=np.int64)
         sizes = np.array([size for groups in self._groups for size in groups.sizes], dtype=np.int64)
         measures = [each.measure for each in codes]
         return SamplingBatch(
@@ -90,7 +90,8 @@ class AskedRows:
 
     def _questions(self, terms: Sequence[Terms], code_of_row: IntArray) -> Questions | None:
         most = max((each.alternatives for each in terms), default=0)
-        if not most and all(groups.discouraged is None and groups.watched is None for groups in self._groups):
+        naming = [each for each in self._groups if each.discouraged is not None or each.watched is not None]
+        if not most and not naming:
             return None
         return Questions(
             most=most,

@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from diffulex_core.presets import preset_arguments
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import Req
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.stop_strings import first_stop, readable, settled, tokens_of
+from diffulex_core.stop_strings import StopSearch, first_stop, readable, settled, tokens_of
 from diffulex_core.tokenizer import decode
 from diffulex_core.tracking import Ticket
 from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
@@ -203,7 +204,13 @@ class Diffulex:
         parts = self._open
         request = make(self._next_id)
         parts.scheduler.add(request)
-        self._tickets[request.request_id] = Ticket(request=request, arrival=self.now(), deliver=deliver)
+        stop, text_of = request.params.stop, partial(self._text, params=request.params)
+        self._tickets[request.request_id] = Ticket(
+            request=request,
+            arrival=self.now(),
+            deliver=deliver,
+            stops=StopSearch(stop, text_of) if stop else None,
+        )
         self._next_id += 1
         parts.observer.on_request_added(request.request_id)
         return request
@@ -374,13 +381,9 @@ class Diffulex:
         stopped = []
         for window in plan.windows:
             ticket = self._tickets[window.request_id]
-            if ticket.request.completion is not None or not window.params.stop:
+            if ticket.stops is None or ticket.request.completion is not None:
                 continue
-            tokens = ticket.request.output_tokens
-            if len(tokens) == ticket.visible:
-                continue
-            ticket.visible = len(tokens)
-            if first_stop(self._text(tokens, window.params), window.params.stop) is not None:
+            if ticket.stops.finds(ticket.request.output_tokens):
                 self._open.scheduler.abort(window.request_id, CompletionReason.STOP_STRING)
                 stopped.append(window.request_id)
         return stopped

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 
 from diffulex_core.asked_rows import AskedRows, Guided
-from diffulex_core.pattern import AttentionPattern, Extent, IntArray
+from diffulex_core.pattern import AttentionPattern, Extent, IntArray, Phase
 from diffulex_core.types import (
     BoolArray,
     FloatArray,
@@ -203,7 +203,7 @@ def _each(values: Sequence[int] | IntArray, owners: IntArray) -> IntArray:
 
 def _sequences(plan: StepPlan) -> Sequence[Window]:
     """The plan's windows, and behind each one of its own for its second sequence, which samples nothing."""
-    if all(window.span.guidance is None for window in plan.windows):
+    if not [window for window in plan.windows if window.span.guidance is not None]:
         return plan.windows
     windows = []
     for window in plan.windows:
@@ -239,7 +239,7 @@ def _slots(
     shifts = [0 if span.packed is None else span.packed - span.first_stored for span in spans]
     logical = positions + _each(shifts, owners) if any(shifts) else positions
     stored = np.ones(len(positions), dtype=np.bool_)
-    if any(span.store_from > span.start for span in spans):
+    if [span for span in spans if span.store_from > span.start]:
         stored = positions >= _each([span.store_from for span in spans], owners)
         logical = np.where(stored, logical, 0)
     pages = logical // page_size
@@ -260,12 +260,13 @@ def _visibility(
     prompts = _each([window.prompt_len for window in sequences], owners)
     finals = _each([span.store_until for span in spans], owners)
     ends = _each([span.slots if span.visible_end is None else span.visible_end for span in spans], owners)
-    phases = dict.fromkeys(span.phase for span in spans)
-    extents = [
-        (rows, Extent(prompt_len=prompts[rows], phase=phase, final_end=finals[rows], end=ends[rows]))
-        for phase in phases
-        for rows in [slice(None) if len(phases) == 1 else np.array([span.phase is phase for span in spans])[owners]]
-    ]
+    extents = list[tuple[slice | BoolArray, Extent]]()
+    for phase in Phase:
+        mine = [span.phase is phase for span in spans]
+        if any(mine):
+            rows = slice(None) if all(mine) else np.array(mine)[owners]
+            extent = Extent(prompt_len=prompts[rows], phase=phase, final_end=finals[rows], end=ends[rows])
+            extents.append((rows, extent))
     padded = round_up(len(positions))
     key_end = np.zeros(padded, dtype=np.int64)
     for rows, extent in extents:

@@ -46,10 +46,10 @@ class _Draft:
 
     def place(self, request: Req, stored: int, span: Span) -> None:
         """Take in what `fit` found."""
-        rows = span.rows
         self.spans[request.request_id] = span
-        self.left -= rows
-        self.refreshed += rows * span.full_pass
+        self.left -= span.rows
+        if span.full_pass:
+            self.refreshed += span.rows
         if request.chunkable(stored):
             self.prefills.append((request, stored))
 
@@ -64,7 +64,7 @@ class _Draft:
         return self.spans
 
     def _too_many(self, span: Span) -> bool:
-        if self.most_refreshed is None or not span.full_pass or self.refreshed == 0:
+        if self.refreshed == 0 or self.most_refreshed is None or not span.full_pass:
             return False
         return self.refreshed + span.rows > self.most_refreshed
 
@@ -158,8 +158,8 @@ class ContinuousScheduler:
             spans = self._reserve(draft.finish())
         if not spans:
             return None
-        windows = tuple(self._window(self._running[request_id], span) for request_id, span in spans.items())
-        plan = StepPlan(step=self._step, windows=windows, ended=tuple(self._ended))
+        windows = [self._window(self._running[request_id], span) for request_id, span in spans.items()]
+        plan = StepPlan(step=self._step, windows=tuple(windows), ended=tuple(self._ended))
         self._ended.clear()
         self._step += 1
         return plan

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffulex_core.outputs import BlockTrace, GenerationOutputs, ReqStep, ReqTrajectory, TokenLogprob
 from diffulex_core.protocols import Foreseeing, Req
+from diffulex_core.stop_strings import StopSearch
 from diffulex_core.types import (
     Canvas,
     CompletionReason,
@@ -43,8 +44,8 @@ class Ticket:
     first_commit: float | None = None
     last_token: float | None = None
     preemptions: int = 0
-    visible: int = 0
-    """Length of the output when stop strings were last looked for."""
+    stops: StopSearch | None = None
+    """Looks for the request's stop strings; None where it has none."""
 
     def note(
         self, window: Window, decision: Decision, *, step: int, began: float, ended: float, trace: Canvas | None

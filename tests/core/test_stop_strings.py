@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, strategies as st
 from tokenizers.decoders import ByteFallback
 
 from diffulex_core.pattern import IntArray
-from diffulex_core.stop_strings import first_stop, readable, settled, tokens_of
+from diffulex_core.stop_strings import StopSearch, first_stop, readable, settled, tokens_of
 
 PIECES = ["a", "b", "ab", "ba", "", "é", "\n"]
 
@@ -50,6 +51,75 @@ def test_the_first_byte_of_a_stop_string_is_no_part_of_an_answer() -> None:
     assert tokens_of("a", tokens, text_of).tolist() == [0]
     assert tokens_of("aé", tokens, text_of).tolist() == [0, first, second]
     assert tokens_of("", tokens, text_of).tolist() == []
+
+
+def metaspace(tokens: IntArray) -> str:
+    """Words with a space before each but the first, as SentencePiece spells them; some are punctuation."""
+    return "".join([" a", " b", "b", ".", " .", "", " ab"][token % 7] for token in tokens.tolist()).removeprefix(" ")
+
+
+def bytewise(tokens: IntArray) -> str:
+    """The bytes of a text as tokens, spelled as `ByteFallback` does; ids count through a fixed text."""
+    data = "aé漢😀ab".encode()
+    return "".join(ByteFallback().decode([f"<0x{data[token % len(data)]:02X}>" for token in tokens.tolist()]))
+
+
+def grows(length: int, cuts: list[int]) -> list[int]:
+    """Lengths at which tokens are looked at."""
+    return [*sorted(cut % (length + 1) for cut in cuts), length]
+
+
+@given(
+    st.sampled_from([text_of, metaspace, bytewise]),
+    st.lists(st.integers(0, 8), max_size=60) | st.integers(0, 60).map(lambda length: list(range(length))),
+    st.lists(st.text("ab é漢😀.", min_size=1, max_size=4), min_size=1, max_size=2),
+    st.lists(st.integers(0, 60), max_size=12),
+)
+def test_a_stop_string_is_found_as_soon_as_the_whole_text_holds_it(
+    spell: Callable[[IntArray], str], ids: list[int], stop: list[str], cuts: list[int]
+) -> None:
+    search, tokens = StopSearch(stop, spell), np.array(ids, dtype=np.int64)
+    for length in grows(len(ids), cuts):
+        held = first_stop(spell(tokens[:length]), stop) is not None
+        assert search.finds(tokens[:length]) == held
+        if held:
+            return
+
+
+def test_a_stop_string_in_a_run_of_bytes_is_found_when_the_last_of_them_makes_it_readable() -> None:
+    data = ("x" + 30 * "é").encode()
+
+    def spell(tokens: IntArray) -> str:
+        return "".join(ByteFallback().decode([f"<0x{token:02X}>" for token in tokens.tolist()]))
+
+    search, tokens = StopSearch(["xé"], spell), np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+    assert not search.finds(tokens[:-1])
+    assert search.finds(tokens)
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(0, 39), st.integers(0, 8))
+def test_a_stop_string_in_a_token_that_was_replaced_is_found(ids: list[int], at: int, token: int) -> None:
+    search, tokens = StopSearch(["ab"], text_of), np.array(ids, dtype=np.int64)
+    if search.finds(tokens):
+        return
+    tokens = tokens.copy()
+    tokens[at % len(ids)] = token
+    assert search.finds(tokens) == (first_stop(text_of(tokens), ["ab"]) is not None)
+
+
+@pytest.mark.parametrize("length", [200, 2000])
+def test_a_step_spells_no_more_of_a_long_answer_than_of_a_short_one(length: int) -> None:
+    spelled: list[int] = []
+
+    def spell(tokens: IntArray) -> str:
+        spelled.append(len(tokens))
+        return "a" * len(tokens)
+
+    search = StopSearch(["stop"], spell)
+    assert not search.finds(np.zeros(length, dtype=np.int64))
+    spelled.clear()
+    assert not search.finds(np.zeros(length + 4, dtype=np.int64))
+    assert sum(spelled) <= 60
 
 
 @given(st.text("aé漢😀\ufffd", max_size=6), st.data())

@@ -41,22 +41,14 @@ class BlockTable:
         full, rest = divmod(len(prompt), block_size)
         self.masks[:full] = [0] * full
         self.head = full
+        self.start = self.end = full * block_size
+        """First position of the buffer, and the one after its last."""
         self.states: list[BlockState] = []
         self.frontier = len(prompt)
         """All positions before this one are decided."""
         if rest:
             self.masks[full] = block_size - rest
-            self.states.append(BlockState.ACTIVE)
-
-    @property
-    def start(self) -> int:
-        """First position of the buffer."""
-        return self.head * self.block_size
-
-    @property
-    def end(self) -> int:
-        """Position after the last running block."""
-        return (self.head + len(self.states)) * self.block_size
+            self.activate()
 
     def progress(self, block: int) -> float:
         """Share of decided positions of a block; prompt tokens count."""
@@ -75,6 +67,7 @@ class BlockTable:
     def activate(self) -> None:
         """Append one block to the buffer."""
         self.states.append(BlockState.ACTIVE)
+        self.end += self.block_size
 
     def decide(self, positions: IntArray, tokens: IntArray) -> None:
         """Write tokens where none is decided yet.
@@ -136,6 +129,7 @@ class BlockTable:
             if self.states[index] is BlockState.TO_CACHE:
                 del self.states[index]
                 self.head += 1
+                self.start += self.block_size
             elif self.masks[self.head + index] == 0 and self.head + index not in open_blocks:
                 self.states[index] = BlockState.TO_CACHE
                 index += 1
