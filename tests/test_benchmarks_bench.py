@@ -389,6 +389,13 @@ def test_a_page_of_a_busy_machine_says_so() -> None:
     assert "Nothing else ran" not in text
 
 
+def test_the_page_names_what_could_not_be_measured() -> None:
+    whole = report(outcome(), failures={"blocks-35M": "ChildFailed: it failed:\nTraceback\nValueError: no"})
+    text = render.page(whole, results="cpu.json", picture=None)
+    assert "## Not measured" in text
+    assert "* `blocks-35M`: ChildFailed: it failed: ... ValueError: no" in text
+
+
 def test_every_line_of_a_table_has_a_cell_for_each_column() -> None:
     limits = {
         "gemm": {"float32": {"best": 2e11, "8 x 8, plain": 2e11}, "bfloat16": {"best": 4e11, "8 x 8, blocked": 4e11}},

@@ -7,18 +7,19 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from benchmarks.bench.cells import choose, default_cells, smoke_cells, unsampled
+from benchmarks.bench.cells import Cell, choose, default_cells, smoke_cells, unsampled
 from benchmarks.bench.child import ChildFailed, call_in_child
 from benchmarks.bench.gemma import measure_gemma
 from benchmarks.bench.imports import measure_imports
 from benchmarks.bench.machine import BusyMachine, check_idle, commit, describe, read_clock
 from benchmarks.bench.picture import draw
 from benchmarks.bench.render import page
-from benchmarks.bench.results import Report
+from benchmarks.bench.results import Outcome, Report
 from benchmarks.bench.session import Session, Settings
 from benchmarks.bench.trained import measure_trained
 from benchmarks.bench.turns import DifferentTokens
@@ -78,10 +79,10 @@ def main() -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(report.to_json())
     Console().print(f"Wrote {arguments.out}.")
-    return 0
+    return 1 if report.failures else 0
 
 
-def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> Report:
+def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Namespace) -> Report:
     """Everything that was asked for; what is done is written down after each cell, so that a break loses little."""
     before = read_clock(time.perf_counter)
     time.sleep(2)
@@ -97,7 +98,7 @@ def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> R
     imports = {} if arguments.smoke else measure_imports()
     trained = [] if arguments.no_trained or arguments.smoke else measure_trained(settings)
     gemma = [] if arguments.no_gemma or arguments.smoke else measure_gemma(settings)
-    outcomes = []
+    outcomes, failures = list[Outcome](), dict[str, str]()
     console = Console()
 
     def report() -> Report:
@@ -110,11 +111,18 @@ def measure(cells: list, settings: Settings, arguments: argparse.Namespace) -> R
             trained=trained,
             gemma=gemma,
             outcomes=outcomes,
+            failures=failures,
         )
 
     with Session(settings, limits or None) as session:
         for cell in sorted(cells, key=lambda cell: cell.network):
-            outcomes.append(session.run(cell))
+            try:
+                outcomes.append(session.run(cell))
+            except (ChildFailed, DifferentTokens) as error:
+                failures[cell.name] = f"{type(error).__name__}: {error}"
+                console.print(f"{cell.name}: {failures[cell.name]}", markup=False)
+                session.dismiss()
+                continue
             for contended in outcomes[-1].contenders:
                 faster = outcomes[-1].faster(contended)
                 console.print(

@@ -27,6 +27,10 @@ def page(report: Report, *, results: str, picture: str | None) -> str:
         outcomes = [outcome for outcome in report.outcomes if outcome.section == section]
         if outcomes:
             parts.append(f"## {title}\n\n{_cells(outcomes)}")
+    if report.failures:
+        parts.append(
+            "## Not measured\n\n" + "\n".join(f"* `{name}`: {_line(why)}" for name, why in report.failures.items())
+        )
     if report.gemma:
         parts.append(_gemma(report))
     if report.limits:
@@ -195,6 +199,12 @@ def _imports(report: Report) -> str:
         for name, each in report.imports.items()
     ]
     return f"## Start\n\n{_table(('fresh interpreter', 'seconds', 'imports torch'), rows)}"
+
+
+def _line(text: str) -> str:
+    """The first line of a message, and its last one if there are more."""
+    lines = text.strip().splitlines()
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _spread(spread: Spread, digits: int) -> str:

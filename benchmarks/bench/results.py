@@ -97,6 +97,8 @@ class Report:
     trained: list[dict[str, Any]]
     gemma: list[dict[str, Any]]
     outcomes: list[Outcome]
+    failures: dict[str, str] = attrs.field(factory=dict)
+    """What cells ended with that have no outcome, by their names."""
 
     @property
     def citable(self) -> bool:

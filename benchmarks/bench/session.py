@@ -71,7 +71,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._dismiss()
+        self.dismiss()
 
     def run(self, cell: Cell) -> Outcome:
         """Measure a cell.
@@ -83,7 +83,7 @@ class Session:
         """
         settings, network = self._settings, NETWORKS[cell.network]
         if cell.network != self._network:
-            self._dismiss()
+            self.dismiss()
             self._network = cell.network
         seats = [
             Seat(each, child, prompts(network, length=each.work.prompt, count=each.work.batch))
@@ -152,7 +152,8 @@ class Session:
             fraction=reached,
         )
 
-    def _dismiss(self) -> None:
+    def dismiss(self) -> None:
+        """End all children; the next cell starts its own."""
         with ExitStack() as stack:
             for child in self._children.values():
                 stack.callback(child.close)
