@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from diffulex_core.errors import OutOfPages
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import IntArray
@@ -247,6 +249,30 @@ class HandsOutItsOwnTable(PagedKVCache):
         if known is None or len(known) != len(state.pages):
             known = tables[sequence] = super().page_table(sequence)
         return known  # type: ignore[no-any-return]
+
+
+class WritesTablesInPlace(PagedKVCache):
+    """What it hands out is the beginning of a row that it writes again."""
+
+    def page_table(self, sequence: int) -> IntArray:
+        row = vars(self).setdefault("rows", {}).setdefault(sequence, np.zeros(64, dtype=np.int64))
+        pages = super().page_table(sequence)
+        row[: len(pages)] = pages
+        return row[: len(pages)]  # type: ignore[no-any-return]
+
+
+class WipesTablesAtRelease(PagedKVCache):
+    """Whoever still looks at the table of a sequence that is gone sees nothing in it."""
+
+    def page_table(self, sequence: int) -> IntArray:
+        table = super().page_table(sequence)
+        vars(self).setdefault("issued", {}).setdefault(sequence, []).append(table)
+        return table
+
+    def release(self, sequence: int) -> None:
+        super().release(sequence)
+        for table in vars(self).setdefault("issued", {}).pop(sequence, []):
+            table[:] = -1
 
 
 _TEXTS: dict[Any, int] = {}

@@ -47,7 +47,7 @@ class TinyVocabulary:
         # A family may call the size something else; its network knows.
         entries = found[1] if found is not None else subject.build(device=torch.device("meta")).vocab_size
         if type(entries) is not int:
-            raise CheckFailed(f"the vocabulary of {subject.label}'s tiny config.json has {entries!r} tokens, no number.")
+            raise CheckFailed(f"the vocabulary of {subject.label}'s tiny config.json has {entries!r} tokens.")
         eos = tuple(_ids(checkpoint.look_up("eos_token_id")))
         mask = _mask(subject.family, checkpoint, entries, eos)
         unused = min(PADDING, entries // 4)

@@ -82,6 +82,13 @@ class WrongFromHeadDim128(LoopAttention):
         return out
 
 
+class WrongFromHeadDim256(LoopAttention):
+    """Has registers for 128 numbers of a head."""
+
+    def row(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        return super().row(query[:, :128], keys[..., :128], values, scale)
+
+
 class WrongFrom32Heads(LoopAttention):
     def row(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         out = super().row(query, keys, values, scale)
@@ -269,6 +276,7 @@ MUTANTS: tuple[Mutant, ...] = (
             ("swaps keys and values", SwapsKeysAndValues),
             ("returns float32", ReturnsFloat32),
             ("forgets dimensions above 64", WrongFromHeadDim128),
+            ("scores the first 128 dimensions alone", WrongFromHeadDim256),
             ("forgets heads above 32", WrongFrom32Heads),
         )
     ),

@@ -72,6 +72,21 @@ class StoresAllInOneLayer(Decoder):
             layer.attn.layer = 0
 
 
+class HeadWithoutRows(Decoder):
+    """Scales logits by the largest one of all rows."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = super().logits(hidden)
+        return logits / logits.abs().max().clamp(min=1)
+
+
+class MakesARow(Decoder):
+    """Of no rows it makes one."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return super().logits(hidden if len(hidden) else hidden.new_zeros(1, hidden.shape[1]))
+
+
 class NoNetwork:
     """Is no torch.nn.Module."""
 
@@ -172,6 +187,18 @@ class IgnoresWeights(Decoder):
 class IgnoresNorms(Decoder):
     def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
         return super().blend(ids, weights, torch.zeros_like(match_norm))
+
+
+class MatchesAllNorms(Decoder):
+    """Rows are scaled as soon as one of them wants it."""
+
+    def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
+        return super().blend(ids, weights, match_norm.any().expand(len(match_norm)))
+
+
+class MakesWeightsSumToOne(Decoder):
+    def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
+        return super().blend(ids, weights / weights.sum(1, keepdim=True), match_norm)
 
 
 class IgnoresBlends(Decoder):
@@ -299,6 +326,8 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, Callable[[], BrokenFamily]]], ...] = (
             "more key/value heads are declared": _built(decoder(DeclaresMoreKeys), config={"kv_heads": 1}),
             "wider heads are declared": _built(decoder(DeclaresWiderHeads)),
             "all layers store in the first one's pages": _built(decoder(StoresAllInOneLayer)),
+            "the head raises when there are no rows": _built(decoder(HeadWithoutRows)),
+            "the head makes a row of none": _built(decoder(MakesARow)),
             "build returns no network": _built(lambda config, ctx: NoNetwork()),
         },
     ),
@@ -330,6 +359,8 @@ _TABLE: tuple[tuple[AnyCheck, dict[str, Callable[[], BrokenFamily]]], ...] = (
         {
             "weights are ignored": _blending(IgnoresWeights),
             "norms are not matched": _blending(IgnoresNorms),
+            "the norms of all rows are matched": _blending(MatchesAllNorms),
+            "weights are made to sum to one": _blending(MakesWeightsSumToOne),
             "blends are not fed": _blending(IgnoresBlends),
             "blends are fed to the first rows": _blending(FeedsTheFirstRows),
             "there is no blend()": _blending(CannotBlend),

@@ -57,6 +57,8 @@ from tests.conformance.broken_caches import (
     TruncatesTooFar,
     TruncatesToTheStored,
     TruncatesWhatIsStored,
+    WipesTablesAtRelease,
+    WritesTablesInPlace,
 )
 from tests.conformance.mutant import Mutant
 
@@ -108,6 +110,8 @@ MUTANTS: tuple[Mutant, ...] = (
         TruncatesWhatIsStored,
     ),
     _mutant("page tables are the cache's own", kv_cache_books.check_kv_cache_tables_are_copies, HandsOutItsOwnTable),
+    _mutant("page tables are written in place", kv_cache_books.check_kv_cache_tables_are_copies, WritesTablesInPlace),
+    _mutant("page tables are wiped at release", kv_cache_books.check_kv_cache_tables_are_copies, WipesTablesAtRelease),
     _mutant("caches share texts", kv_cache_books.check_kv_caches_do_not_share_state, SharesTexts),
     _mutant("caches share sequences", kv_cache_books.check_kv_caches_do_not_share_state, SharesSequences),
     _mutant(

@@ -127,9 +127,12 @@ def _require_agreement(subject: FamilySubject, config: Mapping[str, Any], proble
 def check_networks_have_the_shape_that_they_declare(subject: FamilySubject, effort: Effort) -> None:
     """A network is a `DiffusionModel` whose layers hand over and store the heads that `kv_geometry` declares.
 
-    Why: pages are allocated, and backends chosen, by what the network says of itself.
+    Its head takes any number of rows; of none it makes none.
+
+    Why: pages are allocated, and backends chosen, by what the network says of itself; a runner may have nothing to
+    sample in a step.
     Fix: give one entry for each layer that stores K/V, with the heads that this process holds, and one entry in
-    `windows` for each kind of layer.
+    `windows` for each kind of layer. Let `logits` look at no row in particular, and take no maximum over rows.
     """
     network = network_of(subject)
     _require_protocol(network)
@@ -141,6 +144,7 @@ def check_networks_have_the_shape_that_they_declare(subject: FamilySubject, effo
     hidden = hidden_rows(network, memory, fed, backend=spy)
     if hidden.ndim != 2 or len(hidden) != 8:
         raise CheckFailed(f"8 rows give hidden rows of shape {list(hidden.shape)}; it is [rows, hidden].")
+    _require_head(network, hidden)
     for layer, geometry in enumerate(network.kv_geometry):
         for what, stored in zip(("keys", "values"), memory.flat(layer), strict=True):
             rows = stored[:length]
@@ -159,6 +163,18 @@ def check_networks_have_the_shape_that_they_declare(subject: FamilySubject, effo
     silent = set(range(len(network.kv_geometry))) - {call.layer for call in spy.calls}
     if spy.calls and silent:
         raise CheckFailed(f"layer {min(silent)} of {len(network.kv_geometry)} never asks for attention.")
+
+
+def _require_head(network: DiffusionModel, hidden: Tensor) -> None:
+    with torch.inference_mode():
+        some = network.logits(hidden)
+        try:
+            none = network.logits(hidden[:0])
+        except Exception as error:
+            raise CheckFailed(f"logits() of no rows raises {type(error).__name__}: {error}") from error
+    for rows, logits in ((8, some), (0, none)):
+        if list(logits.shape) != [rows, some.shape[-1]]:
+            raise CheckFailed(f"logits() of {rows} rows has the shape {list(logits.shape)}; it is [rows, columns].")
 
 
 def _require_protocol(network: DiffusionModel) -> None:

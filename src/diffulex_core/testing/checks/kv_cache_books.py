@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
+from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, IntArray
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.paging import Paging
@@ -191,24 +191,47 @@ def check_kv_cache_truncates_to_what_is_needed(subject: KVCacheSubject, effort: 
 
 @check(KVCacheSubject)
 def check_kv_cache_tables_are_copies(subject: KVCacheSubject, effort: Effort) -> None:
-    """A page table is a copy: writing into it changes nothing, and it does not change when the sequence grows.
+    """A page table is a copy: writing into it changes nothing, and it stays as it is whatever its sequence does next.
+
+    Sequences grow, give pages back and take others, and go; others come.
 
     Why: plans carry page tables to workers while the cache goes on.
-    Fix: return a new int64 array from `page_table` each time.
+    Fix: return a new int64 array from `page_table` each time; no part of an array that the cache writes to.
     """
     paging = Paging(subject.factory, _PATTERNS[0], num_pages=10)
+    issued = list[tuple[IntArray, list[int]]]()
+
+    def issue(number: int, slots: int) -> None:
+        paging.reserve(number, slots)
+        table = paging.cache.page_table(number)
+        issued.append((table, table.tolist()))
+
+    def require_unchanged(after: str) -> None:
+        for table, before in issued:
+            if table.tolist() != before:
+                raise CheckFailed(
+                    f"a page table that was handed out changed from {before} to {table.tolist()} when {after}."
+                )
+
     number = paging.open(_ZEROS, 8)
-    paging.reserve(number, 8)
-    table = paging.cache.page_table(number)
-    before = table.tolist()
+    issue(number, 8)
     paging.store(number, 16)
-    if table.tolist() != before:
-        raise CheckFailed(f"a page table that was handed out changed from {before} to {table.tolist()}.")
-    fresh = paging.cache.page_table(number)
+    require_unchanged("its sequence grew")
+    issue(number, 24)
+    paging.truncate(number, 16)
+    other = paging.open(_ONES, 6)
+    issue(other, 8)
+    require_unchanged("its sequence gave pages back and another one took some")
+    issue(number, 24)
+    require_unchanged("its sequence took other pages than those that it gave back")
+    paging.release(number)
+    issue(paging.open(_ONES[::-1], 6), 12)
+    require_unchanged("its sequence was released and another one came")
+    fresh = paging.cache.page_table(other)
     before = fresh.tolist()
     if fresh.flags.writeable:
         fresh[:] = 9
-    if paging.cache.page_table(number).tolist() != before:
+    if paging.cache.page_table(other).tolist() != before:
         raise CheckFailed("writing into a page table that was handed out changed the cache's own.")
     paging.verify()
 

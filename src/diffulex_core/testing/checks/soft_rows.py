@@ -25,7 +25,8 @@ def _hard(subject: FamilySubject) -> str | None:
 def check_blends_stand_in_for_tokens(subject: FamilySubject, effort: Effort) -> None:
     """A blend of one token is that token, one of several is the weighted sum of their embeddings, each row alone.
 
-    `match_norm` scales the sum to the weighted sum of the norms, and ids of weight 0 count for nothing.
+    `match_norm` scales the sum of its rows to the weighted sum of the norms. Ids of weight 0 count for nothing, and
+    weights are taken as they are: half of them give half the sum.
 
     Why: token merge feeds blends in place of ids; what a strategy makes of them rests on their being exact.
     Fix: let `blend` sum rows of the embedding in fp32, and let `forward` put `ctx.soft` in place of the embedded ids.
@@ -41,6 +42,8 @@ def check_blends_stand_in_for_tokens(subject: FamilySubject, effort: Effort) -> 
             weights = torch.stack((share, 1 - share), dim=1)
             mixed = network.blend(ids, weights, torch.zeros(8) > 0)
             scaled = network.blend(ids, weights, torch.ones(8) > 0)
+            matched = torch.arange(8) % 2 == draw.randrange(2)
+            some, half = (network.blend(ids, weights * part, matched) for part in (1.0, 0.5))
             more, nothing = torch.cat((ids, ids.flip(0)), dim=1), torch.zeros(8, 2)
             filled = network.blend(more, torch.cat((weights, nothing), dim=1), torch.zeros(8) > 0)
         expected = share[:, None] * one[0] + (1 - share[:, None]) * one[1]
@@ -49,6 +52,9 @@ def check_blends_stand_in_for_tokens(subject: FamilySubject, effort: Effort) -> 
         norm = share * one[0].norm(dim=1) + (1 - share) * one[1].norm(dim=1)
         wanted = expected * (norm / expected.norm(dim=1).clamp(min=1e-9))[:, None]
         require_close(scaled, wanted, "blends with match_norm")
+        wanted = torch.where(matched[:, None], wanted, expected)
+        require_close(some, wanted, f"blends with match_norm in rows {matched.nonzero().flatten().tolist()} alone")
+        require_close(half, wanted / 2, "blends whose weights sum to a half")
         tokens = token_ids(network, 8, draw)
         blended = [row for row in range(8) if draw.random() < 0.5]
         hard = [int(ids[row, 0]) if row in blended else token for row, token in enumerate(tokens)]
