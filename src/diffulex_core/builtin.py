@@ -37,6 +37,14 @@ def diffulex_register_attention(register: Register[AttentionBackendPlugin]) -> N
     )
     register(
         AttentionBackendPlugin(
+            name="flash",
+            impl="diffulex_core.attention.flash:FlashAttention",
+            probe="diffulex_core.attention.flash:probe",
+            priority=3,
+        )
+    )
+    register(
+        AttentionBackendPlugin(
             name="triton",
             aliases=("triton_grouped",),
             impl="diffulex_core.attention.triton.backend:PagedTriton",
@@ -53,6 +61,7 @@ def diffulex_register_components(register: Register[Component]) -> None:
     register(Component(kind="cache_policy", name="sparse_refresh", factory="diffulex_core.sparse.policy:SparseRefresh"))
     register(Component(kind="model_source", name="directory", factory="diffulex_core.sources:DirectorySource"))
     register(Component(kind="model_source", name="hub", factory="diffulex_core.sources:HubSource"))
+    register(Component(kind="layer_kernels", name="triton", factory="diffulex_core.kernels.layers.fused:TritonLayers"))
     register(Component(kind="kernel", name="moe_gemm.torch", factory="diffulex_core.kernels.moe.grouped:TorchExperts"))
     register(Component(kind="kernel", name="moe_gemm.triton", factory="diffulex_core.kernels.moe.fused:TritonExperts"))
     register(Component(kind="kernel", name="moe_gemm.naive", factory="diffulex_core.kernels.moe.naive:NaiveExperts"))

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.kernels.layers.contract import HeadNorms, LayerKernels
 from diffulex_core.kernels.moe.contract import ExpertsKernel
 from diffulex_core.kernels.moe.grouped import TorchExperts
+from diffulex_core.layers.rope import Rotation
 from diffulex_core.protocols import AttentionBackend, CachePolicy
 from diffulex_core.types import AttentionBatch, Refresh
 
@@ -31,12 +33,14 @@ class BuildContext:
         device: where parameters live; the meta device until weights are loaded.
         tp: the processes that share each layer, and which of them this is.
         experts_kernel: gives the kernel of the experts' matrix products; asked by networks that have experts.
+        kernels: of the layers' other operations; None = the layers' own torch code.
     """
 
     dtype: torch.dtype
     device: torch.device
     tp: Communicator = ALONE
     experts_kernel: Callable[[], ExpertsKernel] = TorchExperts
+    kernels: LayerKernels | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -147,6 +151,37 @@ class ForwardContext:
             flat = pages.view(-1, *pages.shape[2:])
             for rows, slots in self._stored:
                 flat[slots] = fresh[rows].to(pages.dtype)
+        return self._attend(layer, kind, query, key, value, scale)
+
+    def turn_and_attend(
+        self,
+        kernels: LayerKernels,
+        layer: int,
+        kind: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        norms: HeadNorms | None,
+        rotation: Rotation,
+        scale: float,
+    ) -> Tensor:
+        """As `attend`, for queries and keys as they are projected: a kernel normalises, rotates and stores them."""
+        query, key = kernels.turn_and_store(
+            query,
+            key,
+            value,
+            norms=norms,
+            rotation=rotation,
+            slots=self.slots,
+            key_pages=self.key_pages[layer],
+            value_pages=self.value_pages[layer],
+        )
+        return self._attend(layer, kind, query, key, value, scale)
+
+    def _attend(self, layer: int, kind: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention over what is stored."""
+        key_pages, value_pages = self.key_pages[layer], self.value_pages[layer]
         seen = self.backend.attend(query, key_pages, value_pages, self.batches[kind], scale)
         for each in self.refreshes:
             self._keep(each, layer, query, key, value)

@@ -37,6 +37,8 @@ class Capability:
 
     Strategies require it whose requests do not heed `ReqContext.shifted`.
     """
+    SHIFTED_LOGITS = "shifted_logits"
+    """Row i of the logits predicts position i + 1. Follows from the family's `logits`; it need not be listed."""
     SOFT_INPUTS = "soft_inputs"
     """The network accepts blended embeddings in place of token ids (token merge)."""
     SELF_CONDITIONING = "self_conditioning"
@@ -44,7 +46,7 @@ class Capability:
 
 
 ComponentKind = Literal[
-    "scheduler", "kv_cache", "cache_policy", "runner", "sampler", "executor", "model_source", "kernel"
+    "scheduler", "kv_cache", "cache_policy", "runner", "sampler", "executor", "model_source", "kernel", "layer_kernels"
 ]
 """The registries of components."""
 
@@ -219,7 +221,11 @@ def _presets(instance: object, attribute: attrs.Attribute[Any], value: Mapping[s
     for name, settings in value.items():
         _word("preset", name)
         if unknown := sorted(settings.keys() - known):
-            raise ValueError(f"the preset {name!r} sets {', '.join(unknown)}, which no request has")
+            raise ValueError(
+                f"the preset {name!r} sets {', '.join(unknown)}, which no request has. Presets hold arguments of "
+                f"SamplingParams ({', '.join(sorted(known))}); a decoding threshold stands among its `thresholds`, and "
+                "configuration keys are set by the strategy's `defaults`"
+            )
         arguments: dict[str, Any] = dict(settings)
         SamplingParams(**arguments)
 

@@ -24,6 +24,7 @@ from diffulex_core.protocols import (
     SelfConditioned,
     SoftInputNetwork,
 )
+from diffulex_core.sampling.facts import SelectingNetwork, SelectingSampler
 from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
 
@@ -57,6 +58,7 @@ class EagerRunner:
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
         self._partwise = sampler if isinstance(sampler, PartwiseSampler) else None
+        self._selecting = sampler if isinstance(sampler, SelectingSampler) else None
         self._max_logits_tokens = max_logits_tokens
         self._cache_policy = cache_policy
 
@@ -90,27 +92,52 @@ class EagerRunner:
             parts = parts_of_head(count, step.guided.at, self._max_logits_tokens)
         if step.remembered:
             return self._sample_and_believe(chosen, step, parts)
+        model, selecting = self._model, self._selecting
+        if selecting is not None and isinstance(model, SelectingNetwork) and model.selects:
+            by_facts = selecting.selectable(step.sampling)
+            by_facts[step.guided.at] = False
+            if by_facts.any():
+                return self._select(chosen, step, model, selecting, by_facts)
         if self._partwise is None or len(parts) == 1:
-            return self._sampler.sample(self._logits(chosen, step, 0, count), step.sampling)
+            return self._sampler.sample(self._logits(chosen, step, np.arange(count)), step.sampling)
         scored = [
-            self._partwise.score(self._logits(chosen, step, begin, end), step.sampling.part(begin, end))
+            self._partwise.score(self._logits(chosen, step, np.arange(begin, end)), step.sampling.part(begin, end))
             for begin, end in parts
         ]
         return self._partwise.decide(torch.cat(scored, dim=1), step.sampling)
 
-    def _logits(self, chosen: Tensor, step: PackedStep, begin: int, end: int) -> Tensor:
-        """[end - begin, columns]: logits of some of the head's rows, joined with those of their second rows."""
+    def _select(
+        self, chosen: Tensor, step: PackedStep, model: SelectingNetwork, sampler: SelectingSampler, by_facts: BoolArray
+    ) -> Sequence[Decision]:
+        """As `_sample`; of the rows `by_facts` no logits are kept."""
+        rows, others = np.flatnonzero(by_facts), np.flatnonzero(~by_facts)
+        batch = step.sampling.at(rows)
+        wanted = sampler.wanted(model.columns, batch)
+        facts = model.select(chosen[self._move(np.resize(rows, round_up(len(rows))))], wanted).first(len(rows))
+        scored = sampler.score_facts(facts, model.columns, batch)
+        if len(others):
+            whole = scored.new_empty(len(scored), len(by_facts))
+            whole[:, self._move(rows)] = scored
+            guided = np.searchsorted(others, step.guided.at)
+            for begin, end in parts_of_head(len(others), guided, self._max_logits_tokens or 2 * len(others)):
+                part = others[begin:end]
+                logits = self._logits(chosen, step, part)
+                whole[:, self._move(part)] = sampler.score(logits, step.sampling.at(part))
+            scored = whole
+        return sampler.decide(scored, step.sampling)
+
+    def _logits(self, chosen: Tensor, step: PackedStep, wanted: IntArray) -> Tensor:
+        """[n, columns]: logits of n of the head's rows, ascending, joined with those of their second rows."""
         assert self._model is not None
-        first, last = np.searchsorted(step.guided.at, (begin, end)).tolist()
-        second = len(step.head_rows) + np.arange(first, last)
-        rows = np.concatenate((np.arange(begin, end), second))
+        guided = np.flatnonzero(np.isin(step.guided.at, wanted))
+        count, rows = len(wanted), np.concatenate((wanted, len(step.head_rows) + guided))
         padding = np.zeros(round_up(len(rows)) - len(rows), dtype=np.int64)
         logits = self._model.logits(chosen[self._move(np.concatenate((rows, padding)))])
-        own, without = logits[: end - begin], logits[end - begin : len(rows)].float()
-        if first == last:
+        own, without = logits[:count], logits[count : len(rows)].float()
+        if len(guided) == 0:
             return own
-        at = self._move(step.guided.at[first:last] - begin)
-        weight = torch.from_numpy(step.guided.scale[first:last]).to(own.device)[:, None] + 1
+        at = self._move(np.searchsorted(wanted, step.guided.at[guided]))
+        weight = torch.from_numpy(step.guided.scale[guided]).to(own.device)[:, None] + 1
         own = own.float()
         return own.index_copy(0, at, without + weight * (own[at] - without))
 
@@ -123,7 +150,7 @@ class EagerRunner:
         assert isinstance(sampler, BelievingSampler), "a strategy that remembers brings a sampler that says what from"
         scored, embeddings = list[Tensor](), list[Tensor]()
         for begin, end in parts:
-            logits = self._logits(chosen, step, begin, end)
+            logits = self._logits(chosen, step, np.arange(begin, end))
             facts, believed = sampler.score_and_believe(logits, step.sampling.part(begin, end))
             scored.append(facts)
             first, last = np.searchsorted(step.remembered_rows, (begin, end)).tolist()

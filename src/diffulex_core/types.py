@@ -438,7 +438,7 @@ class Questions:
     watched: IntArray
     raw: BoolArray | None = None
 
-    def part(self, rows: slice) -> Questions:
+    def part(self, rows: slice | IntArray) -> Questions:
         """Those of some of the rows."""
         return attrs.evolve(
             self,
@@ -479,7 +479,10 @@ class SamplingBatch:
 
     def part(self, begin: int, end: int) -> SamplingBatch:
         """The rows from `begin` to `end`, of the same groups and windows."""
-        rows = slice(begin, end)
+        return self.at(slice(begin, end))
+
+    def at(self, rows: slice | IntArray) -> SamplingBatch:
+        """These rows, ascending, of the same groups and windows."""
         return attrs.evolve(
             self,
             positions=self.positions[rows],

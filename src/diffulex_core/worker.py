@@ -17,6 +17,7 @@ from diffulex_core.devices import DTYPES, choose_dtype
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
+from diffulex_core.kernels.layers import LayerCase, select_layer_kernels
 from diffulex_core.kernels.moe import ExpertsCase, select_experts_kernel
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.layers.blocked import block_weights
@@ -193,13 +194,16 @@ def build_network(
 
     Raises:
         ConfigError: the processes cannot share it evenly.
-        IncompatibleError: it has experts, and the kernel named for them cannot serve.
+        IncompatibleError: the kernels named for its layers cannot serve, or it has experts and theirs cannot.
     """
     family = blueprint.config.family
     build = host.load(family.build, provenance=host.models.entry(family.name).provenance)
     case = ExpertsCase(device_type=device.type, dtype=dtype)
     experts_kernel = partial(select_experts_kernel, blueprint.config.runtime.moe_gemm_impl, host, case)
-    ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp, experts_kernel=experts_kernel)
+    kernels = select_layer_kernels(
+        blueprint.config.runtime.layer_impl, host, LayerCase(device_type=device.type, dtype=dtype)
+    )
+    ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp, experts_kernel=experts_kernel, kernels=kernels)
     network: DiffusionModel = build(blueprint.checkpoint, ctx)
     return network
 

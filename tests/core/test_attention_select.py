@@ -106,7 +106,7 @@ def test_a_backend_must_serve_the_heads_of_every_layer(host: Host, host_with_pic
 def test_when_nobody_can_serve_auto_lists_the_reasons_of_all(host: Host) -> None:
     with pytest.raises(IncompatibleError) as raised:
         select_backend("auto", host, case(num_heads=5, num_kv_heads=2))
-    assert len(raised.value.problems) == 3
+    assert len(raised.value.problems) == 4
     assert all("5 query heads cannot share 2" in problem for problem in raised.value.problems)
 
 
@@ -117,5 +117,5 @@ def test_an_unknown_backend_is_an_unknown_name(host: Host) -> None:
 
 def test_probes_are_listed_by_priority(host_with_picky: Host) -> None:
     found = probe_backends(host_with_picky, case())
-    assert list(found) == ["picky", "torch_cpu", "triton", "torch_ref"]
-    assert [bool(reasons) for reasons in found.values()] == [True, False, True, False]
+    assert list(found) == ["picky", "torch_cpu", "triton", "flash", "torch_ref"]
+    assert [bool(reasons) for reasons in found.values()] == [True, False, True, True, False]

@@ -1,4 +1,4 @@
-"""The name of the experts' kernel: one that a plugin registers, or why a name of Diffulex 0.1 stands for nothing."""
+"""The names of kernels: ones that plugins register, or why a name of Diffulex 0.1 stands for nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import attrs
 
 from diffulex_core.config.settle import Report, Setting
 from diffulex_core.errors import PluginError, UnknownNameError
+from diffulex_core.kernels.layers.select import TORCH
 from diffulex_core.kernels.moe import MOE_GEMM
 
 if TYPE_CHECKING:
@@ -32,5 +33,17 @@ def name_experts_kernel(settings: dict[str, Setting], host: Host, report: Report
         return
     try:
         settings["moe_gemm_impl"] = attrs.evolve(setting, value=kernels.get(name).name.removeprefix(MOE_GEMM))
+    except (UnknownNameError, PluginError) as error:
+        report.problems.append(setting.problem(str(error).rstrip(".")))
+
+
+def name_layer_kernels(settings: dict[str, Setting], host: Host, report: Report) -> None:
+    """The same for the kernels of the layers' other operations."""
+    setting = settings["layer_impl"]
+    if setting.value in ("auto", TORCH) or "layer_impl" in report.unusable:
+        return
+    try:
+        name = host.components["layer_kernels"].get(setting.value).name
+        settings["layer_impl"] = attrs.evolve(setting, value=name)
     except (UnknownNameError, PluginError) as error:
         report.problems.append(setting.problem(str(error).rstrip(".")))

@@ -12,7 +12,7 @@ from diffulex_core.config.checks import check_together, check_values
 from diffulex_core.config.convert import ConversionError, convert
 from diffulex_core.config.derive import Checkpoint, derive, sampling_defaults
 from diffulex_core.config.engine_config import EngineConfig
-from diffulex_core.config.kernels import name_experts_kernel
+from diffulex_core.config.kernels import name_experts_kernel, name_layer_kernels
 from diffulex_core.config.keys import Origin
 from diffulex_core.config.layers import (
     ConfigFile,
@@ -144,6 +144,7 @@ def resolve(
     _check_model(settings, report)
     _name_attention(settings, host, report)
     name_experts_kernel(settings, host, report)
+    name_layer_kernels(settings, host, report)
     check_values(settings, report)
     check_together(settings, strategy.unread if strategy is not None else frozenset(), report)
     defaults = sampling_defaults(facts.generation, report)

@@ -279,6 +279,12 @@ class RuntimeSection:
         "Kernel of the experts' matrix products: torch, triton, naive or one that a plugin registers; auto = triton on "
         "CUDA devices, torch on the CPU.",
     )
+    layer_impl: str = key(
+        "auto",
+        "Kernels of the layers' other operations (norms, gates, rotation with the K/V write, routing, merged "
+        "embeddings, the head with the search through its logits): torch = none, triton, or those that a plugin "
+        "registers; auto = triton on CUDA devices, torch on the CPU.",
+    )
     moe_dispatcher_backend: Literal["standard", "naive", "deepep"] = key(
         "standard", "How tokens travel to their experts.", built=False
     )

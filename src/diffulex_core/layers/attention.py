@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext, ForwardContext
 from diffulex_core.distributed.ranges import even_range, kv_head_range
+from diffulex_core.kernels.layers import HeadNorms
 from diffulex_core.layers.linear import PackedLinear, RowLinear
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rotation
@@ -34,11 +35,26 @@ class SelfAttention(nn.Module):
         self.bounds = (query.length // spec.head_dim, (query.length + key.length) // spec.head_dim)
         """Heads that are queries, and those that are queries or keys."""
         self.layer, self.kind, self.head_dim = layer, kind, spec.head_dim
+        self.kernels = ctx.kernels
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """[rows, hidden] -> [rows, hidden]; stores the rows' K/V."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         q, k, v = heads.tensor_split(self.bounds, dim=1)
+        if self.kernels is not None:
+            seen = ctx.turn_and_attend(
+                self.kernels,
+                self.layer,
+                self.kind,
+                q,
+                k,
+                v,
+                norms=self._norms(),
+                rotation=rotation,
+                scale=self.head_dim**-0.5,
+            )
+            turned: Tensor = self.out(seen.flatten(1))
+            return turned
         if self.normed:
             q, k = rotation(self.q_norm(q)), rotation(self.k_norm(k))
         else:
@@ -46,3 +62,9 @@ class SelfAttention(nn.Module):
         seen = ctx.attend(self.layer, self.kind, q, k, v, self.head_dim**-0.5)
         out: Tensor = self.out(seen.flatten(1))
         return out
+
+    def _norms(self) -> HeadNorms | None:
+        query, key = self.q_norm, self.k_norm
+        if isinstance(query, RMSNorm) and isinstance(key, RMSNorm):
+            return HeadNorms(query=query.weight, key=key.weight, eps=query.eps)
+        return None

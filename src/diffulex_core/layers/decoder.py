@@ -14,6 +14,7 @@ from diffulex_core.layers.moe.layer import MoE
 from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rope, Rotation
 from diffulex_core.layers.spec import DecoderSpec
+from diffulex_core.sampling.facts import Facts, Wanted
 from diffulex_core.types import KVGeometry
 
 _LEAST_NORM = 1e-12
@@ -22,7 +23,7 @@ _LEAST_NORM = 1e-12
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, and a head that is run apart, on the rows that need it.
 
-    A `DiffusionModel`, and a `SoftInputNetwork`.
+    A `DiffusionModel`, a `SoftInputNetwork`, and a `SelectingNetwork`.
     """
 
     def __init__(self, spec: DecoderSpec, ctx: BuildContext) -> None:
@@ -65,13 +66,16 @@ class Decoder(nn.Module):
         hidden: Tensor = self.embed(input_ids)
         if ctx.soft is not None:
             hidden = ctx.soft.over(hidden)
+        addend: Tensor | None = None
         for layer in self.layers:
-            hidden = layer(hidden, rotation, ctx)
-        final: Tensor = self.final_norm(hidden)
+            hidden, addend = layer(hidden, addend, rotation, ctx)
+        final: Tensor = self.final_norm.after(hidden, addend)[1]
         return final
 
     def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
         """See `SoftInputNetwork`. One token at a time, so that a row's bits do not depend on how many others have."""
+        if self.embed.kernels is not None and self.ranks == 1:
+            return self.embed.kernels.blend(self.embed.weight, ids, weights, match_norm)
         total = torch.zeros(len(ids), self.spec.hidden_size, device=ids.device)
         norm = torch.zeros(len(ids), 1, device=ids.device)
         for tokens, share in zip(ids.unbind(1), weights.unbind(1), strict=True):
@@ -86,9 +90,26 @@ class Decoder(nn.Module):
         out: Tensor = self.lm_head(hidden)
         return out
 
+    @property
+    def columns(self) -> int:
+        """See `SelectingNetwork`."""
+        return len(self.lm_head.weight)
+
+    @property
+    def selects(self) -> bool:
+        """See `SelectingNetwork`."""
+        return self.lm_head.selects
+
+    def select(self, hidden: Tensor, wanted: Wanted) -> Facts:
+        """See `SelectingNetwork`."""
+        return self.lm_head.select(hidden, wanted)
+
 
 class DecoderLayer(nn.Module):
-    """`x += attn(norm(x)); x += mlp(norm(x))`, where the MLP may be a mixture of experts."""
+    """`x += attn(norm(x)); x += mlp(norm(x))`, where the MLP may be a mixture of experts.
+
+    What a layer adds last is added by the next one, along with that one's norm.
+    """
 
     def __init__(self, ctx: BuildContext, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
@@ -101,8 +122,10 @@ class DecoderLayer(nn.Module):
             else GatedMLP(ctx, spec.hidden_size, spec.ffn_size, bias=spec.mlp_bias)
         )
 
-    def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
-        """[rows, hidden] -> [rows, hidden]."""
-        x = x + self.attn(self.attn_norm(x), rotation, ctx)
-        out: Tensor = x + self.mlp(self.ff_norm(x))
-        return out
+    def forward(
+        self, x: Tensor, addend: Tensor | None, rotation: Rotation, ctx: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        """[rows, hidden] and what is to be added to it -> the same two, after this layer."""
+        x, normed = self.attn_norm.after(x, addend)
+        x, normed = self.ff_norm.after(x, self.attn(normed, rotation, ctx))
+        return x, self.mlp(normed)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import Range, even_range, padded_range
+from diffulex_core.sampling.facts import Facts, Wanted, facts_of
 from diffulex_core.weights.types import Part, ShardId
 
 Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -35,6 +36,11 @@ def empty_parameter(ctx: BuildContext, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=ctx.dtype, device=ctx.device), requires_grad=False)
 
 
+def as_stored(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`torch.nn.functional.linear` of a weight that kernels read too, so that its layout must stay."""
+    return functional.linear(x, weight, bias)
+
+
 class Embedding(nn.Module):
     """One row for each token id, ids divided among the processes: `weight` [vocab / processes, hidden]."""
 
@@ -42,7 +48,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.held, rows = padded_range(vocab_size, ctx.tp)
         self.weight = empty_parameter(ctx, rows, hidden_size)
-        self.tp = ctx.tp
+        self.tp, self.kernels = ctx.tp, ctx.kernels
 
     def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
         """See `weights.PartedModule`."""
@@ -108,7 +114,8 @@ class VocabHead(nn.Module):
         self.held, rows = padded_range(vocab_size, ctx.tp)
         self.weight = empty_parameter(ctx, rows, hidden_size)
         self.bias = empty_parameter(ctx, rows) if bias else None
-        self.multiply: Multiply = functional.linear
+        self.multiply: Multiply = functional.linear if ctx.kernels is None else as_stored
+        self.kernels = ctx.kernels
 
     def parts(self, parameter: str) -> Mapping[ShardId | None, Part]:
         """See `weights.PartedModule`."""
@@ -117,6 +124,17 @@ class VocabHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocab / processes]: logits of this process's ids, those of padding are zero."""
         return self.multiply(hidden, self.weight, self.bias)
+
+    @property
+    def selects(self) -> bool:
+        """Whether a kernel searches the logits while it computes them; an adapter of the head stands in its way."""
+        return self.kernels is not None and self.multiply is as_stored
+
+    def select(self, hidden: Tensor, wanted: Wanted) -> Facts:
+        """The facts of `forward(hidden)`, counted in columns of this process; see `SelectingNetwork`."""
+        if self.kernels is None or not self.selects:
+            return facts_of(self(hidden), wanted)
+        return self.kernels.select(hidden, self.weight, self.bias, wanted)
 
 
 class PackedLinear(nn.Module):

@@ -22,6 +22,7 @@ class GatedMLP(nn.Module):
         self.gate_up = PackedLinear(ctx, hidden_size, {"gate": held, "up": held}, bias=bias)
         self.down = RowLinear(ctx, size, hidden_size, bias=bias)
         self.activation = ACTIVATIONS[activation]
+        self.kernels, self.gate = ctx.kernels, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
@@ -33,5 +34,8 @@ class GatedMLP(nn.Module):
         return self.down.addend(self._gated(x))
 
     def _gated(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up.split(self.gate_up(x))
+        packed = self.gate_up(x)
+        if self.kernels is not None:
+            return self.kernels.gated(packed, self.gate)
+        gate, up = self.gate_up.split(packed)
         return self.activation(gate).mul_(up)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffulex_core.distributed import Communicator
+from diffulex_core.sampling.facts import Facts
 from diffulex_core.sampling.sums import log_sum, never_alone
 
 
@@ -32,9 +33,31 @@ class Measure(Protocol):
         ...
 
 
+@runtime_checkable
+class FactMeasure(Measure, Protocol):
+    """A measure that facts suffice for, those of `Facts` besides the best value that are named here."""
+
+    @property
+    def needs_second(self) -> bool: ...
+
+    @property
+    def needs_entropy(self) -> bool: ...
+
+    def told_by(self, facts: Facts) -> Tensor:
+        """[facts, rows]: what one process says, as `told`."""
+        ...
+
+
 @attrs.frozen
 class Margin:
     """Probability of the most probable token minus that of the second."""
+
+    needs_second: ClassVar[bool] = True
+    needs_entropy: ClassVar[bool] = False
+
+    def told_by(self, facts: Facts) -> Tensor:
+        assert facts.second is not None, "the second value is wanted"
+        return (torch.stack((facts.best, facts.second)).double() - facts.log_sum).exp()
 
     def told(self, scores: Tensor) -> Tensor:
         top = scores.softmax(dim=1).topk(min(2, scores.shape[1]), dim=1).values
@@ -50,6 +73,13 @@ class Margin:
 class InversePerplexity:
     """exp of the negative entropy, in (0, 1], so that it can be compared with a threshold."""
 
+    needs_second: ClassVar[bool] = False
+    needs_entropy: ClassVar[bool] = True
+
+    def told_by(self, facts: Facts) -> Tensor:
+        assert facts.entropy is not None, "the entropy is wanted"
+        return facts.entropy[None]
+
     def told(self, scores: Tensor) -> Tensor:
         logs = scores.log_softmax(dim=1)
         terms = torch.where(logs.isfinite(), logs.exp() * logs, 0.0)
@@ -63,7 +93,10 @@ class InversePerplexity:
 
 @attrs.frozen
 class NegativeEntropy:
-    """The sum of p ln(p + 1e-10), at most 0: as Dream's samplers rank positions."""
+    """The sum of p ln(p + 1e-10), at most 0: as Dream's samplers rank positions.
+
+    The addend stands inside the logarithm of every token, so that no few sums over the row give it.
+    """
 
     def told(self, scores: Tensor) -> Tensor:
         logs = scores.log_softmax(dim=1)
@@ -119,22 +152,51 @@ def settle(
     """
     basis = scores if basis is None else basis
     offered, weighed = _at(scores, columns), _at(basis, columns)
-    told = [torch.stack((offered.double(), columns.double() + start, log_sum(basis), weighed.double()))]
+    common = torch.stack((offered.double(), columns.double() + start, log_sum(basis), weighed.double()))
+    asked = [(measure, rows, measure.told(basis[rows]).double()) for measure, rows in _asked(kinds, scores.device)]
+    return _agree(common, asked, tp)
+
+
+def settle_facts(facts: Facts, kinds: NDArray[np.str_], start: int, tp: Communicator) -> Settled:
+    """As `settle`, of the most probable token of each row, from what is known of the rows.
+
+    Args:
+        facts: of this process's columns.
+        kinds: [rows] names of `FactMeasure`s, or "prob".
+        start: id of the first column.
+        tp: the processes that hold the vocabulary.
+    """
+    best = facts.best.double()
+    common = torch.stack((best, facts.column.double() + start, facts.log_sum, best))
     asked = []
-    for kind, measure in MEASURES.items():
-        at = np.flatnonzero(kinds == kind)
-        if len(at):
-            rows = torch.from_numpy(at).to(scores.device)
-            asked.append((measure, rows))
-            told.append(measure.told(basis[rows]).double())
-    common, *others = _gather(told, tp)
-    offers, ids, log_sums, weights = common.unbind(1)  # [ranks, rows] each
+    for measure, rows in _asked(kinds, best.device):
+        assert isinstance(measure, FactMeasure), "facts do not suffice"
+        asked.append((measure, rows, measure.told_by(facts)[:, rows].double()))
+    return _agree(common, asked, tp)
+
+
+def _asked(kinds: NDArray[np.str_], device: torch.device) -> list[tuple[Measure, Tensor]]:
+    """The measures that somebody chose, and [n] whose rows."""
+    found = [(measure, np.flatnonzero(kinds == kind)) for kind, measure in MEASURES.items()]
+    return [(measure, torch.from_numpy(at).to(device)) for measure, at in found if len(at)]
+
+
+def _agree(common: Tensor, asked: Sequence[tuple[Measure, Tensor, Tensor]], tp: Communicator) -> Settled:
+    """Put together what all processes say.
+
+    Args:
+        common: [4, rows] float64: the offered token's score and id, the logarithm of the sum of exponentials, and the
+            score that the token is weighed by.
+        asked: a measure, the rows that it is for, and what this process says of them, float64.
+    """
+    (heard, *others) = _gather([common, *(told for _, _, told in asked)], tp)
+    offers, ids, log_sums, weights = heard.unbind(1)  # [ranks, rows] each
     tokens = torch.where(offers == offers.amax(dim=0), ids, 0.0).amax(dim=0)
     total = log_sums.logsumexp(dim=0)
     score = torch.where(ids == tokens, weights, -torch.inf).amax(dim=0)
     confidence = (score - total).exp().float()
-    for (measure, rows), heard in zip(asked, others, strict=True):
-        confidence[rows] = measure.settled(heard, (log_sums[:, rows] - total[rows]).exp())
+    for (measure, rows, _), told in zip(asked, others, strict=True):
+        confidence[rows] = measure.settled(told, (log_sums[:, rows] - total[rows]).exp())
     return Settled(
         tokens=tokens.long(),
         confidence=confidence,

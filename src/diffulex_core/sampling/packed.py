@@ -14,13 +14,15 @@ from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.sampling import choose
 from diffulex_core.sampling.accept import accept
-from diffulex_core.sampling.confidence import settle
+from diffulex_core.sampling.confidence import Settled, settle, settle_facts
+from diffulex_core.sampling.facts import Facts, Wanted
 from diffulex_core.sampling.filters import restrict
 from diffulex_core.sampling.logprobs import Reported, reported
 from diffulex_core.sampling.questions import alternatives, answer, discourage, restore, watched, watched_log
 from diffulex_core.sampling.rng import uniform
+from diffulex_core.sampling.selected import is_limited, measures, needs, selectable
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Decision, SamplingBatch
+from diffulex_core.types import BoolArray, Decision, SamplingBatch
 
 _SEED_BITS = 2**63 - 1
 
@@ -78,15 +80,29 @@ class PackedSampler:
             numbers = uniform(*(column[drawn] for column in self._counters(batch)))
             columns[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device), self._tp)
         basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
-        settled = settle(scores, columns, _measures(batch), held.start, self._tp, basis)
-        scored = torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
-        parts = [scored]
+        settled = settle(scores, columns, measures(batch), held.start, self._tp, basis)
+        parts = [_scored(settled)]
         if batch.questions is not None and asked is not None:
             restore(asked, logits, held, batch.questions)
             parts.append(answer(asked, held, batch.questions, self._tp))
         if report is not None:
             parts.append(report.measure(settled.tokens, held, self._tp))
         return torch.cat(parts)
+
+    def selectable(self, batch: SamplingBatch) -> BoolArray:
+        """See `SelectingSampler`."""
+        return selectable(batch)
+
+    def wanted(self, columns: int, batch: SamplingBatch) -> Wanted:
+        """See `SelectingSampler`."""
+        held = self._held(columns)
+        second, entropy = needs(batch)
+        excluded = tuple(_columns(self._forbidden, held))
+        return Wanted(columns=held.length, excluded=excluded, second=second, entropy=entropy)
+
+    def score_facts(self, facts: Facts, columns: int, batch: SamplingBatch) -> Tensor:
+        """See `SelectingSampler`; a collective, which moves a few numbers for each row."""
+        return _scored(settle_facts(facts, measures(batch), self._held(columns).start, self._tp))
 
     def _held(self, columns: int) -> Range:
         """The real ids among those of this process's columns."""
@@ -100,7 +116,7 @@ class PackedSampler:
         scores[rows[:, None], columns] += torch.tensor(values, dtype=torch.float32).to(scores.device)
 
     def _restrict(self, scores: Tensor, params: Sequence[SamplingParams], row_params: NDArray[np.int64]) -> Tensor:
-        limited = np.array([_limits(each) for each in params])[row_params]
+        limited = np.array([is_limited(each) for each in params])[row_params]
         if not limited.any():
             return scores
         rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
@@ -149,27 +165,18 @@ def _clean_rows(batch: SamplingBatch) -> Tensor:
     """[n] rows whose confidence is another distribution's than that which their token is chosen from."""
     if batch.clean_confidence is None or not batch.clean_confidence.any():
         return torch.empty(0, dtype=torch.int64)
-    changes = [_tempers(window.params) or _limits(window.params) for window in batch.windows]
+    changes = [_tempers(window.params) or is_limited(window.params) for window in batch.windows]
     return torch.from_numpy(
         np.flatnonzero(batch.clean_confidence[batch.group_of_row] & np.array(changes)[batch.window_of_row])
     )
 
 
-def _measures(batch: SamplingBatch) -> NDArray[np.str_]:
-    """[rows] what each row's confidence is."""
-    kinds = np.array([window.params.confidence for window in batch.windows], dtype=object)[batch.window_of_row]
-    for group, measure in enumerate(batch.measure):
-        if measure is not None:
-            kinds[batch.group_of_row == group] = measure
-    return kinds.astype(np.str_)
+def _scored(settled: Settled) -> Tensor:
+    return torch.stack((settled.tokens.double(), settled.confidence.double(), settled.finite.double()))
 
 
 def _tempers(params: SamplingParams) -> bool:
     return params.temperature not in (0, 1)
-
-
-def _limits(params: SamplingParams) -> bool:
-    return params.top_p < 1 or params.top_k is not None or params.min_p > 0
 
 
 def _column(values: NDArray[np.float64], like: Tensor) -> Tensor:

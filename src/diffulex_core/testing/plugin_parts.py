@@ -13,6 +13,7 @@ import torch
 from diffulex_core.descriptors import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
 from diffulex_core.distributed import ALONE
 from diffulex_core.host import Host
+from diffulex_core.kernels.layers import LayerKernels
 from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import AttentionPattern, BlockCausal
@@ -265,6 +266,7 @@ _FACTORIES: Mapping[str, Judge] = {
     ),
     "model_source": _makes(ModelSource),
     "kernel": _makes(ExpertsKernel),
+    "layer_kernels": _makes(LayerKernels),
 }  # fmt: skip
 
 

@@ -30,10 +30,14 @@ class Router(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         bias = torch.empty(spec.num_experts, dtype=torch.float32, device=ctx.device)
         self.register_buffer("bias", bias if spec.correction_bias else None)
+        self.kernels = ctx.kernels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[rows, hidden] -> ids [rows, k] int32 and weights [rows, k] float32; see `choose`."""
-        return choose(nn.functional.linear(x.float(), self.weight), self.bias, self.spec)
+        logits = nn.functional.linear(x.float(), self.weight)
+        if self.kernels is not None:
+            return self.kernels.route(logits, self.bias, self.spec)
+        return choose(logits, self.bias, self.spec)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         def keep_dtype(tensor: Tensor) -> Tensor:
