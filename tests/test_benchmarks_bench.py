@@ -284,10 +284,12 @@ def test_cells_have_names_of_their_own_and_are_chosen_by_parts_of_them() -> None
 
 
 def test_contenders_of_a_cell_do_the_same_number_of_steps_for_the_same_tokens() -> None:
-    for each in cells.default_cells():
+    for each in (*cells.default_cells(), *cells.smoke_cells()):
         if each.section in ("canvas", "blocks", "threshold"):
             [work] = {attrs.evolve(entry.work, sampled_steps=None) for entry in each.entries}
             assert work.steps % (work.output // work.block_length) == 0
+            # A prompt that ends inside a block costs blocks more steps than there are tokens.
+            assert work.prompt % work.block_length == work.output % work.block_length == 0
         assert all(entry.work.sampled_steps is None for entry in cells.unsampled(each).entries)
 
 
@@ -297,6 +299,7 @@ def test_a_network_has_the_weights_that_its_numbers_say(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     assert sum(each.numel() for each in weights.values()) == network.parameters
     assert networks.write_network(network, tmp_path) == folder
+    assert not weights["model.transformer.ff_out.weight"][-networks.SPECIAL :].any()
     assert 34e6 < networks.NETWORKS["35M"].parameters < 37e6
     assert 145e6 < networks.NETWORKS["150M"].parameters < 155e6
 

@@ -150,9 +150,9 @@ def default_cells() -> Iterator[Cell]:
 
 def smoke_cells() -> Iterator[Cell]:
     """All kinds of cells on a network that takes no time."""
-    yield canvas_cell("smoke", "float32", prompt=16, output=64, steps=4)
-    yield block_cell("smoke", "float32", prompt=16, output=64, sampled=4)
-    yield threshold_cell("smoke", "float32", prompt=16, output=64, threshold=THRESHOLD)
+    yield canvas_cell("smoke", "float32", prompt=32, output=64, steps=4)
+    yield block_cell("smoke", "float32", prompt=32, output=64, sampled=4)
+    yield threshold_cell("smoke", "float32", prompt=32, output=64, threshold=THRESHOLD)
     yield batch_cell("smoke", "float32", block=4, output=16)
 
 

@@ -76,7 +76,8 @@ def write_network(network: Network, folder: Path, *, seed: int = 0) -> Path:
     """Write a checkpoint in fp32 and a tokenizer, unless they are there; returns their folder.
 
     Matrices have the variance 1 / inputs. Queries, keys and the head are larger, so that rows of masks differ from one
-    another and the most probable token stands out, as on a trained network.
+    another and the most probable token stands out, as on a trained network. The end token and the mask are never the
+    most probable: where the mask is, the authors' loop decides nothing in a step.
     """
     import torch
     from safetensors.torch import save_file
@@ -105,6 +106,7 @@ def write_network(network: Network, folder: Path, *, seed: int = 0) -> Path:
             tensors[f"{at}.{name}.weight"] = torch.ones(hidden)
     tensors["model.transformer.ln_f.weight"] = torch.ones(hidden)
     tensors["model.transformer.ff_out.weight"] = matrix(network.vocab, hidden, 3.0)
+    tensors["model.transformer.ff_out.weight"][-SPECIAL:] = 0
     (folder / "config.json").write_text(json.dumps(network.config))
     write_words(folder, network.vocab, {"eos_token": network.vocab - 2, "mask_token": network.mask})
     partial = folder / "model.safetensors.part"
