@@ -164,7 +164,7 @@ class BlockRequest:
         positions, asked = decision.positions, span.groups.positions
         if len(positions) != len(asked) or np.count_nonzero(positions != asked):
             raise ValueError(
-                f"request {self.request_id}: the decision's positions are not those that the span's groups ask for"
+                f"request {self.request_id}: the decision does not answer the span's groups, its positions are others"
             )
 
     def _notice_stops(self, written: IntArray) -> None:

@@ -151,7 +151,7 @@ class DualCacheRequest:
         asked = span.groups.positions
         if not np.array_equal(decision.positions, asked):
             raise ValueError(
-                f"request {self.request_id}: the decision's positions are not those that the span's groups ask for"
+                f"request {self.request_id}: the decision does not answer the span's groups, its positions are others"
             )
         positions, tokens = asked[decision.accepted], decision.tokens[decision.accepted]
         if span.advances:
