@@ -20,6 +20,8 @@ LEAST: Mapping[tuple[str, problems.Task], float] = {
     ("llada2", "two_step"): 0.95,
     ("llada2", "long"): 0.9,
     ("dream", "two_step"): 0.95,
+    ("dream", "long"): 0.9,
+    ("gemma", "two_step"): 0.95,
 }
 """Checkpoint and task -> share of these problems that it answers exactly with its own settings, with some slack."""
 

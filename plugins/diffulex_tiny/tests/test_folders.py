@@ -39,7 +39,7 @@ def write_gemma(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "family", "strategy", "block_size", "mask"),
     [
-        (write_llada2, "llada2", "multi_bd", 4, 674),
+        (write_llada2, "llada2", "dmax", 32, 674),
         (write_dream, "dream", "d2f", 4, 674),
         (write_gemma, "diffusion_gemma", "diffusion_gemma", 32, None),
     ],

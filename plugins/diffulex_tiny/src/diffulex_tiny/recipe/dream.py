@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from diffulex_tiny import wording
 from diffulex_tiny.recipe import corruption, probe, tokenizer as vocabulary, warm, window
 from diffulex_tiny.recipe.loop import Schedule
 from diffulex_tiny.recipe.sizes import Sizes
@@ -70,7 +69,7 @@ class Training:
         self._recipe = recipe
         tokenizer = vocabulary.build_tokenizer()
         self._mask = vocabulary.token_id(tokenizer, vocabulary.MASK)
-        self._things = torch.tensor([tokenizer.encode(f" {thing}").ids[0] for thing in wording.ITEMS])
+        self._things = vocabulary.things(tokenizer)
         self._stream = Stream(recipe.mix, tokenizer)
         self.network = build_network(recipe, tokenizer)
         self._share = 0.0

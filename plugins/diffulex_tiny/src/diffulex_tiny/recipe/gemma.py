@@ -23,8 +23,8 @@ T_MIN, T_MAX, BOUND = 0.4, 0.8, 0.1
 class Recipe:
     """Everything that decides the run."""
 
-    schedule: Schedule = Schedule(steps=7000)
-    mix: Mix = Mix(steps=7000, long_rows=24, unit=(1,))
+    schedule: Schedule = Schedule(steps=5500)
+    mix: Mix = Mix(steps=5500, long_rows=24, unit=(1,))
     eased_by: int = 800
     canvases: int = 2
     kept_weight: float = 0.3

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 
 from diffulex_tiny import problems, wording
 
@@ -44,6 +46,11 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     found = tokenizer.token_to_id(token)
     assert found is not None, f"the vocabulary has no {token!r}"
     return found
+
+
+def things(tokenizer: Tokenizer) -> Tensor:
+    """[n] int64, the tokens of what the problems count."""
+    return torch.tensor([tokenizer.encode(f" {thing}").ids[0] for thing in wording.ITEMS])
 
 
 def number_words() -> list[str]:
