@@ -23,7 +23,8 @@ def load_reference(reference: str, *, provenance: Provenance) -> Any:
     try:
         return pkgutil.resolve_name(reference)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(".")
         raise PluginError(
-            f"cannot load {reference!r} of plugin {provenance}: {type(error).__name__}: {error}. "
+            f"cannot load {reference!r} of plugin {provenance}: {reason}. "
             f"Repair or reinstall {provenance.dist}, or install what it needs."
         ) from error

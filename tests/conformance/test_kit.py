@@ -17,7 +17,7 @@ from diffulex_core.cli.app import build_cli, main
 from diffulex_core.errors import ConfigError, PluginError, UnknownNameError
 from diffulex_core.host import Host
 from diffulex_core.plugin import ModelFamily, Register, hookimpl
-from diffulex_core.testing import Effort, check, checks_for, generate, run_checks
+from diffulex_core.testing import Effort, Outcome, check, checks_for, generate, run_checks
 from diffulex_core.testing.subjects import KVCacheSubject
 from tests.conformance import toy_checks
 
@@ -277,6 +277,18 @@ def test_the_command_prints_a_line_for_each_check_and_fails_when_a_required_one_
     assert "CheckFailed: kv_cache toy_cache is broken" in result.output
     assert "is too small" not in result.output
     assert lines[-1].startswith("toy_cache: 1 passed, 1 failed, 1 warned, 2 not applicable in ")
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_command_tells_once_what_breaks_many_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [
+        Outcome(check=f"check_{name}", subject="toy", level="required", status="failed", seconds=0.0, message="No key.")
+        for name in ("one", "two", "three")
+    ]
+    monkeypatch.setattr("diffulex_core.testing.run_checks", lambda bound: iter(broken))
+    said = invoke("toy_cache").output
+    assert said.count("No key.") == 1
+    assert said.count("the same as check_one") == 2
 
 
 @pytest.mark.usefixtures("installed")

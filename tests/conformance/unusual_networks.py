@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from diffulex_core.context import BuildContext, ForwardContext
 from diffulex_core.layers.decoder import Decoder
+from diffulex_core.layers.rope import Rotation
 from diffulex_core.layers.spec import DecoderSpec
+
+
+def through_layers(network: Decoder, hidden: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
+    """What the layers and the last norm make of embedded rows."""
+    addend: Tensor | None = None
+    for layer in network.layers:
+        hidden, addend = layer(hidden, addend, rotation, ctx)
+    final: Tensor = network.final_norm.after(hidden, addend)[1]
+    return final
 
 
 class Conditioned(Decoder):
@@ -22,10 +32,7 @@ class Conditioned(Decoder):
         if ctx.soft is not None:
             hidden = hidden + ctx.soft.over(torch.zeros_like(hidden)) * provisional[:, None]
         hidden = torch.where(provisional[:, None], 1.5 * hidden, hidden)
-        for layer in self.layers:
-            hidden = layer(hidden, rotation, ctx)
-        final: Tensor = self.final_norm(hidden)
-        return final
+        return through_layers(self, hidden, rotation, ctx)
 
     def soft_embeddings(self, logits: Tensor) -> Tensor:
         """Every process takes the softmax over all ids, and adds the part of those that it holds."""
@@ -83,7 +90,4 @@ class LearnedPositions(Decoder):
         if ctx.soft is not None:
             hidden = ctx.soft.over(hidden)
         hidden = hidden + self.places[positions]
-        for layer in self.layers:
-            hidden = layer(hidden, rotation, ctx)
-        final: Tensor = self.final_norm(hidden)
-        return final
+        return through_layers(self, hidden, rotation, ctx)

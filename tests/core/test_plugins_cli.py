@@ -98,6 +98,13 @@ def test_show_for_people_names_the_missing_capability(site: Site) -> None:
     assert "fits" in process.stdout
 
 
+def test_show_for_people_says_that_there_is_nothing_to_fit(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.install("lonely", '@hookimpl\ndef diffulex_register_models(register):\n    register(family("alone"))\n')
+    allowed = {"DIFFULEX_PLUGINS": "lonely"}
+    assert "none is installed" in site.run("-m", "diffulex_core", "plugins", "show", "alone", environ=allowed).stdout
+
+
 @pytest.mark.parametrize("name", ["rotten", "diffulex-rotten"])
 def test_show_a_quarantined_plugin_gives_the_reason(site: Site, name: str) -> None:
     (record,) = read_json(site, "plugins", "show", name)

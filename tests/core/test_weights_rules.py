@@ -143,3 +143,8 @@ def test_a_resolved_weight_that_contradicts_itself_is_refused(fields: dict[str, 
 def test_a_loader_alone_is_told_to_name_what_it_fills() -> None:
     with pytest.raises(PluginError, match="Name what the loader fills"):
         ResolvedWeight(loader=print)
+
+
+def test_words_that_differ_between_the_sides_are_named() -> None:
+    with pytest.raises(PluginError, match=r"It has \{1,2\} and \{i\}, they have \{attn,ff\} and \{i\}"):
+        Rename("h.{i}.ln_{1,2}.weight", "layers.{i}.{attn,ff}_norm.weight")

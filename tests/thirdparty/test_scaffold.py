@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from click.testing import CliRunner, Result
 from packaging.requirements import Requirement
 
 from diffulex_core import __version__
+from diffulex_core.blocks import BlockRule
 from diffulex_core.cli.app import build_cli
 from diffulex_core.cli.new import LONGEST, Kind, Scaffold
 from diffulex_core.engine import Diffulex
@@ -165,6 +167,12 @@ def test_a_family_a_strategy_and_a_backend_work_together(installed: Path) -> Non
     # Random weights are sure of nothing, so a threshold of 0 lets every run grow to its limit.
     assert answer(max_run=4, accept_threshold=0.0)[1] < one_by_one[1]
     assert answer(max_run=4, accept_threshold=1.0) == one_by_one
+
+
+def test_all_that_the_strategy_overrides_is_called(installed: Path) -> None:
+    rule = __import__("diffulex_scaffolded_strategy.strategy").strategy.FromTheLeft
+    methods = {name for name, value in vars(rule).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert {"groups", "apply"} <= methods <= set(dir(BlockRule))
 
 
 def test_the_strategy_decides_strictly_from_the_left(installed: Path) -> None:

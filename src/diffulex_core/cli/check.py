@@ -39,6 +39,8 @@ _COLOURS = {
 def check(context: click.Context, name: str, tier: str, *, machine: bool, everything: bool, verbose: bool) -> None:
     """Run the conformance checks of everything called NAME: a plugin, a distribution, a family, a strategy ...
 
+    What several checks say in the same words is told once.
+
     Exit status: 0 when every required check passed, 1 when one did not, 2 when nothing is called NAME.
     """
     missing = [package for package in ("hypothesis", "pytest") if find_spec(package) is None]
@@ -51,7 +53,7 @@ def check(context: click.Context, name: str, tier: str, *, machine: bool, everyt
 
     console = Console(highlight=False, soft_wrap=True)
     begin = time.perf_counter()
-    outcomes = list[Outcome]()
+    outcomes, told = list[Outcome](), dict[str, str]()
     bound = checks_for(name, tier=tier)  # type: ignore[arg-type]  # click has checked the tier
     if machine:
         # What code under test prints must not stand between the braces.
@@ -65,7 +67,9 @@ def check(context: click.Context, name: str, tier: str, *, machine: bool, everyt
         where = escape(f"{outcome.check}[{outcome.subject}]")
         console.print(f"{mark}  {where}  [dim]{outcome.seconds:.2f} s[/]")
         if outcome.message and outcome.status != "passed":
-            console.print(f"{'':16}{escape(outcome.message)}")
+            first = told.setdefault(outcome.message, outcome.check)
+            again = first != outcome.check and outcome.status != "not applicable"
+            console.print(f"{'':16}{escape(f'the same as {first}' if again else outcome.message)}")
         if verbose and outcome.details:
             console.print(escape(outcome.details))
     seconds = time.perf_counter() - begin

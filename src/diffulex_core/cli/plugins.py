@@ -16,6 +16,11 @@ from diffulex_core.host import Host, PluginRecord
 from diffulex_core.registry import Entry
 from diffulex_core.unknown import hints
 
+_NO_PARTNER = {
+    "strategies": "none is installed; `pip install diffulex` brings some",
+    "families": "no model family is installed; `pip install diffulex` brings some",
+}
+
 as_json = click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")
 
 
@@ -162,6 +167,8 @@ def _print_finding(finding: Mapping[str, Any]) -> None:
             for preset, settings in value.get("presets", {}).items():
                 table.add_row(f"preset {escape(preset)}", escape(_text(settings)))
         elif key in ("strategies", "families"):
+            if not value:
+                table.add_row(key, _NO_PARTNER[key])
             for name, missing in value.items():
                 verdict = f"does not fit: misses {', '.join(missing)}" if missing else "fits"
                 table.add_row(f"with {escape(name)}", verdict)

@@ -103,10 +103,13 @@ def main() -> None:
             try:
                 importlib.import_module(module)
             except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
-                answer["imports"][module] = [f"{type(error).__name__}: {error}"]
+                answer["imports"][module] = [f"raises {type(error).__name__}: {error}"]
             after = state()
             if found := changes(before, after):
-                answer["imports"][module] = [*answer["imports"].get(module, []), *found]
+                answer["imports"][module] = [
+                    *answer["imports"].get(module, []),
+                    *(f"changes {what}" for what in found),
+                ]
             before = after
     else:
         import click

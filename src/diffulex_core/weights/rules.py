@@ -7,7 +7,7 @@ variable stands again on the other side it takes the same value. `*` in a `Skip`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
@@ -15,6 +15,10 @@ from diffulex_core.errors import PluginError
 from diffulex_core.weights.types import LoadContext, ResolvedWeight, ShardId
 
 _VARIABLE = re.compile(r"\{([^{}]*)\}")
+
+
+def _braced(variables: Iterable[str]) -> str:
+    return " and ".join(f"{{{each}}}" for each in sorted(variables)) or "none"
 
 
 @attrs.frozen
@@ -100,7 +104,8 @@ class Rename:
         if used != set(self._source.variables):
             raise PluginError(
                 f"Rename({self.source!r}, {self.target!r}, shard={self.shard!r}): the source must use the same"
-                f" variables as target and shard together."
+                f" variables as target and shard together. It has {_braced(self._source.variables)}, they"
+                f" have {_braced(used)}; words that differ between the sides take a rule each."
             )
         if "*" in self.source + self.target:
             raise PluginError(f"Rename({self.source!r}, {self.target!r}): '*' is for Skip only.")

@@ -189,9 +189,7 @@ def check_plugin_imports_leave_no_trace(subject: PluginSubject, effort: Effort) 
     """
     modules = {part.module for part in parts_of(subject) if not part.optional}
     own = tuple(sorted(modules))
-    problems = [
-        f"importing {module} changes {what}" for module, found in imported(subject, own).items() for what in found
-    ]
+    problems = [f"importing {module} {what}" for module, found in imported(subject, own).items() for what in found]
     refuse(problems)
 
 
