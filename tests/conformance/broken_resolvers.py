@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed import Seat
 from diffulex_core.layers.decoder import Decoder
+from diffulex_core.layers.linear import PackedLinear
 from diffulex_core.testing.reference import model
 from diffulex_core.weights import LoadContext, Part, Rename, ResolvedWeight, ShardId, WeightRules
 
@@ -179,15 +181,12 @@ class SplitsInAnotherOrder(Decoder):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         for layer in self.layers:
-            layer.attn.qkv.split = _mixed(layer.attn.qkv.split)
+            layer.attn.qkv.register_forward_hook(_mixed)
 
 
-def _mixed(split: Callable[..., tuple[Tensor, ...]]) -> Any:
-    def other(packed: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
-        query, key, value = split(packed, dim)
-        return (query, key, value) if dim == 0 else (query, value, key)
-
-    return other
+def _mixed(qkv: PackedLinear, _arguments: object, packed: Tensor) -> Tensor:
+    query, key, value = qkv.split(packed)
+    return torch.cat((query, value, key), dim=-1)
 
 
 class SkipsTheHead(Resolver):

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed import ALONE
 from diffulex_core.layers.decoder import Decoder
+from diffulex_core.layers.linear import PackedLinear
 from diffulex_core.layers.spec import DecoderSpec
 from diffulex_core.plugin import ModelFamily
 from diffulex_core.testing.checks import alignment, witnesses
@@ -69,16 +70,14 @@ class PairsHeadsOtherwise(Decoder):
     def __init__(self, spec: DecoderSpec, ctx: BuildContext) -> None:
         super().__init__(spec, ctx)
         for layer in self.layers:
-            layer.attn.qkv.split = _interleaved(layer.attn.qkv.split, spec)
+            layer.attn.qkv.register_forward_hook(_interleaved(spec))
 
 
-def _interleaved(split: Callable[..., tuple[Tensor, ...]], spec: DecoderSpec) -> Any:
-    def other(packed: Tensor, dim: int = -1) -> tuple[Tensor, ...]:
-        query, key, value = split(packed, dim)
-        if dim == 0:
-            return query, key, value
+def _interleaved(spec: DecoderSpec) -> Any:
+    def other(qkv: PackedLinear, _arguments: object, packed: Tensor) -> Tensor:
+        query, key, value = qkv.split(packed)
         heads = query.unflatten(-1, (spec.num_kv_heads, -1, spec.head_dim)).transpose(-3, -2)
-        return heads.flatten(-3), key, value
+        return torch.cat((heads.flatten(-3), key, value), dim=-1)
 
     return other
 
