@@ -153,7 +153,7 @@ class LessAtLowThresholds(RowSampler):
 
 class SharesOneGenerator(RowSampler):
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
-        seed = batch.windows[0].params.seed or 0
+        seed = (batch.windows[0].params.seed or 0) % 2**64
         self.__dict__["generator"] = np.random.default_rng([seed, batch.windows[0].draw])
         return super().sample(logits, batch)
 
