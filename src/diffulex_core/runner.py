@@ -59,6 +59,7 @@ class EagerRunner:
         self._beliefs = Beliefs()
         self._partwise = sampler if isinstance(sampler, PartwiseSampler) else None
         self._selecting = sampler if isinstance(sampler, SelectingSampler) else None
+        self._selects = model if isinstance(model, SelectingNetwork) and model.selects else None
         self._max_logits_tokens = max_logits_tokens
         self._cache_policy = cache_policy
 
@@ -80,6 +81,7 @@ class EagerRunner:
 
     def close(self) -> None:
         self._model = None
+        self._selects = None
         self._kv_store = None
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
@@ -92,8 +94,8 @@ class EagerRunner:
             parts = parts_of_head(count, step.guided.at, self._max_logits_tokens)
         if step.remembered:
             return self._sample_and_believe(chosen, step, parts)
-        model, selecting = self._model, self._selecting
-        if selecting is not None and isinstance(model, SelectingNetwork) and model.selects:
+        model, selecting = self._selects, self._selecting
+        if selecting is not None and model is not None:
             by_facts = selecting.selectable(step.sampling)
             by_facts[step.guided.at] = False
             if by_facts.any():
