@@ -19,7 +19,7 @@ class Writes(TorchDispatchMode):
     """
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         own = {id(tensor): (name, tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
         self.counts = {name: torch.zeros(tensor.shape, dtype=torch.int32) for name, tensor in own.values()}
         self._owners = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in own.values()}
