@@ -31,6 +31,7 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
         "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
         "device_ids": st.just([]),
         "attn_impl": st.sampled_from(["auto", "naive", "torch_ref"]),
+        "layer_impl": st.sampled_from(["auto", "torch"]),
         "profiler_config.torch_profiler_dir": st.just("traces"),
         "max_num_batched_tokens": st.integers(32 * 64, 100_000),
         "buffer_size": st.integers(1, 64),
