@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import attrs
-import psutil
 import torch
-from benchmarks.bench.child import Child
-from benchmarks.bench.machine import check_idle, read_clock
 from benchmarks.bench.networks import write_words
-from benchmarks.bench.session import Settings
-from benchmarks.bench.turns import DifferentTokens, Spread, ratios, take_turns
+from benchmarks.bench.session import Settings, watched_ways
+from benchmarks.bench.turns import DifferentTokens, Spread, ratios
 from benchmarks.bench.work import Answer, Work
 
 VOCABULARY, CANVAS = 16384, 256
@@ -170,27 +165,10 @@ def measure_gemma(settings: Settings) -> list[dict[str, Any]]:
     """
     folder = write_gemma(settings.folder)
     prompts = torch.randint(3, VOCABULARY, (WORK.batch, WORK.prompt), generator=torch.Generator().manual_seed(1))
-    with ExitStack() as stack:
-        children = []
-        for name, target in WAYS.items():
-            child = Child(
-                name, target, {"folder": str(folder)}, threads=settings.threads, cores=range(settings.threads)
-            )
-            stack.callback(child.close)
-            child.prepare(WORK, prompts.tolist())
-            children.append(child)
-        before = read_clock(time.perf_counter)
-        kept = take_turns(
-            children,
-            rounds=settings.rounds,
-            warmups=settings.warmups,
-            seconds=settings.seconds,
-            now=time.perf_counter,
-        )
-        others = before.others_until(read_clock(time.perf_counter), psutil.cpu_count() or 1)
-    citable = check_idle(others, busy_ok=settings.busy_ok)
+    ways = {name: (target, {"folder": str(folder)}) for name, target in WAYS.items()}
+    run = watched_ways(ways, WORK, prompts.tolist(), settings)
     found, base = list[dict[str, Any]](), list[float]()
-    for name, rounds in kept.items():
+    for name, rounds in run.kept.items():
         answer = rounds[0].answer
         if [*map(len, answer.tokens)] != [WORK.output] * WORK.batch or answer.steps != WORK.steps:
             raise DifferentTokens(
@@ -210,8 +188,8 @@ def measure_gemma(settings: Settings) -> list[dict[str, Any]]:
                 "ms_per_step": attrs.asdict(Spread.of([1e3 * each / answer.steps for each in wall])),
                 "cpu_seconds": attrs.asdict(Spread.of([each.cpu for each in rounds])),
                 "faster": attrs.asdict(ratios(base, wall)),
-                "others": others,
-                "citable": citable,
+                "others": run.others,
+                "citable": run.citable,
             }
         )
     return found

@@ -16,7 +16,8 @@ from benchmarks.bench.limits import fraction, spent
 from benchmarks.bench.machine import check_idle, read_clock
 from benchmarks.bench.networks import NETWORKS, prompts, write_network
 from benchmarks.bench.results import Contended, Outcome
-from benchmarks.bench.turns import DifferentTokens, agreement, check_same, take_turns
+from benchmarks.bench.turns import DifferentTokens, Runs, agreement, check_same, take_turns
+from benchmarks.bench.work import Work
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +60,60 @@ class Seat:
         return self.child.run()
 
 
+@attrs.frozen(kw_only=True)
+class Watched:
+    """What came out of turns, and what else ran meanwhile.
+
+    Attributes:
+        kept: the counted rounds of each contender.
+        others: share of the machine's processor time that other processes took.
+        citable: whether that was little enough.
+    """
+
+    kept: Mapping[str, Sequence[Measured]]
+    others: float
+    citable: bool
+
+
+def watched(contenders: Sequence[Runs[Measured]], settings: Settings) -> Watched:
+    """Let contenders take turns.
+
+    Raises:
+        BusyMachine: other processes ran meanwhile.
+        ChildFailed: a contender raised.
+    """
+    before = read_clock(time.perf_counter)
+    kept = take_turns(
+        contenders,
+        rounds=settings.rounds,
+        warmups=settings.warmups,
+        seconds=settings.seconds,
+        now=time.perf_counter,
+    )
+    others = before.others_until(read_clock(time.perf_counter), psutil.cpu_count() or 1)
+    return Watched(kept=kept, others=others, citable=check_idle(others, busy_ok=settings.busy_ok))
+
+
+def watched_ways(
+    ways: Mapping[str, tuple[str, Mapping[str, Any]]],
+    work: Work,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+) -> Watched:
+    """Let children that are started for it do the same work in turns; `ways`: name -> target and its arguments.
+
+    Raises: what `watched` raises.
+    """
+    with ExitStack() as stack:
+        children = []
+        for name, (target, arguments) in ways.items():
+            child = Child(name, target, arguments, threads=settings.threads, cores=range(settings.threads))
+            stack.callback(child.close)
+            child.prepare(work, prompts)
+            children.append(child)
+        return watched(children, settings)
+
+
 class Session:
     """Runs cells one after the other; children live as long as their network's cells. A context manager."""
 
@@ -81,7 +136,7 @@ class Session:
             DifferentTokens: contenders did not do the same work.
             ChildFailed: a contender raised.
         """
-        settings, network = self._settings, NETWORKS[cell.network]
+        network = NETWORKS[cell.network]
         if cell.network != self._network:
             self.dismiss()
             self._network = cell.network
@@ -89,23 +144,15 @@ class Session:
             Seat(each, child, prompts(network, length=each.work.prompt, count=each.work.batch))
             for each, child in zip(cell.entries, self._seated(cell), strict=True)
         ]
-        before = read_clock(time.perf_counter)
-        kept = take_turns(
-            seats,
-            rounds=settings.rounds,
-            warmups=settings.warmups,
-            seconds=settings.seconds,
-            now=time.perf_counter,
-        )
-        others = before.others_until(read_clock(time.perf_counter), psutil.cpu_count() or 1)
+        run = watched(seats, self._settings)
         return Outcome(
             name=cell.name,
             section=cell.section,
             network=cell.network,
-            contenders=[self._contended(cell, each, kept[each.name]) for each in cell.entries],
-            others=others,
-            citable=check_idle(others, busy_ok=settings.busy_ok),
-            agreement=compare(cell, kept),
+            contenders=[self._contended(cell, each, run.kept[each.name]) for each in cell.entries],
+            others=run.others,
+            citable=run.citable,
+            agreement=compare(cell, run.kept),
         )
 
     def _seated(self, cell: Cell) -> Iterator[Child]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
 
 import attrs
-import psutil
 import torch
 from benchmarks.bench.authors import bidirectional, denoise
-from benchmarks.bench.child import Child
-from benchmarks.bench.machine import check_idle, read_clock
-from benchmarks.bench.session import Settings
-from benchmarks.bench.turns import Spread, ratios, take_turns
+from benchmarks.bench.session import Settings, watched_ways
+from benchmarks.bench.turns import Spread, ratios
 from benchmarks.bench.work import Answer, Work
 
 PROBLEMS = 48
@@ -128,26 +123,10 @@ def measure_trained(settings: Settings) -> list[dict[str, Any]]:
     """
     prompts, answers = _problems()
     work = Work(prompt=0, output=CANVAS, batch=1, steps=CANVAS)
-    with ExitStack() as stack:
-        children = []
-        for name, (target, arguments) in WAYS.items():
-            child = Child(name, target, arguments, threads=settings.threads, cores=range(settings.threads))
-            stack.callback(child.close)
-            child.prepare(work, prompts)
-            children.append(child)
-        before = read_clock(time.perf_counter)
-        kept = take_turns(
-            children,
-            rounds=settings.rounds,
-            warmups=settings.warmups,
-            seconds=settings.seconds,
-            now=time.perf_counter,
-        )
-        others = before.others_until(read_clock(time.perf_counter), psutil.cpu_count() or 1)
-    citable = check_idle(others, busy_ok=settings.busy_ok)
+    run = watched_ways(WAYS, work, prompts, settings)
     base: list[float] = []
     found = []
-    for name, rounds in kept.items():
+    for name, rounds in run.kept.items():
         tokens = sum(map(len, rounds[0].answer.tokens))
         per_token = [each.wall / tokens for each in rounds]
         base = base or per_token
@@ -163,8 +142,8 @@ def measure_trained(settings: Settings) -> list[dict[str, Any]]:
                 "tokens_per_second": attrs.asdict(Spread.of([1 / each for each in per_token])),
                 "cpu_seconds": attrs.asdict(Spread.of([each.cpu for each in rounds])),
                 "faster": attrs.asdict(ratios(base, per_token)),
-                "others": others,
-                "citable": citable,
+                "others": run.others,
+                "citable": run.citable,
             }
         )
     return found
