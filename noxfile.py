@@ -57,6 +57,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def kernels(session: nox.Session) -> None:
+    """All tests of the Triton kernels in Triton's interpreter, and the checks of the kernels that then run on a CPU."""
+    session.install("-r", "requirements-dev.txt")
+    files = sorted(str(path) for path in (ROOT / "tests/kernels").glob("on_*.py"))
+    interpreted = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or files), env=interpreted)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Random requests on random engines for ten minutes, every step watched: `nox -s soak -- --minutes 60 --seed 3`."""
     session.install("-r", "requirements-dev.txt")

@@ -167,7 +167,7 @@ class ForwardContext:
         scale: float,
     ) -> Tensor:
         """As `attend`, for queries and keys as they are projected: a kernel normalises, rotates and stores them."""
-        query, key = kernels.turn_and_store(
+        query, key, value = kernels.turn_and_store(
             query,
             key,
             value,

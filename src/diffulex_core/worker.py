@@ -17,12 +17,15 @@ from diffulex_core.devices import DTYPES, choose_dtype
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.errors import ConfigError
 from diffulex_core.host import Host
-from diffulex_core.kernels.layers import LayerCase, select_layer_kernels
-from diffulex_core.kernels.moe import ExpertsCase, select_experts_kernel
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.layers import select_layer_kernels
+from diffulex_core.kernels.moe import select_experts_kernel
 from diffulex_core.kv_store import KVStore, page_bytes
 from diffulex_core.layers.blocked import block_weights
 from diffulex_core.pattern import AttentionPattern
-from diffulex_core.protocols import AttentionBackend, CachePolicy, DiffusionModel, ModelRunner, Sampler
+from diffulex_core.profiling.ranges import TraceRanges
+from diffulex_core.profiling.session import Recording
+from diffulex_core.protocols import AttentionBackend, CachePolicy, DiffusionModel, ModelRunner, Sampler, StagedRunner
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sizing import Capacity, free_memory
@@ -148,6 +151,17 @@ class Worker:
         assert self._runner is not None, "no pages were allocated, or the worker is closed"
         return self._runner.execute(plan)
 
+    def start_profile(self, recording: Recording) -> None:
+        """Every stage is a range of this process's recordings from now on; whoever owns the process records them."""
+        if isinstance(self._runner, StagedRunner):
+            self._runner.clock.watch = TraceRanges(self._device)
+
+    def stop_profile(self) -> tuple[Path, ...]:
+        """Stages are no ranges any more. No file is written here."""
+        if isinstance(self._runner, StagedRunner):
+            self._runner.clock.watch = None
+        return ()
+
     def close(self) -> None:
         """Free the device memory. Calling it again does nothing."""
         runner, self._runner, self._network = self._runner, None, None
@@ -198,10 +212,10 @@ def build_network(
     """
     family = blueprint.config.family
     build = host.load(family.build, provenance=host.models.entry(family.name).provenance)
-    case = ExpertsCase(device_type=device.type, dtype=dtype)
+    case = KernelCase(device_type=device.type, dtype=dtype)
     experts_kernel = partial(select_experts_kernel, blueprint.config.runtime.moe_gemm_impl, host, case)
     kernels = select_layer_kernels(
-        blueprint.config.runtime.layer_impl, host, LayerCase(device_type=device.type, dtype=dtype)
+        blueprint.config.runtime.layer_impl, host, KernelCase(device_type=device.type, dtype=dtype)
     )
     ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp, experts_kernel=experts_kernel, kernels=kernels)
     network: DiffusionModel = build(blueprint.checkpoint, ctx)

@@ -20,7 +20,8 @@ from diffulex_core.distributed import ALONE, Communicator, Seat
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.errors import ConfigError, IncompatibleError, UnknownNameError
 from diffulex_core.host import Host
-from diffulex_core.kernels.moe import ExpertsCase, ExpertsKernel, select_experts_kernel
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.moe import ExpertsKernel, select_experts_kernel
 from diffulex_core.kernels.moe.arrange import arrange
 from diffulex_core.kernels.moe.fused import TritonExperts
 from diffulex_core.kernels.moe.grouped import TorchExperts
@@ -363,10 +364,10 @@ def test_a_dispatcher_that_moves_rows_between_processes_fits_between_routing_and
 class Doubled:
     """A plugin's kernel: twice what is right, so that its use shows."""
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         return ["it is for tests on the CPU"] if case.device_type != "cpu" else []
 
-    def priority(self, case: ExpertsCase) -> int:
+    def priority(self, case: KernelCase) -> int:
         return -1
 
     def __call__(self, *args: Any) -> Tensor:
@@ -387,8 +388,8 @@ def host(*, register: bool = False) -> Host:
     return Host.discover([], {}, extra=[module])
 
 
-ON_CPU = ExpertsCase(device_type="cpu", dtype=torch.float32)
-ON_GPU = ExpertsCase(device_type="cuda", dtype=torch.bfloat16)
+ON_CPU = KernelCase(device_type="cpu", dtype=torch.float32)
+ON_GPU = KernelCase(device_type="cuda", dtype=torch.bfloat16)
 
 
 def test_auto_takes_torch_on_the_cpu_and_triton_on_a_gpu() -> None:

@@ -21,6 +21,7 @@ from transformers import (
 from diffulex_core.attention.cpu import TorchCPU
 from diffulex_core.context import BuildContext, ForwardContext, SoftInputs
 from diffulex_core.distributed import ALONE, Communicator
+from diffulex_core.kernels.layers import LayerKernels
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import Phase
@@ -74,10 +75,13 @@ def save(model: DiffusionGemmaForBlockDiffusion, folder: Path) -> Mapping[str, A
     return config
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32, tp: Communicator = ALONE) -> DiffusionGemma:
+def load(
+    folder: Path, dtype: torch.dtype = torch.float32, tp: Communicator = ALONE, kernels: LayerKernels | None = None
+) -> DiffusionGemma:
     """Our network with the weights of a folder, through the public loader."""
     config = json.loads((folder / "config.json").read_text())
-    model = DiffusionGemma(gemma_spec(config), BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp))
+    ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp, kernels=kernels)
+    model = DiffusionGemma(gemma_spec(config), ctx)
     load_weights(model, WEIGHTS, folder, config, dtype=dtype, device=CPU, progress=False)
     return model
 

@@ -11,7 +11,8 @@ import pytest
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import ConfigError, IncompatibleError
 from diffulex_core.host import Host
-from diffulex_core.kernels.layers import LayerCase, select_layer_kernels
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.layers import select_layer_kernels
 from diffulex_core.plugin import Component, hookimpl
 from diffulex_core.sampling_params import SamplingParams
 from tests.integration.engines import PARITY, SETTINGS, engine, prompt
@@ -104,7 +105,7 @@ def test_guided_rows_are_joined_from_logits() -> None:
 
 
 def test_kernels_are_for_devices_unless_they_are_named() -> None:
-    case = LayerCase(device_type="cpu", dtype=None)  # type: ignore[arg-type]
+    case = KernelCase(device_type="cpu", dtype=None)  # type: ignore[arg-type]
     assert select_layer_kernels("torch", plugins(), case) is None
     assert select_layer_kernels("auto", plugins(), case) is None
     assert isinstance(select_layer_kernels("twin", plugins(), case), TwinKernels)

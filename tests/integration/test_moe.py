@@ -12,7 +12,7 @@ from torch import Tensor
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import ConfigError, IncompatibleError
 from diffulex_core.host import Host
-from diffulex_core.kernels.moe import ExpertsCase
+from diffulex_core.kernels.case import KernelCase
 from diffulex_core.kernels.moe.grouped import TorchExperts
 from diffulex_core.plugin import Component, hookimpl
 from diffulex_core.sampling_params import SamplingParams
@@ -53,10 +53,10 @@ class Counting:
 
     calls = 0
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
-        return [] if case == ExpertsCase(device_type="cpu", dtype=torch.float32) else ["it counts on the CPU only"]
+    def reasons(self, case: KernelCase) -> list[str]:
+        return [] if case == KernelCase(device_type="cpu", dtype=torch.float32) else ["it counts on the CPU only"]
 
-    def priority(self, case: ExpertsCase) -> int:
+    def priority(self, case: KernelCase) -> int:
         return -1
 
     def __call__(self, *args: Any) -> Tensor:

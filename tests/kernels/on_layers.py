@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffulex_core.context import BuildContext, ForwardContext
-from diffulex_core.kernels.layers.contract import LayerCase
+from diffulex_core.kernels.case import KernelCase
 from diffulex_core.kernels.layers.fused import TritonLayers
 from diffulex_core.layers import DecoderSpec
 from diffulex_core.layers.attention import SelfAttention
@@ -149,7 +149,7 @@ def test_nothing_comes_of_no_rows() -> None:
 
 
 def test_where_they_serve_and_why_not_elsewhere() -> None:
-    case = LayerCase(device_type=DEVICE.type, dtype=torch.bfloat16)
+    case = KernelCase(device_type=DEVICE.type, dtype=torch.bfloat16)
     assert TritonLayers().reasons(case) == []
     assert TritonLayers().reasons(attrs.evolve(case, dtype=torch.float64)) == [
         "it computes in float16, bfloat16 or float32, not in torch.float64"

@@ -10,7 +10,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from diffulex_core.kernels.moe import ExpertsCase, ExpertsKernel
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.kernels.moe.grouped import TorchExperts
 from diffulex_core.kernels.moe.naive import NaiveExperts
 from diffulex_core.layers.moe.spec import Activation
@@ -159,7 +160,7 @@ class SaysYesAndNo(Changed):
 
     asked: ClassVar[list[int]] = []
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         self.asked.append(1)
         return ["it is tired"] if len(self.asked) % 2 else []
 
@@ -167,14 +168,14 @@ class SaysYesAndNo(Changed):
 class SaysItInOne(Changed):
     """The reasons are one text."""
 
-    def reasons(self, case: ExpertsCase) -> Sequence[str]:  # type: ignore[override]
+    def reasons(self, case: KernelCase) -> Sequence[str]:  # type: ignore[override]
         return "" if case.device_type == "cpu" else "it runs on the CPU only"
 
 
 class NeedsADevice(Changed):
     """It looks for a device that may not be there."""
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         if case.device_type != "cpu":
             torch.cuda.get_device_capability(99)
         return []

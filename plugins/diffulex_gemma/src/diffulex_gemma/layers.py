@@ -9,33 +9,21 @@ from torch.nn import functional
 
 from diffulex_core.context import BuildContext, ForwardContext
 from diffulex_core.distributed.ranges import even_range, kv_head_range
+from diffulex_core.kernels.layers import HeadNorms, LayerKernels
 from diffulex_core.layers.linear import PackedLinear, RowLinear, empty_parameter
 from diffulex_core.layers.mlp import GatedMLP
 from diffulex_core.layers.moe.dispatch import Dispatcher, LocalDispatcher
 from diffulex_core.layers.moe.experts import Experts
-from diffulex_core.layers.moe.routing import best, total
+from diffulex_core.layers.moe.routing import choose
+from diffulex_core.layers.moe.spec import MoESpec
+from diffulex_core.layers.norm import RMSNorm, normed
 from diffulex_core.layers.rope import Rotation
 from diffulex_gemma.spec import GemmaSpec
 
 
-def normed(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
-    """[..., width] of root mean square 1, then times `weight`; all in fp32 and cast back once."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide if weight is None else wide * weight.float()).to(x.dtype)
-
-
-class Norm(nn.Module):
-    """`normed` with a weight [width]."""
-
-    def __init__(self, ctx: BuildContext, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = empty_parameter(ctx, width)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]."""
-        return normed(x, self.eps, self.weight)
+def plain_norm(x: Tensor, eps: float, kernels: LayerKernels | None) -> Tensor:
+    """[rows, width] of root mean square 1."""
+    return normed(x, None, eps) if kernels is None else kernels.normed(x, None, eps)
 
 
 class Attention(nn.Module):
@@ -54,15 +42,22 @@ class Attention(nn.Module):
         self.qkv = PackedLinear(ctx, spec.hidden_size, {"q": query, "k": key, "v": key}) if own else None
         self.qk = None if own else PackedLinear(ctx, spec.hidden_size, {"q": query, "k": key})
         self.out = RowLinear(ctx, spec.num_heads * kind.head_dim, spec.hidden_size)
-        self.q_norm = Norm(ctx, kind.head_dim, spec.norm_eps)
-        self.k_norm = Norm(ctx, kind.head_dim, spec.norm_eps)
+        self.q_norm = RMSNorm(ctx, kind.head_dim, spec.norm_eps, wide=True)
+        self.k_norm = RMSNorm(ctx, kind.head_dim, spec.norm_eps, wide=True)
         self.head_dim, self.eps = kind.head_dim, spec.norm_eps
+        self.kernels = ctx.kernels
 
     def forward(self, x: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """[rows, hidden] -> [rows, hidden]; stores the rows' K/V."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self._project(x))
-        v = normed(v, self.eps)
-        seen = ctx.attend(self.layer, self.kind, rotation(self.q_norm(q)), rotation(self.k_norm(k)), v, 1.0)
+        if self.kernels is not None:
+            norms = HeadNorms(query=self.q_norm.weight, key=self.k_norm.weight, eps=self.eps, wide=True, values=True)
+            seen = ctx.turn_and_attend(
+                self.kernels, self.layer, self.kind, q, k, v, norms=norms, rotation=rotation, scale=1.0
+            )
+        else:
+            v = normed(v, None, self.eps)
+            seen = ctx.attend(self.layer, self.kind, rotation(self.q_norm(q)), rotation(self.k_norm(k)), v, 1.0)
         out: Tensor = self.out(seen.flatten(1))
         return out
 
@@ -86,14 +81,24 @@ class Router(nn.Module):
         self.weight = empty_parameter(wide, spec.num_experts, spec.hidden_size)
         self.scale = empty_parameter(wide, spec.hidden_size)
         self.per_expert_scale = empty_parameter(wide, spec.num_experts)
-        self.chosen, self.eps, self.factor = spec.experts_per_token, spec.norm_eps, spec.hidden_size**-0.5
+        self.eps, self.factor = spec.norm_eps, spec.hidden_size**-0.5
+        self.mixture = MoESpec(
+            num_experts=spec.num_experts,
+            experts_per_token=spec.experts_per_token,
+            expert_size=spec.expert_size,
+            router="softmax",
+            renormalize=True,
+        )
+        self.choose = choose if ctx.kernels is None else ctx.kernels.route
+        self.kernels = ctx.kernels
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[rows, hidden] -> ids [rows, k] int32, best first, and weights [rows, k] float32."""
-        scores = functional.linear(normed(x.float(), self.eps) * self.scale * self.factor, self.weight).softmax(-1)
-        ids = best(scores, self.chosen)
-        weights = scores.gather(-1, ids)
-        return ids.int(), weights / total(weights) * self.per_expert_scale[ids]
+        scores = functional.linear(
+            plain_norm(x.float(), self.eps, self.kernels) * self.scale * self.factor, self.weight
+        )
+        ids, weights = self.choose(scores, None, self.mixture)
+        return ids, weights * self.per_expert_scale[ids]
 
 
 class Layer(nn.Module):
@@ -108,8 +113,8 @@ class Layer(nn.Module):
     def __init__(self, ctx: BuildContext, spec: GemmaSpec, layer: int) -> None:
         super().__init__()
 
-        def norm() -> Norm:
-            return Norm(ctx, spec.hidden_size, spec.norm_eps)
+        def norm() -> RMSNorm:
+            return RMSNorm(ctx, spec.hidden_size, spec.norm_eps, wide=True)
 
         self.input_layernorm, self.post_attention_layernorm = norm(), norm()
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
@@ -132,10 +137,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, final: Tensor, rotation: Rotation, ctx: ForwardContext) -> Tensor:
         """[rows, hidden] -> [rows, hidden]; `final` [rows, 1] tells encoder rows from decoder rows."""
-        x = x + self.post_attention_layernorm(self.attn(self.input_layernorm(x), rotation, ctx))
+        x = self.post_attention_layernorm.onto(x, self.attn(self.input_layernorm(x), rotation, ctx))
         dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
-        sparse = self.post_feedforward_layernorm_2(self._mixture(self.pre_feedforward_layernorm_2(x), *self.router(x)))
-        x = x + self.post_feedforward_layernorm(dense + sparse)
+        sparse = self._mixture(self.pre_feedforward_layernorm_2(x), *self.router(x))
+        x = self.post_feedforward_layernorm.onto(x, self.post_feedforward_layernorm_2.onto(dense, sparse))
         return x * torch.where(final, self.encoder_scalar, self.decoder_scalar)
 
     def _mixture(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -152,11 +157,11 @@ class SelfConditioning(nn.Module):
 
     def __init__(self, ctx: BuildContext, spec: GemmaSpec) -> None:
         super().__init__()
-        self.pre_norm = Norm(ctx, spec.hidden_size, spec.norm_eps)
+        self.pre_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps, wide=True)
         self.mlp = GatedMLP(ctx, spec.hidden_size, spec.ffn_size, activation="gelu_tanh")
-        self.eps = spec.norm_eps
+        self.eps, self.kernels = spec.norm_eps, ctx.kernels
 
     def forward(self, embedded: Tensor, believed: Tensor | None) -> Tensor:
         """[rows, hidden] both -> [rows, hidden]; None stands for zeros."""
         signal = embedded if believed is None else embedded + self.mlp(self.pre_norm(believed))
-        return normed(signal, self.eps)
+        return plain_norm(signal, self.eps, self.kernels)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from diffulex_core.context import BuildContext, ForwardContext
 from diffulex_core.distributed.ranges import even_range, kv_head_range
 from diffulex_core.layers.linear import Embedding, VocabHead
+from diffulex_core.layers.norm import RMSNorm
 from diffulex_core.layers.rope import Rope
 from diffulex_core.plugin import DiffusionModel, KVGeometry
 from diffulex_gemma.config import gemma_spec
-from diffulex_gemma.layers import Layer, Norm, SelfConditioning
+from diffulex_gemma.layers import Layer, SelfConditioning
 from diffulex_gemma.spec import GemmaSpec
 
 
@@ -36,7 +37,7 @@ class DiffusionGemma(nn.Module):
         self.embed_scale = float(torch.tensor(spec.hidden_size**0.5).to(ctx.dtype))  # bf16: 53.0 for 2816, not 53.07
         self.self_conditioning = SelfConditioning(ctx, spec)
         self.layers = nn.ModuleList(Layer(ctx, spec, layer) for layer in range(len(spec.full_layers)))
-        self.final_norm = Norm(ctx, spec.hidden_size, spec.norm_eps)
+        self.final_norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps, wide=True)
         self.lm_head = VocabHead(ctx, spec.hidden_size, spec.vocab_size)
         self.lm_head.weight = self.embed.weight
         self.ropes = [

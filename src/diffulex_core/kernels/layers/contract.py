@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
+from diffulex_core.kernels.case import Choosable
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from diffulex_core.layers.moe.spec import Activation, MoESpec
     from diffulex_core.layers.rope import Rotation
     from diffulex_core.sampling.facts import Facts, Wanted
-
-
-@attrs.frozen(kw_only=True)
-class LayerCase:
-    """Where the layers of one engine run; implementations answer with the reasons they cannot serve it.
-
-    Attributes:
-        device_type: "cpu", "cuda" ...
-        dtype: of weights and activations.
-    """
-
-    device_type: str
-    dtype: torch.dtype
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -36,34 +23,47 @@ class HeadNorms:
     Attributes:
         query, key: [head_dim] weights.
         eps: added to the mean square.
+        wide: scaled before they are rounded; see `LayerKernels.normed`.
+        values: values are normalised as well, without a weight.
     """
 
     query: Tensor
     key: Tensor
     eps: float
+    wide: bool = False
+    values: bool = False
 
 
 @runtime_checkable
-class LayerKernels(Protocol):
-    """Kernels of a device. Sums are taken in fp32 in an order that does not change from run to run.
+class LayerKernels(Choosable, Protocol):
+    """Kernels of a device; "auto" takes those of the highest priority above 0, which is torch's.
 
-    Results differ from the torch code's by roundings: what lies between two steps of one kernel is not rounded.
+    Sums are taken in fp32 in an order that does not change from run to run. Results differ from those of
+    `layers.twins.TorchLayers`, the same in plain torch, by roundings: what lies between two steps of one kernel need
+    not be rounded. Tensors may have any strides. What a row holds, NaN included, changes no other row.
     """
 
-    def reasons(self, case: LayerCase) -> Sequence[str]:
-        """Why the implementation cannot serve; empty when it can."""
+    def normed(self, x: Tensor, weight: Tensor | None, eps: float, *, wide: bool = False) -> Tensor:
+        """`weight * rounded(x / sqrt(mean(x²) + eps))`, as Llama does it.
+
+        Args:
+            x: [rows, width].
+            weight: [width]; None = 1.
+            eps: added to the mean square.
+            wide: round once, after the weight, as Gemma does it.
+        Returns:
+            [rows, width].
+        """
         ...
 
-    def priority(self, case: LayerCase) -> int:
-        """How well it serves a case that it can serve: "auto" takes the highest above 0, which is torch's."""
-        ...
-
-    def normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`layers.norm.RMSNorm`: [rows, width] and [width] -> [rows, width]."""
-        ...
-
-    def add_and_norm(self, x: Tensor, addend: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_and_norm(
+        self, x: Tensor, addend: Tensor, weight: Tensor, eps: float, *, wide: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """`x + addend`, rounded, and its norm; [rows, width] all."""
+        ...
+
+    def norm_and_add(self, x: Tensor, addend: Tensor, weight: Tensor, eps: float, *, wide: bool = False) -> Tensor:
+        """`x` plus the norm of `addend`; [rows, width] all."""
         ...
 
     def gated(self, packed: Tensor, activation: Activation) -> Tensor:
@@ -81,17 +81,18 @@ class LayerKernels(Protocol):
         slots: Tensor,
         key_pages: Tensor,
         value_pages: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Norm and rotation of queries and keys, and keys and values into their slots.
 
         Args:
-            query: [rows, heads, head_dim]; key, value: [rows, kv_heads, head_dim]; parts of one projection as a rule.
+            query: [rows, heads, head_dim]; key, value: [rows, kv_heads, head_dim]; parts of one projection as a rule,
+                and keys and values may be the same.
             norms: None = not normalised.
             rotation: of the rows.
             slots: [rows] int64 physical slot, -1 stores nothing.
-            key_pages, value_pages: [pages, page_size, kv_heads, head_dim], written.
+            key_pages, value_pages: [pages, page_size, kv_heads, head_dim], contiguous; written.
         Returns:
-            Queries and keys, rotated, in new tensors.
+            Queries and keys, rotated, in new tensors; and values as they are stored.
         """
         ...
 

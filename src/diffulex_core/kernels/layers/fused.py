@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from diffulex_core.attention.triton.tiles import power_of_two
+from diffulex_core.kernels.case import KernelCase
 from diffulex_core.kernels.layers import head
-from diffulex_core.kernels.layers.contract import HeadNorms, LayerCase
+from diffulex_core.kernels.layers.contract import HeadNorms
 from diffulex_core.kernels.on_triton import DTYPES, reasons_against
 from diffulex_core.layers.moe.spec import Activation, MoESpec
 from diffulex_core.layers.rope import Rotation
@@ -19,24 +20,41 @@ GATE_COLUMNS = 1024
 class TritonLayers:
     """Bits are the same in every run, and a row's do not depend on the rows beside it, but for those of `select`."""
 
-    def reasons(self, case: LayerCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         """Triton must be there, and a CUDA device or Triton's interpreter."""
         reasons = reasons_against(case.device_type)
         if case.dtype not in DTYPES:
             reasons.append(f"it computes in float16, bfloat16 or float32, not in {case.dtype}")
         return reasons
 
-    def priority(self, case: LayerCase) -> int:
+    def priority(self, case: KernelCase) -> int:
         """The best on a GPU; the interpreter is for tests, behind the layers' own code."""
         return 20 if case.device_type == "cuda" else -5
 
-    def normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def normed(self, x: Tensor, weight: Tensor | None, eps: float, *, wide: bool = False) -> Tensor:
         """See `LayerKernels`."""
-        return _norm(x, None, weight, eps)[1]
+        return _norm(x, None, weight, eps, wide=wide)[1]
 
-    def add_and_norm(self, x: Tensor, addend: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_and_norm(
+        self, x: Tensor, addend: Tensor, weight: Tensor, eps: float, *, wide: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """See `LayerKernels`."""
-        return _norm(x, addend, weight, eps)
+        return _norm(x, addend, weight, eps, wide=wide)
+
+    def norm_and_add(self, x: Tensor, addend: Tensor, weight: Tensor, eps: float, *, wide: bool = False) -> Tensor:
+        """See `LayerKernels`."""
+        from diffulex_core.kernels.layers.row_kernels import norm_and_add_row
+
+        x, addend = _in_order(x), _in_order(addend)
+        rows, width = x.shape
+        out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+        if rows:
+            with torch.cuda.device_of(x):
+                norm_and_add_row[(rows,)](
+                    x, addend, weight, out, width, eps, x.stride(0), addend.stride(0), wide=wide,
+                    block=power_of_two(width), num_warps=_warps(width),
+                )  # fmt: skip
+        return out
 
     def gated(self, packed: Tensor, activation: Activation) -> Tensor:
         """See `LayerKernels`."""
@@ -64,7 +82,7 @@ class TritonLayers:
         slots: Tensor,
         key_pages: Tensor,
         value_pages: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See `LayerKernels`."""
         from diffulex_core.kernels.layers.head_row_kernels import turn_head
 
@@ -72,16 +90,19 @@ class TritonLayers:
         (rows, heads, head_dim), kv_heads = query.shape, key.shape[1]
         assert all(pages.is_contiguous() for pages in (key_pages, value_pages)), "slots follow one another"
         out_query, out_key = (torch.empty(each.shape, dtype=each.dtype, device=each.device) for each in (query, key))
+        norm_values = norms is not None and norms.values
+        out_value = torch.empty_like(out_key) if norm_values else value
         if rows:
             with torch.cuda.device_of(query):
                 turn_head[(rows, heads + 2 * kv_heads)](
                     query, key, value, query if norms is None else norms.query, key if norms is None else norms.key,
-                    rotation.cos.contiguous(), rotation.sin.contiguous(), slots, out_query, out_key, key_pages,
-                    value_pages, heads, kv_heads, 0.0 if norms is None else norms.eps,
+                    rotation.cos.contiguous(), rotation.sin.contiguous(), slots, out_query, out_key, out_value,
+                    key_pages, value_pages, heads, kv_heads, 0.0 if norms is None else norms.eps,
                     *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], with_norms=norms is not None,
-                    head_dim=head_dim, half=rotation.cos.shape[-1], width=power_of_two(head_dim), num_warps=1,
+                    wide=norms is not None and norms.wide, norm_values=norm_values, head_dim=head_dim,
+                    half=rotation.cos.shape[-1], width=power_of_two(head_dim), num_warps=1,
                 )  # fmt: skip
-        return out_query, out_key
+        return out_query, out_key, out_value
 
     def route(self, logits: Tensor, bias: Tensor | None, spec: MoESpec) -> tuple[Tensor, Tensor]:
         """See `LayerKernels`."""
@@ -122,7 +143,7 @@ class TritonLayers:
         return head.select(hidden, weight, bias, wanted)
 
 
-def _norm(x: Tensor, addend: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _norm(x: Tensor, addend: Tensor | None, weight: Tensor | None, eps: float, *, wide: bool) -> tuple[Tensor, Tensor]:
     """The sum, or `x` where nothing is added, and its norm."""
     from diffulex_core.kernels.layers.row_kernels import norm_row
 
@@ -133,9 +154,9 @@ def _norm(x: Tensor, addend: Tensor | None, weight: Tensor, eps: float) -> tuple
     if rows:
         with torch.cuda.device_of(x):
             norm_row[(rows,)](
-                x, x if added is None else added, weight, total, out, width, eps, x.stride(0),
-                0 if added is None else added.stride(0), with_addend=added is not None, block=power_of_two(width),
-                num_warps=_warps(width),
+                x, x if added is None else added, x if weight is None else weight, total, out, width, eps, x.stride(0),
+                0 if added is None else added.stride(0), with_addend=added is not None, with_weight=weight is not None,
+                wide=wide, block=power_of_two(width), num_warps=_warps(width),
             )  # fmt: skip
     return total, out
 

@@ -8,11 +8,12 @@ import triton.language as tl
 
 @triton.jit
 def norm_row(
-    x, addend, weight, total, out, width, eps, x_row, addend_row, with_addend: tl.constexpr, block: tl.constexpr
+    x, addend, weight, total, out, width, eps, x_row, addend_row,
+    with_addend: tl.constexpr, with_weight: tl.constexpr, wide: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """`total = x + addend`, rounded, and `out = weight * rounded(total / sqrt(mean(total²) + eps))`.
+    """`total = x + addend`, rounded, and `out` its norm; without an addend the norm of x; see `LayerKernels.normed`.
 
-    x, addend, total and out [rows, width], weight [width]. Without an addend it is the norm of x. Programs: rows.
+    x, addend, total and out [rows, width], weight [width]. Programs: rows.
     """
     row = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, block)
@@ -23,10 +24,35 @@ def norm_row(
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + row * width + n, rounded, mask=inside)
         value = rounded.to(tl.float32)
-    factor = tl.rsqrt(tl.sum(value * value, axis=0) / width + eps)
-    normed = (value * factor).to(out.dtype.element_ty).to(tl.float32)
-    scaled = normed * tl.load(weight + n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + n, scaled.to(out.dtype.element_ty), mask=inside)
+    scaled = _scaled(value, weight, n, inside, width, eps, out.dtype.element_ty, with_weight, wide)
+    tl.store(out + row * width + n, scaled, mask=inside)
+
+
+@triton.jit
+def norm_and_add_row(
+    x, addend, weight, out, width, eps, x_row, addend_row, wide: tl.constexpr, block: tl.constexpr
+):  # fmt: skip
+    """`out = x + norm(addend)`, the norm rounded: x, addend and out [rows, width], weight [width]. Programs: rows."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, block)
+    inside = n < width
+    value = tl.load(addend + row * addend_row + n, mask=inside, other=0.0).to(tl.float32)
+    scaled = _scaled(value, weight, n, inside, width, eps, out.dtype.element_ty, True, wide).to(tl.float32)
+    total = tl.load(x + row * x_row + n, mask=inside, other=0.0).to(tl.float32) + scaled
+    tl.store(out + row * width + n, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _scaled(
+    value, weight, n, inside, width, eps, dtype: tl.constexpr, with_weight: tl.constexpr, wide: tl.constexpr
+):  # fmt: skip
+    """[block] the norm of one row in fp32, rounded to a dtype before the weight as well unless it is wide."""
+    value = value * tl.rsqrt(tl.sum(value * value, axis=0) / width + eps)
+    if with_weight:
+        if not wide:
+            value = value.to(dtype).to(tl.float32)
+        value = value * tl.load(weight + n, mask=inside, other=0.0).to(tl.float32)
+    return value.to(dtype)
 
 
 @triton.jit

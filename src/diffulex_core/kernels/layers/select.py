@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.errors import IncompatibleError
-from diffulex_core.kernels.layers.contract import LayerCase, LayerKernels
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.layers.contract import LayerKernels
 
 if TYPE_CHECKING:
     from diffulex_core.host import Host
@@ -16,7 +17,7 @@ TORCH = "torch"
 """No kernels: the layers' own code."""
 
 
-def select_layer_kernels(name: str, host: Host, case: LayerCase) -> LayerKernels | None:
+def select_layer_kernels(name: str, host: Host, case: KernelCase) -> LayerKernels | None:
     """The kernels called `name`; with "auto" those of highest priority that can serve the case, if any is above 0.
 
     Returns:

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import attrs
-
+from diffulex_core.kernels.case import Choosable
 from diffulex_core.layers.moe.spec import Activation
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
-@attrs.frozen(kw_only=True)
-class ExpertsCase:
-    """Where the experts of one engine run; implementations answer with the reasons they cannot serve it.
-
-    Attributes:
-        device_type: "cpu", "cuda" ...
-        dtype: of weights and activations.
-    """
-
-    device_type: str
-    dtype: torch.dtype
-
-
 @runtime_checkable
-class ExpertsKernel(Protocol):
+class ExpertsKernel(Choosable, Protocol):
     """Gated MLPs, each over the rows that chose it."""
-
-    def reasons(self, case: ExpertsCase) -> Sequence[str]:
-        """Why the implementation cannot serve; empty when it can."""
-        ...
-
-    def priority(self, case: ExpertsCase) -> int:
-        """How well it serves a case that it can serve: "auto" takes the highest."""
-        ...
 
     def __call__(
         self, x: Tensor, ids: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, activation: Activation

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from diffulex_core.kernels.case import KernelCase
 from diffulex_core.kernels.moe.arrange import arrange
-from diffulex_core.kernels.moe.contract import ExpertsCase, live_ids
+from diffulex_core.kernels.moe.contract import live_ids
 from diffulex_core.layers.moe.spec import Activation
 
 TILES = (16, 64)
@@ -20,7 +21,7 @@ COLUMNS, DEPTH = 64, 32
 class TritonExperts:
     """Bits are the same in every run: nothing is added atomically."""
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         """Triton must be there, and a CUDA device or Triton's interpreter."""
         if find_spec("triton") is None:
             return ["triton is not installed (pip install 'diffulex-core[triton]')"]
@@ -28,7 +29,7 @@ class TritonExperts:
             return []
         return [f"it runs on CUDA devices, not on {case.device_type!r}; TRITON_INTERPRET=1 lets the CPU interpret it"]
 
-    def priority(self, case: ExpertsCase) -> int:
+    def priority(self, case: KernelCase) -> int:
         """The best on a GPU; the interpreter is for tests."""
         return 20 if case.device_type == "cuda" else 5
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffulex_core.kernels.moe.contract import ExpertsCase, live_ids
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.moe.contract import live_ids
 from diffulex_core.layers.activations import ACTIVATIONS
 from diffulex_core.layers.moe.spec import Activation
 
@@ -20,11 +21,11 @@ are taken to be multiples of 4, as in every published model; else they depend on
 class TorchExperts:
     """Runs wherever torch does. On a GPU every call waits for the row counts."""
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         """It runs everywhere."""
         return []
 
-    def priority(self, case: ExpertsCase) -> int:
+    def priority(self, case: KernelCase) -> int:
         """The best on the CPU."""
         return 10
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffulex_core.kernels.moe.contract import ExpertsCase, live_ids
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.moe.contract import live_ids
 from diffulex_core.layers.activations import ACTIVATIONS
 from diffulex_core.layers.moe.spec import Activation
 
@@ -13,11 +14,11 @@ from diffulex_core.layers.moe.spec import Activation
 class NaiveExperts:
     """Every product in fp32, whatever the dtype of the weights."""
 
-    def reasons(self, case: ExpertsCase) -> list[str]:
+    def reasons(self, case: KernelCase) -> list[str]:
         """It runs everywhere."""
         return []
 
-    def priority(self, case: ExpertsCase) -> int:
+    def priority(self, case: KernelCase) -> int:
         """The last choice."""
         return 0
 

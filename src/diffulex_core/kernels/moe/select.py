@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.errors import IncompatibleError
-from diffulex_core.kernels.moe.contract import ExpertsCase, ExpertsKernel
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.moe.contract import ExpertsKernel
 
 if TYPE_CHECKING:
     from diffulex_core.host import Host
@@ -16,7 +17,7 @@ MOE_GEMM = "moe_gemm."
 AUTO = "auto"
 
 
-def select_experts_kernel(name: str, host: Host, case: ExpertsCase) -> ExpertsKernel:
+def select_experts_kernel(name: str, host: Host, case: KernelCase) -> ExpertsKernel:
     """The kernel called `name`, or with "auto" the one of highest priority that can serve the case.
 
     Raises:
@@ -40,7 +41,7 @@ def select_experts_kernel(name: str, host: Host, case: ExpertsCase) -> ExpertsKe
     raise IncompatibleError(refusals or ["No kernel for experts is registered."])
 
 
-def _by_priority(host: Host, case: ExpertsCase) -> list[tuple[str, ExpertsKernel]]:
+def _by_priority(host: Host, case: KernelCase) -> list[tuple[str, ExpertsKernel]]:
     """Every registered kernel and its name without the common beginning, the best first."""
     names = [entry.descriptor.name for entry in host.components["kernel"].entries()]
     kernels = [(name.removeprefix(MOE_GEMM), _load(name, host)) for name in names if name.startswith(MOE_GEMM)]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from diffulex_core.kernels.moe import ExpertsCase, ExpertsKernel
+from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.layers.moe.spec import Activation
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
 from diffulex_core.testing.effort import Effort
@@ -35,7 +36,7 @@ class Problem:
         seed: of the numbers.
     """
 
-    case: ExpertsCase
+    case: KernelCase
     rows: int
     slots: int
     experts: int
@@ -74,11 +75,11 @@ class Problem:
         )
 
 
-def _cases(subject: ExpertsSubject) -> list[ExpertsCase]:
+def _cases(subject: ExpertsSubject) -> list[KernelCase]:
     """What the kernel serves on this machine."""
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     made = subject.factory()
-    cases = [ExpertsCase(device_type=device, dtype=dtype) for device in devices for dtype in DTYPES]
+    cases = [KernelCase(device_type=device, dtype=dtype) for device in devices for dtype in DTYPES]
     return [case for case in cases if not made.reasons(case)]
 
 
@@ -127,7 +128,7 @@ def check_experts_say_whom_they_serve(subject: ExpertsSubject, effort: Effort) -
     """
     for device in ("cpu", "cuda", "xpu"):
         for dtype in (*DTYPES, torch.float64):
-            case = ExpertsCase(device_type=device, dtype=dtype)
+            case = KernelCase(device_type=device, dtype=dtype)
             first, again = subject.factory().reasons(case), subject.factory().reasons(case)
             if isinstance(first, str) or list(first) != list(again) or not all(type(each) is str for each in first):
                 raise CheckFailed(f"`reasons` of {case} is {first!r}, and then {again!r}; expected are sentences.")
