@@ -11,7 +11,7 @@ import attrs
 
 from diffulex_core.checkpoint import read_generation_config, read_json_config
 from diffulex_core.config.engine_config import EngineConfig
-from diffulex_core.config.layers import read_config_file, user_layers
+from diffulex_core.config.layers import ConfigFile, read_config_file, user_layers
 from diffulex_core.config.resolve import resolve
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.config.settle import given_text
@@ -46,7 +46,7 @@ def load_config(
     options: Mapping[str, object],
     *,
     host: Host,
-    config_file: Path | None = None,
+    config_file: Path | ConfigFile | None = None,
     environ: Mapping[str, str] | None = None,
     strict: bool = False,
     given_by: str = "the caller",
@@ -64,7 +64,7 @@ def load_config(
     """
     from diffulex_core.tokenizer import eos_ids_from_tokenizer, load_tokenizer, mask_id_from_tokenizer, token_ids
 
-    file = None if config_file is None else read_config_file(config_file)
+    file = read_config_file(config_file) if isinstance(config_file, Path) else config_file
     schema = build_schema(core_sections())
     given = dict(options) if model is None else {**options, "model": model}
     layers = user_layers(schema, given, config_file=file, environ=environ, strict=strict, given_by=given_by)
