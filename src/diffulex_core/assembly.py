@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,15 +17,16 @@ from diffulex_core.host import Host
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.observers import Observer, combine
 from diffulex_core.pattern import AttentionPattern
+from diffulex_core.profiling.profiler import EngineProfiler
+from diffulex_core.profiling.ring import StepRing
+from diffulex_core.profiling.stages import StageClock
 from diffulex_core.protocols import AutoNFE, Executor, KVCacheManager, ModelRunner, ReqContext, ReqFactory, Scheduler
 from diffulex_core.replicas import ReplicaExecutor, ReplicaScheduler
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sizing import Capacity, choose_num_pages
-from diffulex_core.tracing import JsonTrace, TorchProfiler
+from diffulex_core.tracing import JsonTrace
 from diffulex_core.weights.lora import warn_of_another_base
 from diffulex_core.worker import Blueprint, component, make_pattern
-
-_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -39,10 +39,11 @@ class Parts:
     req: ReqFactory
     req_context: ReqContext
     scheduler: Scheduler
-    kv_caches: tuple[KVCacheManager, ...]
     runner: ModelRunner
     observer: Observer
-    profiler: TorchProfiler | None
+    profiler: EngineProfiler
+    clock: StageClock
+    times: StepRing
 
 
 def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
@@ -61,25 +62,26 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
     )
     if loaded.adapter is not None:
         warn_of_another_base(loaded.adapter, (config.model.model, str(loaded.folder)))
-    pattern = make_pattern(config, host)
+    pattern, profiling = make_pattern(config, host), config.runtime.profiler_config
     with ExitStack() as undo:
         executor = _executor(blueprint, host)
         undo.callback(executor.close)
         num_pages = _num_pages(config, executor.capacity())
         executor.allocate(num_pages)
-        profiler = _profiler(config)
-        scheduler, kv_caches = _schedulers(config, host, pattern, num_pages)
+        clock, times = StageClock(("schedule", "execute", "update")), StepRing(profiling.keep_steps)
+        profiler = EngineProfiler(profiling, executor=executor, steps=times, clock=clock)
         parts = Parts(
             config=config,
             tokenizer=loaded.tokenizer,
             vocab_size=executor.vocab_size,
             req=_request_factory(config, host),
             req_context=_req_context(config, pattern, executor.vocab_size),
-            scheduler=scheduler,
-            kv_caches=kv_caches,
+            scheduler=_schedulers(config, host, pattern, num_pages),
             runner=executor,
             observer=_observer(config, host, profiler),
             profiler=profiler,
+            clock=clock,
+            times=times,
         )
         undo.pop_all()
     return parts
@@ -115,20 +117,14 @@ def _executor_name(config: EngineConfig) -> str:
     return "in_process" if parallel.tensor_parallel_size * parallel.data_parallel_size == 1 else "spawned"
 
 
-def _schedulers(
-    config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int
-) -> tuple[Scheduler, tuple[KVCacheManager, ...]]:
-    """One scheduler for each replica, behind a common one where there are several, and the pages of each."""
-    made = [_scheduler(config, host, pattern, num_pages) for _ in range(config.parallel.data_parallel_size)]
-    schedulers = [scheduler for scheduler, _ in made]
-    common = schedulers[0] if len(schedulers) == 1 else ReplicaScheduler(schedulers)
-    return common, tuple(kv_cache for _, kv_cache in made)
+def _schedulers(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:
+    """One scheduler for each replica, behind a common one where there are several."""
+    schedulers = [_scheduler(config, host, pattern, num_pages) for _ in range(config.parallel.data_parallel_size)]
+    return schedulers[0] if len(schedulers) == 1 else ReplicaScheduler(schedulers)
 
 
-def _scheduler(
-    config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int
-) -> tuple[Scheduler, KVCacheManager]:
-    """A scheduler, and the pages of its own that it divides."""
+def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:
+    """A scheduler over pages of its own."""
     make_cache = component(host, "kv_cache", config.strategy.kv_cache, PagedKVCache)
     kv_cache: KVCacheManager = make_cache(
         num_pages=num_pages,
@@ -144,7 +140,7 @@ def _scheduler(
         block_size=pattern.block_size,
         max_refresh_tokens=config.schedule.max_refresh_tokens,
     )
-    return scheduler, kv_cache
+    return scheduler
 
 
 def _request_factory(config: EngineConfig, host: Host) -> ReqFactory:
@@ -186,16 +182,6 @@ def _req_context(config: EngineConfig, pattern: AttentionPattern, vocab_size: in
     )
 
 
-def _profiler(config: EngineConfig) -> TorchProfiler | None:
-    if config.runtime.profiler_config.profiler is None:
-        return None
-    if _executor_name(config) != "in_process":
-        _log.warning(
-            "The profiler records the engine's own process, and the network runs in others. Profile one process."
-        )
-    return TorchProfiler(config.runtime.profiler_config)
-
-
-def _observer(config: EngineConfig, host: Host, profiler: TorchProfiler | None) -> Observer:
+def _observer(config: EngineConfig, host: Host, profiler: EngineProfiler) -> Observer:
     trace = JsonTrace(Path(config.runtime.trace_path)) if config.runtime.trace_path else None
     return combine((trace, profiler, *host.hooks.diffulex_make_observer(config=config)))

@@ -16,15 +16,16 @@ import attrs
 from diffulex_core.admission import Prompt, as_list, check_logprobs, check_params, check_prompt, check_token_ids
 from diffulex_core.assembly import Parts, assemble
 from diffulex_core.canvas.options import check_applies
-from diffulex_core.config import ConfigFile, EngineConfig
+from diffulex_core.config import EngineConfig, ProfilerConfig
 from diffulex_core.config.load import load_config
-from diffulex_core.errors import ConfigError, EngineClosed, NonFiniteLogits
+from diffulex_core.errors import EngineClosed, NonFiniteLogits
 from diffulex_core.evaluation.likelihood import Estimate, log_likelihoods
 from diffulex_core.generation import Generation, StepResult
 from diffulex_core.host import Host
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
 from diffulex_core.presets import preset_arguments
+from diffulex_core.profiling.ring import StepTimes
 from diffulex_core.progress import Progress
 from diffulex_core.protocols import Req
 from diffulex_core.sampling_params import SamplingParams
@@ -48,7 +49,7 @@ class Diffulex:
             `config_file` or `environ` say.
         plugins: names of the plugins to use; None = all that are installed.
         host: discovered plugins to use instead of discovering anew.
-        config_file: YAML or TOML file with further keys, or what was read from one; keywords given here win.
+        config_file: YAML or TOML file with further keys; keywords given here win.
         environ: variables that may set keys as `DIFFULEX_<SECTION>__<KEY>`; None = none. The command line passes its
             own.
         strict: refuse keywords that no section owns instead of warning.
@@ -65,7 +66,7 @@ class Diffulex:
         *,
         plugins: Sequence[str] | None = None,
         host: Host | None = None,
-        config_file: str | Path | ConfigFile | None = None,
+        config_file: str | Path | None = None,
         environ: Mapping[str, str] | None = None,
         strict: bool = False,
         **options: Any,
@@ -75,7 +76,7 @@ class Diffulex:
             None if model is None else str(model),
             options,
             host=host,
-            config_file=Path(config_file) if isinstance(config_file, str) else config_file,
+            config_file=None if config_file is None else Path(config_file),
             environ=environ,
             strict=strict,
         )
@@ -105,11 +106,6 @@ class Diffulex:
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer (a transformers tokenizer)."""
         return self._open.tokenizer
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that the network knows; ids are below it."""
-        return self._open.vocab_size
 
     def preset(self, name: str, **settings: Any) -> SamplingParams:
         """The sampling parameters that the strategy calls `name`, as `engine.preset("factual", max_tokens=32)`.
@@ -273,12 +269,19 @@ class Diffulex:
         parts = self._open
         began = self.now()
         self._ended.clear()
+        parts.clock.reset()
+        parts.clock.begin("schedule")
         plan = parts.scheduler.schedule()
         if plan is None:
+            parts.clock.reset()
             return StepResult(plan=None, output=None, seconds=0.0, finished=self._take_finished() if collect else ())
         canvases = self._trace(plan)
+        parts.clock.begin("execute")
         output = parts.runner.execute(plan)
+        parts.clock.begin("update")
         done = parts.scheduler.update(plan, output)
+        schedule, execute, update = parts.clock.finish()
+        parts.times.add(plan, output, schedule=schedule, execute=execute, update=update)
         ended = self.now()
         self._record(plan, output, canvases, began, ended)
         gone = [*(request.request_id for request in done), *self._stop_on_strings(plan)]
@@ -310,46 +313,40 @@ class Diffulex:
         Raises:
             KeyError: there is no such request.
         """
-        request = self._here(request_id)
+        request = (self._tickets.get(request_id) or self._ended[request_id]).request
         text = readable(request.output_tokens, lambda some: self._text(some, request.params))
         return request.canvas, settled(text, request.params.stop)
-
-    def look(self, request_id: int) -> tuple[Canvas, IntArray]:
-        """Canvas and [n] final tokens so far of a request, as `peek` but without spelling them out.
-
-        The tokens are the canvas' first ones. A stop string may still cut some off.
-
-        Raises:
-            KeyError: there is no such request.
-        """
-        request = self._here(request_id)
-        return request.canvas, request.output_tokens
-
-    @property
-    def cache_pages(self) -> tuple[int, int]:
-        """Pages of the KV cache, those of all replicas together: how many there are, and how many are free."""
-        caches = self._open.kv_caches
-        return sum(cache.num_pages for cache in caches), sum(cache.num_free_pages for cache in caches)
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._open.scheduler.has_work()
 
-    def start_profile(self, prefix: str | None = None) -> None:
-        """Begin a profiler recording.
+    def start_profile(
+        self, prefix: str | None = None, config: ProfilerConfig | Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin to record what this process and the workers do, in place of a recording that runs.
 
+        Args:
+            prefix: first part of the names of all files; None = the configured `run_id`, or the time.
+            config: what to record; None = the engine's `profiler_config`, and a mapping's keys stand in place of
+                those. One with a `torch_profiler_dir` is enough.
         Raises:
-            ConfigError: no profiler is configured.
+            NoProfiler: neither the engine nor `config` says where files are written.
+            ConfigError: `config` cannot be used, or its directory cannot be made; nothing is recorded.
         """
-        profiler = self._open.profiler
-        if profiler is None:
-            raise ConfigError(["No profiler is configured. Set profiler='torch' and torch_profiler_dir."])
-        profiler.start(prefix)
+        self._open.profiler.start(prefix, config)
 
-    def stop_profile(self) -> Path | None:
-        """End the recording; returns the trace's path, or None when nothing was recorded."""
-        profiler = self._open.profiler
-        return None if profiler is None else profiler.stop()
+    def stop_profile(self) -> tuple[Path, ...]:
+        """End the recording and return its files, those of the workers too; none when no step was recorded."""
+        return self._open.profiler.stop()
+
+    def recent_steps(self, count: int | None = None) -> tuple[StepTimes, ...]:
+        """What the latest steps computed and how long their stages took, oldest first.
+
+        Args:
+            count: so many at most; None = all that are kept (`profiler_config.keep_steps`).
+        """
+        return self._open.times.last(count)
 
     def close(self) -> None:
         """Free the model and the cache. Unfinished requests end as aborted. Calling it again does nothing."""
@@ -366,9 +363,6 @@ class Diffulex:
     def exit(self) -> None:
         """The same as `close()`."""
         self.close()
-
-    def _here(self, request_id: int) -> Req:
-        return (self._tickets.get(request_id) or self._ended[request_id]).request
 
     @property
     def _open(self) -> Parts:

@@ -121,6 +121,10 @@ class PeerLost(WorkerError):
     """A worker waited for the others longer than `distributed_timeout_seconds`, or its connection to them broke."""
 
 
+class NoProfiler(DiffulexError, RuntimeError):
+    """A profile was asked for, and nothing says what is recorded and where it is written."""
+
+
 class EngineClosed(DiffulexError, RuntimeError):
     """The engine was closed; create a new one."""
 

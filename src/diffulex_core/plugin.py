@@ -30,6 +30,7 @@ from diffulex_core.errors import (
     InvalidPrompt,
     InvalidSamplingParams,
     NonFiniteLogits,
+    NoProfiler,
     OutOfPages,
     PeerLost,
     PluginError,
@@ -41,6 +42,7 @@ from diffulex_core.errors import (
 from diffulex_core.hookspecs import ENTRY_POINT_GROUP, Register
 from diffulex_core.observers import Observer
 from diffulex_core.pattern import AttentionPattern, BlockCausal, Extent, FullPrefix, IntArray, Phase
+from diffulex_core.profiling.stages import StageClock, StageSeconds
 from diffulex_core.protocols import (
     AttentionBackend,
     AutoNFE,
@@ -55,6 +57,7 @@ from diffulex_core.protocols import (
     ModelRunner,
     ModelSource,
     PartwiseSampler,
+    ProfiledExecutor,
     Req,
     ReqContext,
     ReqFactory,
@@ -62,6 +65,7 @@ from diffulex_core.protocols import (
     Scheduler,
     SelfConditioned,
     SoftInputNetwork,
+    StagedRunner,
     WeightResolver,
 )
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
@@ -140,6 +144,7 @@ __all__ = [
     "ModelFamily",
     "ModelRunner",
     "ModelSource",
+    "NoProfiler",
     "NonFiniteLogits",
     "Observer",
     "OutOfPages",
@@ -147,6 +152,7 @@ __all__ = [
     "PeerLost",
     "Phase",
     "PluginError",
+    "ProfiledExecutor",
     "PromptTooLong",
     "Questions",
     "Refresh",
@@ -168,6 +174,9 @@ __all__ = [
     "SoftInputNetwork",
     "Span",
     "SparseConfig",
+    "StageClock",
+    "StageSeconds",
+    "StagedRunner",
     "StepOutput",
     "StepPlan",
     "Terms",

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffulex_core.context import ForwardContext
+    from diffulex_core.profiling.session import Recording
+    from diffulex_core.profiling.stages import StageClock
     from diffulex_core.sizing import Capacity
     from diffulex_core.weights.types import LoadContext, ResolvedWeight
 
@@ -280,6 +282,16 @@ class ModelRunner(Protocol):
 
 
 @runtime_checkable
+class StagedRunner(Protocol):
+    """What a runner offers besides `ModelRunner` that times its stages (`StepOutput.stages`)."""
+
+    @property
+    def clock(self) -> StageClock:
+        """The clock of its stages; a profiler watches it."""
+        ...
+
+
+@runtime_checkable
 class Executor(Protocol):
     """Where the network runs: it loads it, says what fits, and then executes plans as a `ModelRunner`.
 
@@ -307,6 +319,19 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the device memory and end what was started. Calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class ProfiledExecutor(Protocol):
+    """What an executor offers besides `Executor` whose processes can be profiled."""
+
+    def start_profile(self, recording: Recording) -> None:
+        """Time stages by when the device is done with them, and record the processes other than this one."""
+        ...
+
+    def stop_profile(self) -> tuple[Path, ...]:
+        """End that, and return the files that were written. Without a recording that runs it does nothing."""
         ...
 
 

@@ -10,12 +10,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
 from diffulex_core.distributed.group import refuse_fork
-from diffulex_core.protocols import Executor, Req, Scheduler
+from diffulex_core.profiling.session import Recording
+from diffulex_core.profiling.stages import StageSeconds
+from diffulex_core.protocols import Executor, ProfiledExecutor, Req, Scheduler
 from diffulex_core.sizing import Capacity
 from diffulex_core.types import CompletionReason, StepOutput, StepPlan
 
@@ -128,7 +132,19 @@ class ReplicaExecutor:
         return StepOutput(
             decisions=tuple(decision for output in outputs for decision in output.decisions),
             head_rows=sum(output.head_rows for output in outputs),
+            stages=_of_the_slowest(outputs),
         )
+
+    def start_profile(self, recording: Recording) -> None:
+        """See `ProfiledExecutor`; replicas that cannot be profiled are left out."""
+        self._together([partial(executor.start_profile, recording) for executor in self._profiled])
+
+    def stop_profile(self) -> tuple[Path, ...]:
+        return tuple(chain(*self._together([executor.stop_profile for executor in self._profiled])))
+
+    @property
+    def _profiled(self) -> list[ProfiledExecutor]:
+        return [executor for executor in self._executors if isinstance(executor, ProfiledExecutor)]
 
     def close(self) -> None:
         with ThreadPoolExecutor(len(self._executors)) as threads:  # the others may be busy with a call that ends here
@@ -151,3 +167,9 @@ class ReplicaExecutor:
             if future.done() and future.exception() is not None:
                 future.result()
         return [future.result() for future in futures]
+
+
+def _of_the_slowest(outputs: Sequence[StepOutput]) -> StageSeconds | None:
+    """The stages of the replica that the others waited for."""
+    said = [output.stages for output in outputs if output.stages is not None]
+    return max(said, key=lambda stages: stages.total, default=None)

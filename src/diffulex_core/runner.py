@@ -14,6 +14,7 @@ from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import ROW_MULTIPLE, BlendedRows, PackedStep, pack, parts_of_head, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
+from diffulex_core.profiling.stages import StageClock, stage_seconds
 from diffulex_core.protocols import (
     AttentionBackend,
     BelievingSampler,
@@ -62,22 +63,34 @@ class EagerRunner:
         self._selects = model if isinstance(model, SelectingNetwork) and model.selects else None
         self._max_logits_tokens = max_logits_tokens
         self._cache_policy = cache_policy
+        self._clock = StageClock()
+
+    @property
+    def clock(self) -> StageClock:
+        """The clock of its stages."""
+        return self._clock
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         assert self._model is not None, "the runner is closed"
+        self._clock.reset()
+        self._clock.begin("pack")
         self._kept.drop(plan.ended)
         self._beliefs.drop(plan.ended)
         step = pack(plan, self._pattern, self._model.windows, self._page_size)
-        hidden = self._model(self._move(step.input_ids), self._move(step.positions), self._context(step))
+        inputs = self._move(step.input_ids), self._move(step.positions), self._context(step)
+        self._clock.begin("forward")
+        hidden = self._model(*inputs)
+        self._clock.begin("sample")
         chosen = self._head_input(hidden, step)
         if step.kept:
             self._kept.keep(step.kept, hidden[self._move(step.kept_rows)])
         count = len(step.head_rows)
         if count == 0:
-            return StepOutput(decisions=tuple(_nothing() for _ in plan.windows), head_rows=0)
-        decisions = self._sample(chosen, step)
-        return StepOutput(decisions=tuple(decisions), head_rows=len(chosen))
+            nothing = tuple(_nothing() for _ in plan.windows)
+            return StepOutput(decisions=nothing, head_rows=0, stages=stage_seconds(self._clock))
+        decisions = tuple(self._sample(chosen, step))
+        return StepOutput(decisions=decisions, head_rows=len(chosen), stages=stage_seconds(self._clock))
 
     def close(self) -> None:
         self._model = None
@@ -100,13 +113,13 @@ class EagerRunner:
             by_facts[step.guided.at] = False
             if by_facts.any():
                 return self._select(chosen, step, model, selecting, by_facts)
-        if self._partwise is None or len(parts) == 1:
+        if self._partwise is None:
             return self._sampler.sample(self._logits(chosen, step, np.arange(count)), step.sampling)
         scored = [
             self._partwise.score(self._logits(chosen, step, np.arange(begin, end)), step.sampling.part(begin, end))
             for begin, end in parts
         ]
-        return self._partwise.decide(torch.cat(scored, dim=1), step.sampling)
+        return self._decide(self._partwise, scored, step)
 
     def _select(
         self, chosen: Tensor, step: PackedStep, model: SelectingNetwork, sampler: SelectingSampler, by_facts: BoolArray
@@ -126,7 +139,13 @@ class EagerRunner:
                 logits = self._logits(chosen, step, part)
                 whole[:, self._move(part)] = sampler.score(logits, step.sampling.at(part))
             scored = whole
-        return sampler.decide(scored, step.sampling)
+        return self._decide(sampler, [scored], step)
+
+    def _decide(self, sampler: PartwiseSampler, scored: Sequence[Tensor], step: PackedStep) -> Sequence[Decision]:
+        """The decisions from the facts of all parts of the head's rows; waits for the device."""
+        facts = scored[0] if len(scored) == 1 else torch.cat(tuple(scored), dim=1)
+        self._clock.begin("copy")
+        return sampler.decide(facts, step.sampling)
 
     def _logits(self, chosen: Tensor, step: PackedStep, wanted: IntArray) -> Tensor:
         """[n, columns]: logits of n of the head's rows, ascending, joined with those of their second rows."""
@@ -162,7 +181,7 @@ class EagerRunner:
             if len(rows):
                 embeddings.append(model.soft_embeddings(believed)[: len(rows)])
         self._beliefs.keep(step.remembered, torch.cat(embeddings))
-        return sampler.decide(torch.cat(scored, dim=1), step.sampling)
+        return self._decide(sampler, scored, step)
 
     def _soft_inputs(self, step: PackedStep) -> SoftInputs | None:
         if step.blended is not None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffulex_core.pattern import IntArray, Phase
+from diffulex_core.profiling.stages import StageSeconds
 from diffulex_core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -414,10 +415,12 @@ class StepOutput:
     Attributes:
         decisions: one for each window of the plan.
         head_rows: rows that went through the language-model head.
+        stages: how long the stages took; None where the runner does not say.
     """
 
     decisions: tuple[Decision, ...]
     head_rows: int
+    stages: StageSeconds | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -88,14 +88,20 @@ DEFAULTS: dict[str, Any] = {
     "skip_warmup": False,
     "profiler_config.profiler": None,
     "profiler_config.torch_profiler_dir": "",
+    "profiler_config.formats": ("trace.json", "summary", "stages"),
+    "profiler_config.activities": (),
     "profiler_config.record_shapes": False,
     "profiler_config.profile_memory": False,
     "profiler_config.with_stack": False,
+    "profiler_config.with_flops": False,
     "profiler_config.with_modules": False,
     "profiler_config.use_cuda": True,
     "profiler_config.delay_iterations": 0,
+    "profiler_config.warmup_iterations": 0,
     "profiler_config.max_iterations": 0,
+    "profiler_config.repeat": 1,
     "profiler_config.run_id": None,
+    "profiler_config.keep_steps": 256,
     "trace_path": "",
     "save_trace": False,
     "use_lora": False,
@@ -121,6 +127,12 @@ ALIASES = {
     "profiler_delay_iterations": "profiler_config.delay_iterations",
     "profiler_max_iterations": "profiler_config.max_iterations",
     "profiler_run_id": "profiler_config.run_id",
+    "profiler_formats": "profiler_config.formats",
+    "profiler_activities": "profiler_config.activities",
+    "profiler_with_flops": "profiler_config.with_flops",
+    "profiler_warmup_iterations": "profiler_config.warmup_iterations",
+    "profiler_repeat": "profiler_config.repeat",
+    "profiler_keep_steps": "profiler_config.keep_steps",
     "decoding_thresholds.add_block_threshold": "add_block_threshold",
     "decoding_thresholds.semi_complete_threshold": "semi_complete_threshold",
     "decoding_thresholds.accept_threshold": "accept_threshold",
@@ -198,6 +210,12 @@ REFUSED: dict[str, list[object]] = {
     "profiler_config.use_cuda": ["no"],
     "profiler_config.delay_iterations": [-1],
     "profiler_config.max_iterations": [-1],
+    "profiler_config.warmup_iterations": [-1],
+    "profiler_config.repeat": [-1],
+    "profiler_config.keep_steps": [0, 1_000_001],
+    "profiler_config.formats": [["perfetto"]],
+    "profiler_config.activities": [["xpu"]],
+    "profiler_config.with_flops": ["no"],
     "save_trace": ["no"],
     "use_lora": ["no"],
     "pre_merge_lora": ["no"],
@@ -254,7 +272,12 @@ def test_every_key_has_a_sentence_of_help(spec: KeySpec) -> None:
 def test_an_alias_sets_what_the_public_name_sets(alias: str, name: str) -> None:
     spec = SCHEMA.by_name[name]
     other: object = {int: 8, float: 0.25, bool: not spec.default, str: "text"}.get(type(spec.default), "torch")
-    other = {"eos_token_ids": [3, 5], "max_logits_tokens": 64}.get(name, other)
+    other = {
+        "eos_token_ids": [3, 5],
+        "max_logits_tokens": 64,
+        "profiler_config.formats": ["stages"],
+        "profiler_config.activities": ["cpu"],
+    }.get(name, other)
     base: dict[str, object] = {"torch_profiler_dir": "traces"} if name == "profiler_config.profiler" else {}
     base |= {"block_size": 4} if name == "page_size" else {}
     model = None if name == "model" else "ckpt"

@@ -33,6 +33,8 @@ def values_of(spec: KeySpec) -> st.SearchStrategy[Any]:
         "attn_impl": st.sampled_from(["auto", "naive", "torch_ref"]),
         "layer_impl": st.sampled_from(["auto", "torch"]),
         "profiler_config.torch_profiler_dir": st.just("traces"),
+        "profiler_config.formats": st.lists(st.sampled_from(["trace.json", "trace.json.gz", "summary", "stages"])),
+        "profiler_config.activities": st.lists(st.sampled_from(["cpu", "cuda"])),
         "max_num_batched_tokens": st.integers(32 * 64, 100_000),
         "buffer_size": st.integers(1, 64),
         "sampling_mode": st.just("naive"),

@@ -25,6 +25,7 @@ ERRORS = [
     errors.OutOfPages("5"),
     errors.WorkerError("gone", rank=3, replica=1, exit_code=-9),
     errors.PeerLost("late", rank=2),
+    errors.NoProfiler("not configured"),
     errors.EngineClosed("closed"),
     MemoryError("full"),
 ]

@@ -129,14 +129,12 @@ def seconds_until(gone: list[psutil.Process]) -> float:
 
 
 def test_an_error_of_a_lone_worker_arrives_as_it_is_and_the_engine_goes_on(
-    faulty: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    faulty: Host,
 ) -> None:
-    profiler = {"profiler": "torch", "torch_profiler_dir": str(tmp_path)}
     with (
-        engine(device="cpu", profiler_config=profiler) as plain,
-        faulty_engine(faulty, executor="spawned", profiler_config=profiler) as ready,
+        engine(device="cpu") as plain,
+        faulty_engine(faulty, executor="spawned") as ready,
     ):
-        assert caplog.text.count("The profiler records the engine's own process") == 1
         [wanted] = plain.generate([prompt(9)], GOOD)
         [answer] = ready.generate([prompt(9)], GOOD)
         assert answer.token_ids == wanted.token_ids

@@ -39,7 +39,7 @@ def check_together(settings: Settings, unread: frozenset[str], report: Report) -
             if "buffer_size" not in unread
             else []
         ),
-        (_profiler_has_a_place, ("profiler_config.profiler", "profiler_config.torch_profiler_dir")),
+        (profiler_has_a_place, ("profiler_config.profiler", "profiler_config.torch_profiler_dir")),
         (_adapter_has_a_place, ("use_lora", "lora_path")),
         (_pool_is_odd, ("sparse.pool_kernel",)),
         (_delay_is_within_a_block, ("sparse.delay_step", "sparse.default_block_len")),
@@ -144,10 +144,11 @@ def _budget_holds_a_window(settings: Settings) -> Iterator[str]:
         )
 
 
-def _profiler_has_a_place(settings: Settings) -> Iterator[str]:
+def profiler_has_a_place(settings: Settings) -> Iterator[str]:
+    """A profiler without a directory is a problem."""
     place = settings["profiler_config.torch_profiler_dir"]
     if settings["profiler_config.profiler"].value == "torch" and not place.value:
-        yield place.problem("the torch profiler writes traces; name a directory, or leave the profiler out")
+        yield place.problem("the torch profiler writes files; name a directory, or leave the profiler out")
 
 
 def _adapter_has_a_place(settings: Settings) -> Iterator[str]:

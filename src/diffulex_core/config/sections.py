@@ -13,6 +13,7 @@ SIZES = (4, 8, 16, 32)
 """Block and page sizes for every family and strategy; their descriptors may add others (`sizes`)."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ProfileFormat = Literal["trace.json", "trace.json.gz", "summary", "stages"]
 
 
 @attrs.frozen(kw_only=True)
@@ -240,20 +241,53 @@ class AttentionSection:
 
 @attrs.frozen(kw_only=True)
 class ProfilerConfig:
-    """The PyTorch profiler. Steps are counted from the start of profiling."""
+    """The PyTorch profiler, and how many steps' stage times are kept. Steps are counted from the start of a profile."""
 
     profiler: Literal["torch"] | None = key(None, "Profiler; null = none.", aliases=("profiler",))
     torch_profiler_dir: str = key(
-        "", "Directory of the traces; needed with profiler=torch.", aliases=("torch_profiler_dir",)
+        "", "Directory of the files; needed with profiler=torch.", aliases=("torch_profiler_dir",)
+    )
+    formats: tuple[ProfileFormat, ...] = key(
+        ("trace.json", "summary", "stages"),
+        "What is written: Chrome traces, plain or compressed; summaries of the operations as text, CSV and JSON; the "
+        "stage times of each step as CSV.",
+        aliases=("profiler_formats",),
+    )
+    activities: tuple[Literal["cpu", "cuda"], ...] = key(
+        (), "What is recorded; empty = cpu and, with use_cuda, cuda.", aliases=("profiler_activities",)
     )
     record_shapes: bool = key(False, "Record input shapes.", aliases=("profiler_record_shapes",))
     profile_memory: bool = key(False, "Record memory use.", aliases=("profiler_memory",))
     with_stack: bool = key(False, "Record source lines.", aliases=("profiler_with_stack",))
+    with_flops: bool = key(
+        False, "Estimate the operations of matrix products and convolutions.", aliases=("profiler_with_flops",)
+    )
     with_modules: bool = key(False, "Record the module hierarchy.", aliases=("profiler_with_modules",))
     use_cuda: bool = key(True, "Record CUDA activity where there is a CUDA device.", aliases=("profiler_use_cuda",))
     delay_iterations: int = key(0, "Steps to skip before recording.", aliases=("profiler_delay_iterations",), minimum=0)
+    warmup_iterations: int = key(
+        0,
+        "Steps after those to profile without recording, so that its own start is not recorded.",
+        aliases=("profiler_warmup_iterations",),
+        minimum=0,
+    )
     max_iterations: int = key(0, "Steps to record; 0 = until stopped.", aliases=("profiler_max_iterations",), minimum=0)
-    run_id: str | None = key(None, "Name of the run's trace; null = the time it started.", aliases=("profiler_run_id",))
+    repeat: int = key(
+        1,
+        "How often to skip, warm up and record max_iterations steps, into files of their own; 0 = until stopped.",
+        aliases=("profiler_repeat",),
+        minimum=0,
+    )
+    run_id: str | None = key(
+        None, "First part of the files' names; null = the time of the start.", aliases=("profiler_run_id",)
+    )
+    keep_steps: int = key(
+        256,
+        "Steps whose stage times are kept, always and without a profiler: the latest ones.",
+        aliases=("profiler_keep_steps",),
+        minimum=1,
+        maximum=1_000_000,
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -26,6 +26,8 @@ _DOING: dict[Method, str] = {
     "capacity": "loading",
     "allocate": "allocating the KV cache",
     "execute": "executing a step",
+    "start_profile": "starting a profile",
+    "stop_profile": "writing a profile",
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffulex_core.distributed.torch_group import Rendezvous
     from diffulex_core.worker import Blueprint
 
-Method = Literal["capacity", "allocate", "execute"]
+Method = Literal["capacity", "allocate", "execute", "start_profile", "stop_profile"]
 
 Manifest = tuple[tuple[str, str, str], ...]
 """(plugin, dist, version) of every loaded plugin, sorted."""

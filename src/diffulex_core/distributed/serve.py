@@ -21,6 +21,10 @@ from diffulex_core.errors import PluginError
 from diffulex_core.host import Host
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffulex_core.profiling.session import ProfileSession, Recording
+    from diffulex_core.types import StepOutput, StepPlan
     from diffulex_core.worker import Worker
 
 LOST = 70
@@ -106,13 +110,42 @@ def _load(greeting: Greeting, assignment: bytes, resources: ExitStack) -> Worker
     return worker
 
 
+class ProfiledWorker:
+    """A worker and the recording of its process, if one runs."""
+
+    def __init__(self, worker: Worker, *, rank: int) -> None:
+        """`rank` counts the engine's processes, those of other replicas included."""
+        self.worker = worker
+        self._component = f"model_runner.rank{rank}"
+        self._session: ProfileSession | None = None
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        output = self.worker.execute(plan)
+        if self._session is not None and not self._session.step():
+            self.worker.stop_profile()
+        return output
+
+    def start(self, recording: Recording) -> None:
+        from diffulex_core.profiling.session import ProfileSession
+
+        self.worker.start_profile(recording)
+        self._session = ProfileSession(recording, self._component)
+
+    def stop(self) -> tuple[Path, ...]:
+        """The files that were written."""
+        session, self._session = self._session, None
+        self.worker.stop_profile()
+        return () if session is None else session.stop()
+
+
 def _serve(connection: Connection[Any, Any], greeting: Greeting, worker: Worker, *, alone: bool) -> None:
+    profiled = ProfiledWorker(worker, rank=greeting.replica * worker.tp.size + greeting.rank)
     while True:
         call: Call | None = connection.recv()
         if call is None:
             return
         try:
-            value = _perform(worker, call)
+            value = _perform(profiled, call)
             kept_back = call.method == "execute" and greeting.rank > 0
             answer = pickle.dumps(Answer(serial=call.serial, value=None if kept_back else value), protocol=5)
         except Exception as error:  # noqa: BLE001 - the engine raises it
@@ -123,15 +156,20 @@ def _serve(connection: Connection[Any, Any], greeting: Greeting, worker: Worker,
             connection.send_bytes(answer)
 
 
-def _perform(worker: Worker, call: Call) -> object:
+def _perform(profiled: ProfiledWorker, call: Call) -> object:
     match call.method:
         case "capacity":
-            return worker.capacity(*call.arguments)
+            return profiled.worker.capacity(*call.arguments)
         case "allocate":
-            worker.allocate(*call.arguments)
+            profiled.worker.allocate(*call.arguments)
             return None
         case "execute":
-            return worker.execute(*call.arguments)
+            return profiled.execute(*call.arguments)
+        case "start_profile":
+            profiled.start(*call.arguments)
+            return None
+        case "stop_profile":
+            return profiled.stop()
 
 
 def _watch_engine(engine: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ from diffulex_core.distributed.process import check_platform
 from diffulex_core.distributed.torch_group import Rendezvous, choose_library, listen
 from diffulex_core.errors import PluginError
 from diffulex_core.host import Host
+from diffulex_core.profiling.session import Recording
 from diffulex_core.sizing import Capacity
 from diffulex_core.types import StepOutput, StepPlan
 from diffulex_core.worker import Blueprint, build_network, choose_backend, decidable_tokens
@@ -94,6 +97,13 @@ class SpawnedExecutor:
     def execute(self, plan: StepPlan) -> StepOutput:
         output: StepOutput = self._group.call("execute", plan)[0]
         return output
+
+    def start_profile(self, recording: Recording) -> None:
+        """Record every process of the group; see `ProfiledExecutor`."""
+        self._group.call("start_profile", recording)
+
+    def stop_profile(self) -> tuple[Path, ...]:
+        return tuple(chain(*self._group.call("stop_profile")))
 
     def close(self) -> None:
         self._group.close()
