@@ -39,6 +39,7 @@ class Parts:
     req: ReqFactory
     req_context: ReqContext
     scheduler: Scheduler
+    kv_caches: tuple[KVCacheManager, ...]
     runner: ModelRunner
     observer: Observer
     profiler: EngineProfiler
@@ -70,13 +71,15 @@ def assemble(loaded: LoadedConfig, *, host: Host) -> Parts:
         executor.allocate(num_pages)
         clock, times = StageClock(("schedule", "execute", "update")), StepRing(profiling.keep_steps)
         profiler = EngineProfiler(profiling, executor=executor, steps=times, clock=clock)
+        scheduler, kv_caches = _schedulers(config, host, pattern, num_pages)
         parts = Parts(
             config=config,
             tokenizer=loaded.tokenizer,
             vocab_size=executor.vocab_size,
             req=_request_factory(config, host),
             req_context=_req_context(config, pattern, executor.vocab_size),
-            scheduler=_schedulers(config, host, pattern, num_pages),
+            scheduler=scheduler,
+            kv_caches=kv_caches,
             runner=executor,
             observer=_observer(config, host, profiler),
             profiler=profiler,
@@ -117,14 +120,20 @@ def _executor_name(config: EngineConfig) -> str:
     return "in_process" if parallel.tensor_parallel_size * parallel.data_parallel_size == 1 else "spawned"
 
 
-def _schedulers(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:
-    """One scheduler for each replica, behind a common one where there are several."""
-    schedulers = [_scheduler(config, host, pattern, num_pages) for _ in range(config.parallel.data_parallel_size)]
-    return schedulers[0] if len(schedulers) == 1 else ReplicaScheduler(schedulers)
+def _schedulers(
+    config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int
+) -> tuple[Scheduler, tuple[KVCacheManager, ...]]:
+    """One scheduler for each replica, behind a common one where there are several, and the pages of each."""
+    made = [_scheduler(config, host, pattern, num_pages) for _ in range(config.parallel.data_parallel_size)]
+    schedulers = [scheduler for scheduler, _ in made]
+    common = schedulers[0] if len(schedulers) == 1 else ReplicaScheduler(schedulers)
+    return common, tuple(kv_cache for _, kv_cache in made)
 
 
-def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int) -> Scheduler:
-    """A scheduler over pages of its own."""
+def _scheduler(
+    config: EngineConfig, host: Host, pattern: AttentionPattern, num_pages: int
+) -> tuple[Scheduler, KVCacheManager]:
+    """A scheduler, and the pages of its own that it divides."""
     make_cache = component(host, "kv_cache", config.strategy.kv_cache, PagedKVCache)
     kv_cache: KVCacheManager = make_cache(
         num_pages=num_pages,
@@ -140,7 +149,7 @@ def _scheduler(config: EngineConfig, host: Host, pattern: AttentionPattern, num_
         block_size=pattern.block_size,
         max_refresh_tokens=config.schedule.max_refresh_tokens,
     )
-    return scheduler
+    return scheduler, kv_cache
 
 
 def _request_factory(config: EngineConfig, host: Host) -> ReqFactory:

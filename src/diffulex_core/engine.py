@@ -16,7 +16,7 @@ import attrs
 from diffulex_core.admission import Prompt, as_list, check_logprobs, check_params, check_prompt, check_token_ids
 from diffulex_core.assembly import Parts, assemble
 from diffulex_core.canvas.options import check_applies
-from diffulex_core.config import EngineConfig, ProfilerConfig
+from diffulex_core.config import ConfigFile, EngineConfig, ProfilerConfig
 from diffulex_core.config.load import load_config
 from diffulex_core.errors import EngineClosed, NonFiniteLogits
 from diffulex_core.evaluation.likelihood import Estimate, log_likelihoods
@@ -49,7 +49,7 @@ class Diffulex:
             `config_file` or `environ` say.
         plugins: names of the plugins to use; None = all that are installed.
         host: discovered plugins to use instead of discovering anew.
-        config_file: YAML or TOML file with further keys; keywords given here win.
+        config_file: YAML or TOML file with further keys, or what was read from one; keywords given here win.
         environ: variables that may set keys as `DIFFULEX_<SECTION>__<KEY>`; None = none. The command line passes its
             own.
         strict: refuse keywords that no section owns instead of warning.
@@ -66,7 +66,7 @@ class Diffulex:
         *,
         plugins: Sequence[str] | None = None,
         host: Host | None = None,
-        config_file: str | Path | None = None,
+        config_file: str | Path | ConfigFile | None = None,
         environ: Mapping[str, str] | None = None,
         strict: bool = False,
         **options: Any,
@@ -76,7 +76,7 @@ class Diffulex:
             None if model is None else str(model),
             options,
             host=host,
-            config_file=None if config_file is None else Path(config_file),
+            config_file=Path(config_file) if isinstance(config_file, str) else config_file,
             environ=environ,
             strict=strict,
         )
@@ -106,6 +106,11 @@ class Diffulex:
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer (a transformers tokenizer)."""
         return self._open.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the network knows; ids are below it."""
+        return self._open.vocab_size
 
     def preset(self, name: str, **settings: Any) -> SamplingParams:
         """The sampling parameters that the strategy calls `name`, as `engine.preset("factual", max_tokens=32)`.
@@ -313,9 +318,26 @@ class Diffulex:
         Raises:
             KeyError: there is no such request.
         """
-        request = (self._tickets.get(request_id) or self._ended[request_id]).request
+        request = self._here(request_id)
         text = readable(request.output_tokens, lambda some: self._text(some, request.params))
         return request.canvas, settled(text, request.params.stop)
+
+    def look(self, request_id: int) -> tuple[Canvas, IntArray]:
+        """Canvas and [n] final tokens so far of a request, as `peek` but without spelling them out.
+
+        The tokens are the canvas' first ones. A stop string may still cut some off.
+
+        Raises:
+            KeyError: there is no such request.
+        """
+        request = self._here(request_id)
+        return request.canvas, request.output_tokens
+
+    @property
+    def cache_pages(self) -> tuple[int, int]:
+        """Pages of the KV cache, those of all replicas together: how many there are, and how many are free."""
+        caches = self._open.kv_caches
+        return sum(cache.num_pages for cache in caches), sum(cache.num_free_pages for cache in caches)
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing runs."""
@@ -363,6 +385,9 @@ class Diffulex:
     def exit(self) -> None:
         """The same as `close()`."""
         self.close()
+
+    def _here(self, request_id: int) -> Req:
+        return (self._tickets.get(request_id) or self._ended[request_id]).request
 
     @property
     def _open(self) -> Parts:

@@ -162,17 +162,6 @@ class Worker:
             self._runner.clock.watch = None
         return ()
 
-    def start_profile(self, recording: Recording) -> None:
-        """Every stage is a range of this process's recordings from now on; whoever owns the process records them."""
-        if isinstance(self._runner, StagedRunner):
-            self._runner.clock.watch = TraceRanges(self._device)
-
-    def stop_profile(self) -> tuple[Path, ...]:
-        """Stages are no ranges any more. No file is written here."""
-        if isinstance(self._runner, StagedRunner):
-            self._runner.clock.watch = None
-        return ()
-
     def close(self) -> None:
         """Free the device memory. Calling it again does nothing."""
         runner, self._runner, self._network = self._runner, None, None
