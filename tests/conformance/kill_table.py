@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from diffulex_core.testing.catalogue import CHECKS
 from diffulex_core.testing.check import AnyCheck
 from diffulex_core.testing.effort import Effort
@@ -98,7 +100,9 @@ def _row(number: int, *, own: bool) -> Row:
 
 
 def _catches(check: AnyCheck, mutant: Mutant) -> bool:
-    return mutant.is_killed_by(check, Effort(tier=check.tier, shrinks=False))
+    # Some mutants switch gradients off; the check that looks for it must find them on, whatever ran before.
+    with torch.enable_grad():
+        return mutant.is_killed_by(check, Effort(tier=check.tier, shrinks=False))
 
 
 if __name__ == "__main__":
