@@ -84,9 +84,11 @@ def diffulex_add_commands(cli: click.Group) -> None:
     from diffulex_core.cli.generate import generate
     from diffulex_core.cli.new import new
     from diffulex_core.cli.plugins import plugins
+    from diffulex_core.cli.profile import profile
 
     plugins.add_command(check)
     plugins.add_command(new)
     cli.add_command(generate)
+    cli.add_command(profile)
     cli.add_command(plugins)
     cli.add_command(config)

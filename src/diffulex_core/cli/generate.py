@@ -11,37 +11,18 @@ from typing import Any, TextIO
 import click
 
 from diffulex_core.cli.config import config_options, read_settings
+from diffulex_core.cli.sampling import given_sampling, prompt_options, read_prompts, sampling_options
 from diffulex_core.host import Host
 from diffulex_core.registry import did_you_mean
 
 
 @click.command("generate")
-@click.argument("prompts", nargs=-1)
-@click.option(
-    "--file",
-    "-f",
-    "prompt_file",
-    type=click.File("r", encoding="utf-8-sig", errors="surrogateescape"),
-    help="One prompt per line; - = stdin.",
-)
+@prompt_options
 @config_options
 @click.option("--tensor-parallel-size", type=int, help="Processes that share each layer.")
 @click.option("--data-parallel-size", type=int, help="Copies of the model that share the prompts.")
 @click.option("--preset", help="Named settings of the strategy, in place of what is not given; see `plugins show`.")
-@click.option("--temperature", type=float, help="0 = greedy.")
-@click.option("--max-tokens", type=int, help="Limit on new tokens of each answer.")
-@click.option("--max-nfe", type=int, help="Limit on forwards of each answer.")
-@click.option("--max-repetition-run", type=int, help="Stop after this many equal tokens in a row.")
-@click.option("--ignore-eos", is_flag=True, default=None, help="Go on past the end-of-text token.")
-@click.option("--top-p", type=float, help="Draw from the smallest set of tokens that reaches this probability.")
-@click.option("--top-k", type=int, help="Draw from this many most probable tokens.")
-@click.option("--min-p", type=float, help="Drop tokens below this share of the most probable one.")
-@click.option("--seed", type=int, help="Seed of the draws; the same seed gives the same answers.")
-@click.option("--stop", multiple=True, help="Text that ends an answer; may be given several times.")
-@click.option("--gen-length", type=int, help="Masks of a canvas (fixed-length generation).")
-@click.option("--steps", type=int, help="Steps in which a canvas is decided.")
-@click.option("--block-length", type=int, help="Decide a canvas in blocks of this length.")
-@click.option("--cfg-scale", type=float, help="Weight of classifier-free guidance on a canvas.")
+@sampling_options
 @click.option("--logprobs", type=int, help="With --json: log probabilities, and so many alternatives for each token.")
 @click.option("--live", is_flag=True, help="Show the answers while they are denoised.")
 @click.option("--json", "machine", is_flag=True, help="Print JSON for machines.")
@@ -65,10 +46,7 @@ def generate(
 
     Sampling options that are not given are the checkpoint's recommendation. Exit status 1 when a prompt failed.
     """
-    texts = _read_prompts(prompts, prompt_file)
-    for number, text in enumerate(texts, start=1):
-        if not _is_text(text):
-            raise click.UsageError(f"Prompt {number} is not valid UTF-8. Convert the input first.")
+    texts = read_prompts(prompts, prompt_file)
     if live and machine:
         raise click.UsageError("--live draws in the terminal and --json prints for machines; give one of them.")
     if sampling["logprobs"] is not None and not machine:
@@ -79,9 +57,9 @@ def generate(
     from diffulex_core.presets import given_to_engine
     from diffulex_core.sampling_params import SamplingParams
 
-    given = {name: value for name, value in sampling.items() if value is not None and value != ()}
+    given = given_sampling(sampling)
     SamplingParams(**given)  # a mistake in the options shows before anything is loaded
-    _check_preset(preset, host)
+    check_preset(preset, host)
     sizes = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
     options: dict[str, Any] = {
         **read_settings(settings),
@@ -104,21 +82,7 @@ def generate(
         sys.exit(1)
 
 
-def _read_prompts(prompts: Sequence[str], prompt_file: TextIO | None) -> Sequence[str]:
-    if prompts and prompt_file is not None:
-        raise click.UsageError("Prompts were given as arguments and by --file; give one of them.")
-    if prompts:
-        return prompts
-    source = sys.stdin if prompt_file is None else prompt_file
-    if source.isatty():
-        raise click.UsageError("No prompt. Give one as an argument, a file with --file, or pipe prompts to stdin.")
-    lines = [line.rstrip("\n") for line in source if line.strip()]
-    if not lines:
-        raise click.UsageError("No prompt: the input has no line with text.")
-    return lines
-
-
-def _check_preset(name: str | None, host: Host) -> None:
+def check_preset(name: str | None, host: Host) -> None:
     """Refuse a name that no strategy knows before anything is loaded."""
     known = {preset for strategy in host.strategies for preset in strategy.presets}
     if name is not None and name not in known:
@@ -127,8 +91,3 @@ def _check_preset(name: str | None, host: Host) -> None:
             f"No strategy has a preset {name!r}. There is {', '.join(sorted(known)) or 'none'}; `diffulex plugins "
             f"show STRATEGY` shows what they set.{' ' * bool(hint)}{hint}"
         )
-
-
-def _is_text(text: str) -> bool:
-    """Whether every byte could be decoded; those that could not became halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -50,7 +50,7 @@ class EngineProfiler:
         self._recording: Recording | None = None
         self._session: ProfileSession | None = None
         self._before = 0
-        self._written: list[Path] = []
+        self._written: tuple[Path, ...] = ()
         if config.profiler is not None:
             _make_folder(config)
 
@@ -66,7 +66,6 @@ class EngineProfiler:
         self.stop()
         name = prefix or chosen.run_id or datetime.now().strftime("%Y%m%d_%H%M%S")
         recording = Recording(config=chosen, name=name)
-        self._written = []
         if self._executor is not None:
             self._executor.start_profile(recording)
         self._session = ProfileSession(recording, "engine")
@@ -75,26 +74,16 @@ class EngineProfiler:
 
     def stop(self) -> tuple[Path, ...]:
         """See `Diffulex.stop_profile`."""
-        recording, session = self._recording, self._session
-        self._recording, self._session = None, None
-        if recording is None or session is None:
-            return tuple(self._written)
-        self._clock.watch = None
-        files = list(session.stop())
-        seen = self._steps.last(self._steps.added - self._before)
-        if seen and "stages" in recording.config.formats:
-            files.append(write_steps(seen, recording.path("engine", "stages.csv")))
-        self._written = files
-        if self._executor is not None:
-            files += self._executor.stop_profile()
-        return tuple(files)
+        self._end()
+        written, self._written = self._written, ()
+        return written
 
     def on_request_added(self, request_id: int) -> None:
         """Requests leave no mark in a recording."""
 
     def on_step(self, plan: StepPlan, output: StepOutput, seconds: float) -> None:
         if self._session is not None and not self._session.step():
-            self.stop()
+            self._end()
 
     def on_request_finished(self, request_id: int, reason: CompletionReason) -> None:
         """Requests leave no mark in a recording."""
@@ -104,6 +93,20 @@ class EngineProfiler:
             self.stop()
         except WorkerError as error:
             _log.warning("What the workers recorded is lost: %s", error)
+
+    def _end(self) -> None:
+        """End the recording that runs, if one does; its files wait for whoever asks for them."""
+        recording, session = self._recording, self._session
+        self._recording, self._session = None, None
+        if recording is None or session is None:
+            return
+        self._clock.watch = None
+        self._written = session.stop()
+        seen = self._steps.last(self._steps.added - self._before)
+        if seen and "stages" in recording.config.formats:
+            self._written += (write_steps(seen, recording.path("engine", "stages.csv")),)
+        if self._executor is not None:
+            self._written += self._executor.stop_profile()
 
 
 def read_config(given: ProfilerConfig | Mapping[str, Any], base: ProfilerConfig) -> ProfilerConfig:

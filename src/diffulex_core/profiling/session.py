@@ -88,6 +88,8 @@ class ProfileSession:
             for ending in [ending for ending in ("trace.json", "trace.json.gz") if ending in formats]:
                 path = self._recording.path(component, ending)
                 profiler.export_chrome_trace(str(path))
+                if not path.is_file():  # a plain trace that cannot be written is no error of torch's
+                    raise OSError(f"{path} could not be written")
                 self._files.append(path)
             if "summary" in formats:
                 self._files += write_summary(profiler, lambda ending: self._recording.path(component, ending))
