@@ -12,6 +12,7 @@ import torch
 
 from diffulex_core.attention import AttentionCase, select_backend
 from diffulex_core.config import EngineConfig
+from diffulex_core.config.kernels import VLLM
 from diffulex_core.context import BuildContext
 from diffulex_core.devices import DTYPES, choose_dtype
 from diffulex_core.distributed import ALONE, Communicator
@@ -213,9 +214,10 @@ def build_network(
     family = blueprint.config.family
     build = host.load(family.build, provenance=host.models.entry(family.name).provenance)
     case = KernelCase(device_type=device.type, dtype=dtype)
-    experts_kernel = partial(select_experts_kernel, blueprint.config.runtime.moe_gemm_impl, host, case)
+    barred = () if blueprint.config.runtime.enable_vllm_layers else VLLM
+    experts_kernel = partial(select_experts_kernel, blueprint.config.runtime.moe_gemm_impl, host, case, barred=barred)
     kernels = select_layer_kernels(
-        blueprint.config.runtime.layer_impl, host, KernelCase(device_type=device.type, dtype=dtype)
+        blueprint.config.runtime.layer_impl, host, KernelCase(device_type=device.type, dtype=dtype), barred=barred
     )
     ctx = BuildContext(dtype=dtype, device=torch.device("meta"), tp=tp, experts_kernel=experts_kernel, kernels=kernels)
     network: DiffusionModel = build(blueprint.checkpoint, ctx)

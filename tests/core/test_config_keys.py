@@ -80,6 +80,8 @@ DEFAULTS: dict[str, Any] = {
     "enable_cudagraph_torch_compile": False,
     "torch_compile_mode": "reduce-overhead",
     "enable_vllm_layers": True,
+    "enable_vectorized_sampler": True,
+    "enable_vectorized_sampler_compile": False,
     "moe_gemm_impl": "auto",
     "layer_impl": "auto",
     "moe_dispatcher_backend": "standard",
@@ -196,6 +198,8 @@ REFUSED: dict[str, list[object]] = {
     "enable_torch_compile": ["no"],
     "enable_cudagraph_torch_compile": ["no"],
     "enable_vllm_layers": ["no"],
+    "enable_vectorized_sampler": ["no"],
+    "enable_vectorized_sampler_compile": ["no", True],
     "moe_gemm_impl": ["cutlass", "vllm", "vllm_modular"],
     "layer_impl": ["cutlass"],
     "moe_dispatcher_backend": ["mpi"],
@@ -333,6 +337,24 @@ def test_a_key_without_machinery_takes_its_default_only(spec: KeySpec) -> None:
 def test_the_refusal_of_a_key_without_machinery_names_the_value_to_use(name: str, value: object, usable: str) -> None:
     [problem] = problems_of({name: value})
     assert problem.endswith(f"this version cannot do that yet; use {usable}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason", "instead"),
+    [
+        ("kv_cache_layout", "distinct", "every attention backend", "'unified'"),
+        ("enable_vectorized_sampler_compile", True, "kernels of layer_impl", "False"),
+    ],
+)
+def test_what_is_never_built_is_refused_with_the_reason(name: str, value: object, reason: str, instead: str) -> None:
+    [problem] = problems_of({name: value})
+    assert reason in problem
+    assert problem.endswith(f"; use {instead}.")
+
+
+def test_one_sampler_serves_both_settings_of_the_vectorized_one() -> None:
+    for value in (True, False):
+        assert not configure({"enable_vectorized_sampler": value}).warnings
 
 
 def test_asking_for_machinery_that_is_missing_by_giving_its_default_warns() -> None:

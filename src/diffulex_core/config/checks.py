@@ -110,7 +110,7 @@ def _check_built(setting: Setting, report: Report) -> None:
     usable = info.honoured or (spec.default,)
     if value != spec.default:
         wanted = " or ".join(repr(choice) for choice in usable)
-        report.problems.append(setting.problem(f"this version cannot do that yet; use {wanted}"))
+        report.problems.append(setting.problem(f"{info.why or 'this version cannot do that yet'}; use {wanted}"))
     elif setting.origin.by_user and info.honoured:
         report.warn(
             f"{spec.name} is {value!r} ({setting.origin}), but this version has nothing that it would switch on."

@@ -151,7 +151,8 @@ def not_built(spec: KeySpec) -> str:
     info = spec.info
     if info.built:
         return ""
-    return f"Not built yet: works as {json.dumps(info.honoured[0] if info.honoured else spec.default)}."
+    works = json.dumps(info.honoured[0] if info.honoured else spec.default)
+    return f"Works as {works}: {info.why}." if info.why else f"Not built yet: works as {works}."
 
 
 def _properties(schema: Schema) -> dict[str, Any]:

@@ -63,7 +63,8 @@ class KeyInfo:
         sized: a size in tokens; families and strategies may add choices (`sizes` of their descriptors).
         pattern: a regular expression that a text value must match in full.
         form: the pattern in words.
-        built: False while the machinery behind the key does not exist.
+        built: False while the machinery behind the key does not exist, or where there will be none.
+        why: of a key that is not built: why there is no such machinery, and what to do instead.
         honoured: of a key that is not built: values that do what they say all the same. Its default is accepted too;
             every other value is refused.
         generation_config: paths in the checkpoint's generation_config.json that may set the key ("a.b" looks into "a").
@@ -79,6 +80,7 @@ class KeyInfo:
     pattern: str | None = None
     form: str = ""
     built: bool = True
+    why: str = ""
     honoured: tuple[object, ...] = ()
     generation_config: tuple[str, ...] = ()
 
@@ -109,6 +111,7 @@ def key(
     pattern: str | None = None,
     form: str = "",
     built: bool = True,
+    why: str = "",
     honoured: tuple[object, ...] = (),
     generation_config: tuple[str, ...] = (),
 ) -> Any:
@@ -124,6 +127,7 @@ def key(
         pattern=pattern,
         form=form,
         built=built,
+        why=why,
         honoured=honoured,
         generation_config=generation_config,
     )

@@ -51,10 +51,6 @@ PER_REQUEST: frozenset[str] = frozenset(
 _KEYS_OF_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "diffulex-fastdllm": ("fdv2_graph_modes",),
-        "diffulex-llada": (
-            "enable_vectorized_sampler",
-            "enable_vectorized_sampler_compile",
-        ),
     }
 )
 

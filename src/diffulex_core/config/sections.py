@@ -184,7 +184,12 @@ class CacheSection:
         True, "Share pages between requests whose tokens begin alike.", generation_config=("enable_prefix_caching",)
     )
     kv_cache_layout: Literal["unified", "distinct"] = key(
-        "unified", "Memory layout of the pages.", built=False, honoured=("unified",)
+        "unified",
+        "Memory layout of the pages.",
+        built=False,
+        why="split keys and transposed values suit the kernels of Diffulex 0.1, and pages here have the one layout that "
+        "every attention backend and the sparse cache read",
+        honoured=("unified",),
     )
     kv_cache_dtype: Dtype = key("auto", "Dtype of cached keys and values; auto = the model's.")
     cache_policy: str = key(
@@ -307,7 +312,26 @@ class RuntimeSection:
         False, "Compile what CUDA graphs capture.", built=False, honoured=(False,)
     )
     torch_compile_mode: str = key("reduce-overhead", "Mode of torch.compile.", built=False)
-    enable_vllm_layers: bool = key(True, "Allow vLLM's layers where vLLM is installed.", built=False, honoured=(False,))
+    enable_vllm_layers: bool = key(
+        True,
+        "Let layer_impl and moe_gemm_impl choose vllm by auto, where a plugin registers kernels of that name; false "
+        "leaves them to who names them.",
+    )
+    enable_vectorized_sampler: bool = key(
+        True,
+        "Decide the rows of all requests in one call of the sampler.",
+        built=False,
+        why="one call for all rows decides what a call for each request would, and there is no other sampler",
+        honoured=(True, False),
+    )
+    enable_vectorized_sampler_compile: bool = key(
+        False,
+        "Compile the sampler.",
+        built=False,
+        why="kernels of layer_impl, such as triton, search through the logits while the head computes them, which "
+        "leaves nothing to compile",
+        honoured=(False,),
+    )
     moe_gemm_impl: str = key(
         "auto",
         "Kernel of the experts' matrix products: torch, triton, naive or one that a plugin registers; auto = triton on "

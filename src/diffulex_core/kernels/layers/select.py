@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.errors import IncompatibleError
@@ -17,9 +17,13 @@ TORCH = "torch"
 """No kernels: the layers' own code."""
 
 
-def select_layer_kernels(name: str, host: Host, case: KernelCase) -> LayerKernels | None:
+def select_layer_kernels(
+    name: str, host: Host, case: KernelCase, *, barred: Collection[str] = ()
+) -> LayerKernels | None:
     """The kernels called `name`; with "auto" those of highest priority that can serve the case, if any is above 0.
 
+    Args:
+        barred: names that "auto" leaves out.
     Returns:
         None where the layers' own torch code is to run.
     Raises:
@@ -29,7 +33,7 @@ def select_layer_kernels(name: str, host: Host, case: KernelCase) -> LayerKernel
     if name == TORCH:
         return None
     if name == AUTO:
-        able = [found for found in _registered(host) if not found.reasons(case) and found.priority(case) > 0]
+        able = [found for found in _registered(host, barred) if not found.reasons(case) and found.priority(case) > 0]
         return max(able, key=lambda found: found.priority(case), default=None)
     found = _load(name, host)
     if reasons := found.reasons(case):
@@ -37,8 +41,9 @@ def select_layer_kernels(name: str, host: Host, case: KernelCase) -> LayerKernel
     return found
 
 
-def _registered(host: Host) -> list[LayerKernels]:
-    return [_load(entry.descriptor.name, host) for entry in host.components["layer_kernels"].entries()]
+def _registered(host: Host, barred: Collection[str]) -> list[LayerKernels]:
+    names = [entry.descriptor.name for entry in host.components["layer_kernels"].entries()]
+    return [_load(name, host) for name in names if name not in barred]
 
 
 def _load(name: str, host: Host) -> LayerKernels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from diffulex_core.errors import IncompatibleError
@@ -17,9 +17,11 @@ MOE_GEMM = "moe_gemm."
 AUTO = "auto"
 
 
-def select_experts_kernel(name: str, host: Host, case: KernelCase) -> ExpertsKernel:
+def select_experts_kernel(name: str, host: Host, case: KernelCase, *, barred: Collection[str] = ()) -> ExpertsKernel:
     """The kernel called `name`, or with "auto" the one of highest priority that can serve the case.
 
+    Args:
+        barred: names that "auto" leaves out.
     Raises:
         IncompatibleError: the named kernel (with "auto": every kernel) has reasons against the case; they are listed.
         UnknownNameError: no plugin registers `name`.
@@ -34,6 +36,8 @@ def select_experts_kernel(name: str, host: Host, case: KernelCase) -> ExpertsKer
         raise IncompatibleError([_refusal(name, reasons) + advice])
     refusals = []
     for other, kernel in _by_priority(host, case):
+        if other in barred:
+            continue
         reasons = kernel.reasons(case)
         if not reasons:
             return kernel
