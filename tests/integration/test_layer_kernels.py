@@ -78,8 +78,27 @@ def test_who_needs_logits_gets_them_beside_others_that_do_not() -> None:
     assert TwinKernels.calls["select"] == few > 0
 
 
-def test_nothing_is_left_out_where_log_probabilities_are_asked() -> None:
-    ours, theirs = both(SamplingParams(temperature=0.0, max_tokens=12, logprobs=2), skip_warmup=True)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": 0.0, "logprobs": 2},
+        {"temperature": 0.7, "top_k": 4, "seed": 5},
+        {"temperature": 0.7, "top_k": 3, "min_p": 0.1, "seed": 5, "logprobs": 1},
+    ],
+    ids=["logprobs", "top_k", "all"],
+)
+def test_log_probabilities_and_few_tokens_to_draw_from_need_no_logits(asked: dict[str, Any]) -> None:
+    ours, theirs = both(SamplingParams(max_tokens=12, **asked), skip_warmup=True)
+    assert ours == theirs
+    assert TwinKernels.calls["select"] > 0
+
+
+def test_what_is_drawn_from_all_tokens_needs_them() -> None:
+    ours, theirs = both(
+        SamplingParams(max_tokens=8, temperature=0.7, seed=5),
+        SamplingParams(max_tokens=8, temperature=0.7, seed=5, top_p=0.9, top_k=3),
+        skip_warmup=True,
+    )
     assert ours == theirs
     assert TwinKernels.calls["select"] == 0
 
@@ -92,6 +111,7 @@ def test_experts_merges_and_normalised_heads_are_the_same(checkpoint: str, strat
     ours, theirs = both(GREEDY, GREEDY, checkpoint=checkpoint, decoding_strategy=strategy)
     assert ours == theirs
     assert TwinKernels.calls[called] > 0
+    assert TwinKernels.calls["select"] > 0
 
 
 def test_guided_rows_are_joined_from_logits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -14,7 +15,7 @@ from diffulex_core.sampling.facts import Facts, Wanted, facts_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GIVEN = settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
-EVERYTHING = Wanted(columns=300, excluded=(7, 299), second=True, entropy=True)
+EVERYTHING = Wanted(columns=300, excluded=(7, 299), second=True, entropy=True, top=5)
 
 
 def head_of(rows: int, width: int, columns: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,13 +40,26 @@ def agree(found: Facts, logits: Tensor, wanted: Wanted, atol: float) -> None:
         named.append(("second", found.second, expected.second))
     if expected.entropy is not None and found.entropy is not None:
         named.append(("entropy", found.entropy, expected.entropy))
+    if expected.top is not None and found.top is not None:
+        named.append(("top", found.top, expected.top))
+    if expected.watched is not None and found.watched is not None:
+        named.append(("watched", found.watched, expected.watched))
     for name, ours, theirs in named:
         torch.testing.assert_close(ours, theirs, atol=atol, rtol=atol, msg=lambda text, name=name: f"{name}: {text}")
     assert [each is None for each in attrs.astuple(found, recurse=False)] == [
         each is None for each in attrs.astuple(expected, recurse=False)
     ]
-    scores = logits.float()[torch.arange(len(logits)), found.column]
-    torch.testing.assert_close(scores, expected.best, atol=atol, rtol=atol)
+    scores = logits.float()
+    if wanted.lowered is not None and wanted.penalty is not None:
+        for row in np.flatnonzero(wanted.lowered >= 0):
+            scores[row, wanted.lowered[row]] -= float(wanted.penalty[row])
+    at_column = scores[torch.arange(len(logits)), found.column]
+    torch.testing.assert_close(at_column, expected.best, atol=atol, rtol=atol)
+    if expected.top is not None and found.top_columns is not None:
+        at_columns = scores.gather(1, found.top_columns)
+        held = expected.top.isfinite()
+        torch.testing.assert_close(at_columns[held], expected.top[held], atol=atol, rtol=atol)
+        assert not set(found.top_columns[held].tolist()) & set(wanted.excluded)
     assert not set(found.column.tolist()) & set(wanted.excluded)
     assert int(found.column.max()) < wanted.columns
 
@@ -61,7 +75,16 @@ def test_facts_of_any_head_are_those_of_its_logits(data: st.DataObject) -> None:
         excluded=tuple(sorted(excluded)),
         second=data.draw(st.booleans()),
         entropy=data.draw(st.booleans()),
+        top=data.draw(st.sampled_from([0, 1, 3, 9])),
     )
+    if data.draw(st.booleans()):
+        said = np.random.default_rng(rows)
+        wanted = attrs.evolve(
+            wanted,
+            lowered=said.integers(-1, columns, rows),
+            penalty=said.random(rows).astype(np.float32) * 3,
+            watched=said.integers(-1, columns + padding, (rows, 2)),
+        )
     hidden, weight, bias = head_of(rows, width, columns + padding, torch.float32)
     added = bias if data.draw(st.booleans()) else None
     agree(head.select(hidden, weight, added, wanted), logits_of(hidden, weight, added), wanted, atol=2e-4)
@@ -77,6 +100,42 @@ def test_logits_are_rounded_to_the_dtype_as_torch_gives_them(dtype: torch.dtype)
     assert torch.equal(found.best, expected.best)
     assert torch.equal(found.column, expected.column)
     torch.testing.assert_close(found.log_sum, expected.log_sum, atol=1e-5, rtol=1e-6)
+    assert found.top is not None
+    assert found.top_columns is not None
+    assert torch.equal(found.top, expected.top)
+    assert torch.equal(found.top_columns, expected.top_columns)
+
+
+def test_watched_columns_are_told_as_they_are_and_lowered_ones_count_as_lowered() -> None:
+    hidden, weight, _ = head_of(2, 16, 300, torch.float32)
+    hidden, weight = (hidden * 2).round(), (weight * 4).round()
+    weight[200] = 4 * hidden[0]
+    logits = hidden @ weight.T
+    wanted = attrs.evolve(
+        EVERYTHING,
+        lowered=np.array([200, -1]),
+        penalty=np.array([1e6, 5], dtype=np.float32),
+        watched=np.array([[200, 7, -1], [299, 310, 3]]),
+    )
+    found = head.select(hidden, weight, None, wanted)
+    assert found.watched is not None
+    nothing = float("-inf")
+    assert found.watched.tolist() == [
+        [float(logits[0, 200]), float(logits[0, 7]), nothing],
+        [float(logits[1, 299]), nothing, float(logits[1, 3])],
+    ]
+    assert int(found.column[0]) != 200
+    assert int(head.select(hidden, weight, None, EVERYTHING).column[0]) == 200
+
+
+def test_more_than_there_are_columns_is_filled_up_with_nothing() -> None:
+    hidden, weight, _ = head_of(3, 16, 300, torch.float32)
+    found = head.select(hidden, weight, None, Wanted(columns=4, excluded=(1,), top=6))
+    assert found.top is not None
+    assert found.top_columns is not None
+    assert found.top.isfinite().sum(1).tolist() == [3, 3, 3]
+    assert found.top_columns[:, 3:].tolist() == [[0, 0, 0]] * 3
+    assert sorted(found.top_columns[0, :3].tolist()) == [0, 2, 3]
 
 
 def test_ties_go_to_the_highest_column_within_a_tile_and_across_tiles() -> None:
@@ -88,6 +147,9 @@ def test_ties_go_to_the_highest_column_within_a_tile_and_across_tiles() -> None:
         weight[column] = 4 * hidden[1]
     found = head.select(hidden, weight, None, EVERYTHING)
     assert found.column.tolist() == [257, 9]
+    assert found.top_columns is not None
+    assert found.top_columns[0, :4].tolist() == [257, 131, 130, 3]
+    assert found.top_columns[1, :2].tolist() == [9, 5]
     assert found.second is not None
     assert torch.equal(found.second, found.best)
 

@@ -134,7 +134,7 @@ class VocabHead(nn.Module):
         """The facts of `forward(hidden)`, counted in columns of this process; see `SelectingNetwork`."""
         if self.kernels is None or not self.selects:
             return facts_of(self(hidden), wanted)
-        return self.kernels.select(hidden, self.weight, self.bias, wanted)
+        return self.kernels.select(hidden, self.weight, self.bias, wanted.of_rows(len(hidden)))
 
 
 class PackedLinear(nn.Module):

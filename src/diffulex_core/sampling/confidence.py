@@ -151,52 +151,63 @@ def settle(
             `scores`.
     """
     basis = scores if basis is None else basis
-    offered, weighed = _at(scores, columns), _at(basis, columns)
-    common = torch.stack((offered.double(), columns.double() + start, log_sum(basis), weighed.double()))
-    asked = [(measure, rows, measure.told(basis[rows]).double()) for measure, rows in _asked(kinds, scores.device)]
-    return _agree(common, asked, tp)
+    offer = Offer(
+        score=at_columns(scores, columns).double(),
+        token=columns.double() + start,
+        log_sum=log_sum(basis),
+        weighed=at_columns(basis, columns).double(),
+    )
+    said = list[Said]()
+    for measure, at in asked(kinds):
+        rows = torch.from_numpy(at).to(scores.device)
+        said.append(Said(measure=measure, rows=rows, told=measure.told(basis[rows]).double()))
+    return agree(offer, said, tp)
 
 
-def settle_facts(facts: Facts, kinds: NDArray[np.str_], start: int, tp: Communicator) -> Settled:
-    """As `settle`, of the most probable token of each row, from what is known of the rows.
-
-    Args:
-        facts: of this process's columns.
-        kinds: [rows] names of `FactMeasure`s, or "prob".
-        start: id of the first column.
-        tp: the processes that hold the vocabulary.
-    """
-    best = facts.best.double()
-    common = torch.stack((best, facts.column.double() + start, facts.log_sum, best))
-    asked = []
-    for measure, rows in _asked(kinds, best.device):
-        assert isinstance(measure, FactMeasure), "facts do not suffice"
-        asked.append((measure, rows, measure.told_by(facts)[:, rows].double()))
-    return _agree(common, asked, tp)
-
-
-def _asked(kinds: NDArray[np.str_], device: torch.device) -> list[tuple[Measure, Tensor]]:
+def asked(kinds: NDArray[np.str_]) -> list[tuple[Measure, NDArray[np.int64]]]:
     """The measures that somebody chose, and [n] whose rows."""
     found = [(measure, np.flatnonzero(kinds == kind)) for kind, measure in MEASURES.items()]
-    return [(measure, torch.from_numpy(at).to(device)) for measure, at in found if len(at)]
+    return [(measure, rows) for measure, rows in found if len(rows)]
 
 
-def _agree(common: Tensor, asked: Sequence[tuple[Measure, Tensor, Tensor]], tp: Communicator) -> Settled:
-    """Put together what all processes say.
+@attrs.frozen(kw_only=True, eq=False)
+class Offer:
+    """What a process offers for each row, and says of its columns; [rows] float64 each.
 
-    Args:
-        common: [4, rows] float64: the offered token's score and id, the logarithm of the sum of exponentials, and the
-            score that the token is weighed by.
-        asked: a measure, the rows that it is for, and what this process says of them, float64.
+    Attributes:
+        score: of the offered token, in the distribution that it is chosen from; minus infinity where none is offered.
+        token: its id.
+        log_sum: logarithm of the sum of exponentials, of the distribution that confidence is taken from.
+        weighed: score of the token there.
     """
-    (heard, *others) = _gather([common, *(told for _, _, told in asked)], tp)
+
+    score: Tensor
+    token: Tensor
+    log_sum: Tensor
+    weighed: Tensor
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Said:
+    """What a process says for a measure: [facts, n] float64 of n rows."""
+
+    measure: Measure
+    rows: Tensor
+    told: Tensor
+
+
+def agree(offer: Offer, said: Sequence[Said], tp: Communicator) -> Settled:
+    """Put together what all processes offer and say; a collective."""
+    common = torch.stack((offer.score, offer.token, offer.log_sum, offer.weighed))
+    (heard, *others) = _gather([common, *(each.told for each in said)], tp)
     offers, ids, log_sums, weights = heard.unbind(1)  # [ranks, rows] each
     tokens = torch.where(offers == offers.amax(dim=0), ids, 0.0).amax(dim=0)
     total = log_sums.logsumexp(dim=0)
     score = torch.where(ids == tokens, weights, -torch.inf).amax(dim=0)
     confidence = (score - total).exp().float()
-    for (measure, rows, _), told in zip(asked, others, strict=True):
-        confidence[rows] = measure.settled(told, (log_sums[:, rows] - total[rows]).exp())
+    for each, told in zip(said, others, strict=True):
+        shares = (log_sums[:, each.rows] - total[each.rows]).exp()
+        confidence[each.rows] = each.measure.settled(told, shares)
     return Settled(
         tokens=tokens.long(),
         confidence=confidence,
@@ -204,7 +215,7 @@ def _agree(common: Tensor, asked: Sequence[tuple[Measure, Tensor, Tensor]], tp: 
     )
 
 
-def _at(scores: Tensor, columns: Tensor) -> Tensor:
+def at_columns(scores: Tensor, columns: Tensor) -> Tensor:
     """[rows] each row's score at its column, minus infinity for none."""
     return scores.gather(1, columns.clamp(min=0)[:, None]).squeeze(1).masked_fill(columns < 0, -torch.inf)
 

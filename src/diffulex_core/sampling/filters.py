@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.sampling import divided
+from diffulex_core.sampling_params import SamplingParams
+
+
+def limits(params: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """top_p, top_k and min_p as `restrict` takes them, for rows with these parameters."""
+    return (
+        torch.tensor([each.top_p for each in params], device=device),
+        torch.tensor([min(each.top_k or vocab_size, vocab_size) for each in params], device=device),
+        torch.tensor([each.min_p for each in params], device=device),
+    )
 
 
 def restrict(logits: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor, tp: Communicator = ALONE) -> Tensor:

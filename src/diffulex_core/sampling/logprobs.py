@@ -32,12 +32,11 @@ class Reported:
     @classmethod
     def of(cls, batch: SamplingBatch, scores: Tensor) -> Reported | None:
         """A copy of what is needed of `scores` [rows, columns]; None when no request of the batch asks."""
-        wanted = [window.params.logprobs for window in batch.windows]
-        if all(most is None for most in wanted):
+        found = asking(batch)
+        if found is None:
             return None
-        asks = np.array([most is not None for most in wanted])
-        rows = torch.from_numpy(np.flatnonzero(asks[batch.window_of_row])).to(scores.device)
-        return cls(rows=rows, scores=scores[rows], most=max(most or 0 for most in wanted))
+        rows = torch.from_numpy(found[0]).to(scores.device)
+        return cls(rows=rows, scores=scores[rows], most=found[1])
 
     def measure(self, chosen: Tensor, held: Range, tp: Communicator) -> Tensor:
         """What `reported` reads; a collective, which moves a few numbers for each row.
@@ -50,11 +49,26 @@ class Reported:
             [1 + 2 * most, all rows] float64: log probability of the chosen token, then the most probable tokens, then
             their log probabilities; NaN where nobody asks.
         """
-        told = torch.full((1 + 2 * self.most, len(chosen)), torch.nan, dtype=torch.float64, device=chosen.device)
-        if len(self.rows):
-            tokens, logs = log_probabilities(self.scores, held, chosen[self.rows], self.most, tp)
-            told[:, self.rows] = torch.cat((logs[:1], tokens, logs[1:]))
-        return told
+        if len(self.rows) == 0:
+            return spread((chosen.new_empty(self.most, 0), chosen.new_empty(1 + self.most, 0)), self.rows, len(chosen))
+        return spread(log_probabilities(self.scores, held, chosen[self.rows], self.most, tp), self.rows, len(chosen))
+
+
+def asking(batch: SamplingBatch) -> tuple[NDArray[np.int64], int] | None:
+    """Rows whose requests ask, and how many tokens the one that asks for most gets; None when none does."""
+    wanted = [window.params.logprobs for window in batch.windows]
+    if all(most is None for most in wanted):
+        return None
+    asks = np.array([most is not None for most in wanted])
+    return np.flatnonzero(asks[batch.window_of_row]), max(most or 0 for most in wanted)
+
+
+def spread(found: tuple[Tensor, Tensor], rows: Tensor, count: int) -> Tensor:
+    """[1 + 2 * most, count] float64: what `log_probabilities` found for some rows, NaN for the others."""
+    tokens, logs = found
+    told = torch.full((1 + 2 * len(tokens), count), torch.nan, dtype=torch.float64, device=rows.device)
+    told[:, rows] = torch.cat((logs[:1], tokens, logs[1:])).double()
+    return told
 
 
 def reported(told: NDArray[np.float64], params: SamplingParams) -> LogProbabilities | None:

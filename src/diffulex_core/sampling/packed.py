@@ -12,19 +12,17 @@ from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.distributed.ranges import Range
-from diffulex_core.sampling import choose
+from diffulex_core.sampling import by_facts, choose
 from diffulex_core.sampling.accept import accept
-from diffulex_core.sampling.confidence import Settled, settle, settle_facts
+from diffulex_core.sampling.confidence import Settled, settle
 from diffulex_core.sampling.facts import Facts, Wanted
-from diffulex_core.sampling.filters import restrict
+from diffulex_core.sampling.filters import limits, restrict
 from diffulex_core.sampling.logprobs import Reported, reported
 from diffulex_core.sampling.questions import alternatives, answer, discourage, restore, watched, watched_log
-from diffulex_core.sampling.rng import uniform
-from diffulex_core.sampling.selected import is_limited, measures, needs, selectable
+from diffulex_core.sampling.rng import numbers
+from diffulex_core.sampling.selected import is_limited, measures, selectable
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import BoolArray, Decision, SamplingBatch
-
-_SEED_BITS = 2**63 - 1
 
 
 class PackedSampler:
@@ -77,8 +75,8 @@ class PackedSampler:
         columns = choose.greedy(scores)
         if drawn.any():
             rows = torch.from_numpy(np.flatnonzero(drawn)).to(scores.device)
-            numbers = uniform(*(column[drawn] for column in self._counters(batch)))
-            columns[rows] = choose.draw(scores[rows], torch.from_numpy(numbers).to(scores.device), self._tp)
+            lots = torch.from_numpy(numbers(batch, drawn)).to(scores.device)
+            columns[rows] = choose.draw(scores[rows], lots, self._tp)
         basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
         settled = settle(scores, columns, measures(batch), held.start, self._tp, basis)
         parts = [_scored(settled)]
@@ -96,13 +94,13 @@ class PackedSampler:
     def wanted(self, columns: int, batch: SamplingBatch) -> Wanted:
         """See `SelectingSampler`."""
         held = self._held(columns)
-        second, entropy = needs(batch)
-        excluded = tuple(_columns(self._forbidden, held))
-        return Wanted(columns=held.length, excluded=excluded, second=second, entropy=entropy)
+        return by_facts.wanted(batch, held, _columns(self._forbidden, held))
 
     def score_facts(self, facts: Facts, columns: int, batch: SamplingBatch) -> Tensor:
         """See `SelectingSampler`; a collective, which moves a few numbers for each row."""
-        return _scored(settle_facts(facts, measures(batch), self._held(columns).start, self._tp))
+        held = self._held(columns)
+        settled, parts = by_facts.score(facts, batch, held, _columns(self._forbidden, held), self._tp)
+        return torch.cat([_scored(settled), *parts])
 
     def _held(self, columns: int) -> Range:
         """The real ids among those of this process's columns."""
@@ -120,20 +118,9 @@ class PackedSampler:
         if not limited.any():
             return scores
         rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
-        owners, vocab = [params[index] for index in row_params[limited]], self._vocab_size
-        scores[rows] = restrict(
-            scores[rows],
-            torch.tensor([each.top_p for each in owners], device=scores.device),
-            torch.tensor([min(each.top_k or vocab, vocab) for each in owners], device=scores.device),
-            torch.tensor([each.min_p for each in owners], device=scores.device),
-            self._tp,
-        )
+        owners = [params[index] for index in row_params[limited]]
+        scores[rows] = restrict(scores[rows], *limits(owners, self._vocab_size, scores.device), self._tp)
         return scores
-
-    def _counters(self, batch: SamplingBatch) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        seeds = np.array([(window.params.seed or 0) & _SEED_BITS for window in batch.windows], dtype=np.int64)
-        draws = np.array([window.draw for window in batch.windows], dtype=np.int64)
-        return seeds[batch.window_of_row], draws[batch.window_of_row], batch.positions
 
     def decide(self, scored: Tensor, batch: SamplingBatch) -> list[Decision]:
         """Apply the accept rule on the host to what `score` found."""

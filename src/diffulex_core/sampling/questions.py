@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,6 +55,11 @@ def answer(scores: Tensor, held: Range, questions: Questions, tp: Communicator) 
     tokens, logs = log_probabilities(
         scores, held, torch.from_numpy(questions.watched).to(scores.device), questions.most, tp
     )
+    return answered(tokens, logs)
+
+
+def answered(tokens: Tensor, logs: Tensor) -> Tensor:
+    """What `answer` returns, from what `log_probabilities` does."""
     return torch.cat((logs[:1], tokens, logs[1:].exp()))
 
 
@@ -70,18 +77,32 @@ def log_probabilities(
     local = watched - held.start
     here = (local >= 0) & (local < held.length)
     asked = scores.gather(1, local.clamp(0, scores.shape[1] - 1)[:, None]).squeeze(1)
-    told = [log_sum(scores), asked.masked_fill(~here, -torch.inf).double()]
-    rest = scores.clone()
+    rest, tokens, values = scores.clone(), list[Tensor](), list[Tensor]()
     for _ in range(most):
         best = greedy(rest)[:, None]
-        told += [best.squeeze(1).double() + held.start, rest.gather(1, best).squeeze(1).double()]
+        tokens.append(best.squeeze(1).double() + held.start)
+        values.append(rest.gather(1, best).squeeze(1).double())
         rest.scatter_(1, best, -torch.inf)
-    heard = tp.gather(torch.stack(told))  # [ranks, 2 + 2 most, rows]
-    tokens, offered = heard[:, 2::2].flatten(0, 1), heard[:, 3::2].flatten(0, 1)
-    order = tokens.argsort(dim=0, descending=True, stable=True)
+    return ranked(log_sum(scores), asked.masked_fill(~here, -torch.inf), tokens, values, tp)
+
+
+def ranked(
+    log_sums: Tensor, asked: Tensor, tokens: Sequence[Tensor], values: Sequence[Tensor], tp: Communicator
+) -> tuple[Tensor, Tensor]:
+    """As `log_probabilities`, from what this process found in its columns; a collective.
+
+    Args:
+        log_sums: [rows] float64.
+        asked: [rows] score of the given token, minus infinity where another process has it.
+        tokens, values: [rows] each, ids and scores of the most probable ones.
+    """
+    most = len(tokens)
+    heard = tp.gather(torch.stack([log_sums, asked.double(), *tokens, *values]))  # [ranks, 2 + 2 most, rows]
+    found, offered = heard[:, 2 : 2 + most].flatten(0, 1), heard[:, 2 + most :].flatten(0, 1)
+    order = found.argsort(dim=0, descending=True, stable=True)
     order = order.gather(0, offered.gather(0, order).argsort(dim=0, descending=True, stable=True))[:most]
     logs = torch.cat((heard[:, 1].amax(dim=0)[None], offered.gather(0, order))) - heard[:, 0].logsumexp(dim=0)
-    return tokens.gather(0, order), logs
+    return found.gather(0, order), logs
 
 
 def watched(answers: NDArray[np.float64], questions: Questions | None) -> FloatArray | None:

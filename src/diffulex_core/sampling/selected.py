@@ -1,32 +1,62 @@
-"""Which rows of a step a few facts suffice for, and which: greedy ones that only token and confidence are asked of."""
+"""Which rows of a step a few facts suffice for: those that take one of the few most probable tokens."""
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from diffulex_core.sampling.confidence import MEASURES, FactMeasure
+from diffulex_core.sampling.facts import MOST_TOP
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import BoolArray, SamplingBatch
 
 
-def selectable(batch: SamplingBatch) -> BoolArray:
-    """[rows] bool: rows whose token and confidence follow from facts about the untouched distribution.
+@attrs.frozen(kw_only=True, eq=False)
+class Ways:
+    """How rows are decided without their logits; [rows] bool each.
 
-    None of a batch of which anybody asks for more: questions and log probabilities are answered for all rows together.
+    Attributes:
+        plain: token and confidence are those of the untouched distribution's most probable token.
+        narrow: the token is one of the few most probable ones, which temperature and limits see alone.
+        clean: confidence is the untouched distribution's all the same.
     """
-    if batch.questions is not None or any(window.params.logprobs is not None for window in batch.windows):
-        return np.zeros(len(batch.positions), dtype=np.bool_)
-    cold, biased, limited = (
+
+    plain: BoolArray
+    narrow: BoolArray
+    clean: BoolArray
+
+
+def ways(batch: SamplingBatch) -> Ways:
+    """What suffices for each row. A row that is neither plain nor narrow needs its logits."""
+    cold, biased, limited, narrowed = (
         np.array([fits(window.params) for window in batch.windows], dtype=np.bool_)[batch.window_of_row]
-        for fits in (is_cold, is_biased, is_limited)
+        for fits in (is_cold, is_biased, is_limited, is_narrowed)
     )
-    greedy = cold | batch.greedy[batch.group_of_row]
+    clean = np.zeros(len(batch.positions), dtype=np.bool_)
     if batch.clean_confidence is not None:
-        # The most probable token passes every limit, and confidence does not heed them.
-        limited &= ~batch.clean_confidence[batch.group_of_row]
-    known = np.array([kind == "prob" or isinstance(MEASURES[kind], FactMeasure) for kind in measures(batch)])
-    suffices: BoolArray = greedy & ~biased & ~limited & known.astype(np.bool_)
+        clean = batch.clean_confidence[batch.group_of_row]
+    greedy = cold | batch.greedy[batch.group_of_row]
+    kinds = measures(batch)
+    known = np.array([kind == "prob" or isinstance(MEASURES[kind], FactMeasure) for kind in kinds], dtype=np.bool_)
+    # The most probable token passes every limit, and clean confidence does not heed them.
+    plain = greedy & (~limited | clean) & known & ~biased
+    narrow = narrowed & ~plain & (known | ~clean) & ~biased
+    return Ways(plain=plain, narrow=narrow, clean=clean)
+
+
+def selectable(batch: SamplingBatch) -> BoolArray:
+    """[rows] bool: rows that need no logits, neither to be decided nor for what is asked of them besides."""
+    found = ways(batch)
+    suffices: BoolArray = found.plain | found.narrow
+    questions = batch.questions
+    if questions is None:
+        return suffices
+    if questions.most > MOST_TOP:
+        return np.zeros_like(suffices)
+    if questions.raw is not None:
+        # The most probable tokens of the network's own distribution may be excluded from this one.
+        suffices &= ~questions.raw | np.bool_(questions.most == 0) & (questions.penalty >= 0)
     return suffices
 
 
@@ -59,3 +89,8 @@ def is_biased(params: SamplingParams) -> bool:
 def is_limited(params: SamplingParams) -> bool:
     """Whether improbable tokens are left out."""
     return params.top_p < 1 or params.top_k is not None or params.min_p > 0
+
+
+def is_narrowed(params: SamplingParams) -> bool:
+    """Whether few tokens are left in, whatever their probabilities."""
+    return params.top_k is not None and params.top_k <= MOST_TOP and params.top_p >= 1

@@ -17,7 +17,7 @@ from diffulex_core.testing.checks import sampler as checks, sampler_purity as pu
 from diffulex_core.testing.subjects import SamplerSubject
 from diffulex_core.types import BoolArray, Decision, FloatArray, SamplingBatch
 from tests.conformance.mutant import Mutant
-from tests.conformance.mutants import sampler_rules
+from tests.conformance.mutants import sampler_facts, sampler_rules
 from tests.conformance.row_sampler import RowSampler, Turn, hashed
 
 
@@ -387,4 +387,5 @@ MUTANTS: tuple[Mutant, ...] = (
     _class(purity.check_sampler_shares_agree, "ids are columns of a share", SharesHaveNoOffset),
     _class(purity.check_sampler_shares_agree, "ranks draw different numbers", RanksDrawApart),
     *sampler_rules.MUTANTS,
+    *sampler_facts.MUTANTS,
 )

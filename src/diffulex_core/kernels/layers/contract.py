@@ -111,5 +111,6 @@ class LayerKernels(Choosable, Protocol):
 
         Args:
             hidden: [rows, hidden]; weight: [columns, hidden]; bias: [columns] or None.
+            wanted: what it says row by row, it says of all rows.
         """
         ...

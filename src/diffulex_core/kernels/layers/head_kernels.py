@@ -11,17 +11,20 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["rows", "columns"])
 def summed_up(
-    hidden, weight, bias, excluded, best, column, total, second, slant, rows, width, columns, tiles,
-    hidden_row, weight_row,
-    with_bias: tl.constexpr, num_excluded: tl.constexpr, with_second: tl.constexpr, with_slant: tl.constexpr,
+    hidden, weight, bias, excluded, lowered, penalty, watched, best, column, total, second, slant, keys, seen,
+    rows, width, columns, tiles, hidden_row, weight_row,
+    with_bias: tl.constexpr, num_excluded: tl.constexpr, with_lowered: tl.constexpr, num_watched: tl.constexpr,
+    with_second: tl.constexpr, with_slant: tl.constexpr, num_keys: tl.constexpr,
     lanes: tl.constexpr, span: tl.constexpr, depth: tl.constexpr, precision: tl.constexpr, widen: tl.constexpr,
 ):  # fmt: skip
     """What `span` columns of the head hold for `lanes` rows; logits stay in registers.
 
-    hidden [rows, width], weight [at least columns, width], bias [columns], excluded [num_excluded] int64. Out, [rows,
-    tiles] each: best float32 and its column int32 (-1 where no column is possible), total = sum of exp(x - best),
-    second largest float32, slant = sum of (x - best) exp(x - best). Programs: tiles of rows, tiles of columns; rows
-    first, so that those that read the same weights run together.
+    hidden [rows, width], weight [at least columns, width], bias [columns], excluded [num_excluded] int64, lowered
+    [rows] int64 with penalty [rows] float32, watched [rows, num_watched] int64.
+    Out, [rows, tiles] each: best float32 and its column int32 (-1 where no column is possible), total = sum of exp(x -
+    best), second largest float32, slant = sum of (x - best) exp(x - best); keys [rows, tiles, num_keys] int64,
+    descending, see `_key`; seen [rows, num_watched] float32, left as it is for columns that are not here.
+    Programs: tiles of rows, tiles of columns; rows first, so that those that read the same weights run together.
     """
     lane = tl.program_id(0) * lanes + tl.arange(0, lanes)
     n = tl.program_id(1) * span + tl.arange(0, span)
@@ -41,6 +44,16 @@ def summed_up(
     if with_bias:
         x += tl.load(bias + n, mask=real, other=0.0).to(tl.float32)[None, :]
     x = x.to(hidden.dtype.element_ty).to(tl.float32)
+    for index in range(num_watched):
+        wanted = tl.load(watched + lane.to(tl.int64) * num_watched + index, mask=used, other=-1)
+        hit = (n[None, :] == wanted[:, None]) & real[None, :]
+        here = tl.max(hit.to(tl.int32), axis=1) > 0
+        value = tl.sum(tl.where(hit, x, 0.0), axis=1)
+        tl.store(seen + lane.to(tl.int64) * num_watched + index, value, mask=used & here)
+    if with_lowered:
+        low = tl.load(lowered + lane, mask=used, other=-1)
+        less = tl.load(penalty + lane, mask=used, other=0.0)
+        x = tl.where(n[None, :] == low[:, None], x - less[:, None], x)
     possible = real
     for index in tl.static_range(num_excluded):
         possible = possible & (n != tl.load(excluded + index))
@@ -60,6 +73,23 @@ def summed_up(
     if with_slant:
         terms = tl.where(possible[None, :], exps * shifted, 0.0)
         tl.store(slant + place, tl.sum(terms, axis=1), mask=used)
+    for index in range(num_keys):
+        tl.store(keys + place * num_keys + index, _key(top, at_top), mask=used)
+        x = tl.where(n[None, :] == at_top[:, None], float("-inf"), x)
+        top = tl.max(x, axis=1)
+        at_top = tl.max(tl.where(x == top[:, None], n[None, :], -1), axis=1)
+
+
+@triton.jit
+def _key(value, column):
+    """int64 that is ordered as values are, and as columns are among equals; column 0 where no value is possible.
+
+    Floats are ordered as their bits are, from the sign on, if all others are turned round below zero.
+    """
+    bits = value.to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+    at = tl.where(value == float("-inf"), 0, tl.maximum(column, 0)).to(tl.int64)
+    return ordered * 4294967296 + at
 
 
 @triton.jit

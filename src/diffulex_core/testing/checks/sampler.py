@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
-from diffulex_core.testing.checks import sampler_purity, sampler_rules
+from diffulex_core.testing.checks import sampler_facts, sampler_purity, sampler_rules
 from diffulex_core.testing.effort import Effort
 from diffulex_core.testing.oracles.sampler import distribution
 from diffulex_core.testing.sampler_calls import (
@@ -273,4 +273,5 @@ CHECKS: tuple[AnyCheck, ...] = (
     check_sampler_accepts_more_below_a_lower_threshold,
     *sampler_purity.CHECKS,
     *sampler_rules.CHECKS,
+    *sampler_facts.CHECKS,
 )
