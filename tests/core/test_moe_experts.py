@@ -192,8 +192,8 @@ def test_an_arrangement_has_every_slot_once_in_a_tile_of_its_expert(
     rows: int, slots: int, experts: int, tile: int, seed: int
 ) -> None:
     ids = torch.randint(-1, experts, (rows, slots), generator=torch.Generator().manual_seed(seed)).int()
-    plan = arrange(ids, experts, tile)
-    tiles = plan.slot_of_row[:-1].view(-1, tile)
+    plan = arrange(ids, torch.ones(rows, slots), experts, tile)
+    tiles = plan.slot_of_row.view(-1, tile)
     assert len(tiles) == len(plan.expert_of_tile)
     flat, seen = ids.flatten().tolist(), list[int]()
     for expert, members in zip(plan.expert_of_tile.tolist(), tiles.tolist(), strict=True):

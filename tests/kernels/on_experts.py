@@ -11,6 +11,7 @@ import torch
 from diffulex_core.host import Host
 from diffulex_core.kernels.case import KernelCase
 from diffulex_core.kernels.moe import select_experts_kernel
+from diffulex_core.kernels.moe.arrange import arrange, arrange_on_device
 from diffulex_core.kernels.moe.fused import TritonExperts
 from diffulex_core.kernels.moe.naive import NaiveExperts
 from diffulex_core.layers.moe import Activation
@@ -55,6 +56,17 @@ def test_every_row_is_the_weighted_sum_over_its_experts(dtype: torch.dtype, boun
     """Relative to the largest output of the fp32 definition: what lies between the products is rounded to the dtype."""
     for shape, activation in product(SHAPES, ("silu", "gelu_tanh")):
         assert error(shape, dtype, activation) < bound, (shape, activation)
+
+
+@pytest.mark.parametrize("tile", [1, 16, 64])
+@pytest.mark.parametrize(("rows", "slots", "experts"), [(0, 2, 3), (1, 1, 1), (5, 3, 7), (300, 4, 5), (600, 2, 64)])
+def test_slots_are_sorted_as_the_twin_sorts_them(rows: int, slots: int, experts: int, tile: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    ids = torch.randint(-1, experts, (rows, slots), generator=generator).int()
+    weights = torch.rand(rows, slots, generator=generator).masked_fill(ids % 4 == 1, 0.0)
+    ours, theirs = (each(ids.to(DEVICE), weights.to(DEVICE), experts, tile) for each in (arrange_on_device, arrange))
+    assert torch.equal(ours.expert_of_tile, theirs.expert_of_tile)
+    assert torch.equal(ours.slot_of_row, theirs.slot_of_row)
 
 
 def test_the_interpreter_is_used_where_it_is_named_and_not_otherwise() -> None:

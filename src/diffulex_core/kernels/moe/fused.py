@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from diffulex_core.kernels.case import KernelCase
-from diffulex_core.kernels.moe.arrange import arrange
-from diffulex_core.kernels.moe.contract import live_ids
+from diffulex_core.kernels.moe.arrange import arrange_on_device
+from diffulex_core.kernels.on_triton import reasons_against, widened
 from diffulex_core.layers.moe.spec import Activation
 
 TILES = (16, 64)
@@ -23,11 +21,7 @@ class TritonExperts:
 
     def reasons(self, case: KernelCase) -> list[str]:
         """Triton must be there, and a CUDA device or Triton's interpreter."""
-        if find_spec("triton") is None:
-            return ["triton is not installed (pip install 'diffulex-core[triton]')"]
-        if case.device_type == "cuda" or (case.device_type == "cpu" and _interpreted()):
-            return []
-        return [f"it runs on CUDA devices, not on {case.device_type!r}; TRITON_INTERPRET=1 lets the CPU interpret it"]
+        return reasons_against(case.device_type)
 
     def priority(self, case: KernelCase) -> int:
         """The best on a GPU; the interpreter is for tests."""
@@ -44,14 +38,13 @@ class TritonExperts:
         out = torch.empty_like(x)
         if rows == 0:
             return out
-        ids, x, weights = live_ids(ids, weights), x.contiguous(), weights.contiguous()
+        ids, x, weights = ids.contiguous(), x.contiguous(), weights.contiguous()
         tile = TILES[rows * slots >= TILES[1] * experts]
-        plan = arrange(ids, experts, tile)
+        plan = arrange_on_device(ids, weights, experts, tile)
         tiles = len(plan.expert_of_tile)
         gated = x.new_empty(tiles * tile, size)
         outputs = torch.empty(rows * slots, hidden, dtype=torch.float32, device=x.device)
-        widen = x.dtype == torch.bfloat16 and _interpreted()
-        sizes = {"widen": widen, "tile": tile, "columns": COLUMNS, "depth": DEPTH}
+        sizes = {"widen": widened(x.dtype), "tile": tile, "columns": COLUMNS, "depth": DEPTH}
         with torch.cuda.device_of(x):
             gated_product[(tiles, -(-size // COLUMNS))](
                 x, w13, gated, plan.slot_of_row, plan.expert_of_tile, hidden, size, slots,
@@ -62,9 +55,3 @@ class TritonExperts:
             )
             sum_slots[(rows, -(-hidden // COLUMNS))](outputs, ids, weights, out, hidden, slots, columns=COLUMNS)
         return out
-
-
-def _interpreted() -> bool:
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)

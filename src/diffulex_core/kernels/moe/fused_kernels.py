@@ -1,4 +1,4 @@
-"""Triton kernels of the experts: two grouped matrix products over sorted slots, and a sum over each row's slots."""
+"""Triton kernels of the experts: slots sorted by expert, two grouped matrix products, and a sum over each row."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def down_product(
 
 @triton.jit
 def sum_slots(outputs, ids, weights, out, hidden, slots, columns: tl.constexpr):
-    """`out[row] = sum_j weights[row, j] * outputs[row * slots + j]` over the slots with an expert, from left to right.
+    """`out[row] = sum_j weights[row, j] * outputs[row * slots + j]` over the slots that take part, in order.
 
     outputs [rows * slots, hidden] float32, ids and weights [rows, slots], out [rows, hidden].
     """
@@ -89,7 +89,57 @@ def sum_slots(outputs, ids, weights, out, hidden, slots, columns: tl.constexpr):
     total = tl.zeros((columns,), dtype=tl.float32)
     for place in range(slots):
         slot = row * slots + place
-        chosen = tl.load(ids + slot) >= 0
+        weight = tl.load(weights + slot)
+        chosen = (tl.load(ids + slot) >= 0) & (weight != 0.0)
         value = tl.load(outputs + slot * hidden + n, mask=(n < hidden) & chosen, other=0.0)
-        total += value * tl.where(chosen, tl.load(weights + slot), 0.0)
+        total += value * tl.where(chosen, weight, 0.0)
     tl.store(out + row * hidden + n, total.to(out.dtype.element_ty), mask=n < hidden)
+
+
+@triton.jit(do_not_specialize=["count"])
+def count_slots(ids, weights, counts, count, some: tl.constexpr):
+    """How many slots with a weight chose an expert: ids and weights [count], counts [experts]. Programs: experts."""
+    expert = tl.program_id(0)
+    n = tl.arange(0, some)
+    found = tl.zeros((some,), dtype=tl.int32)
+    for start in range(0, count, some):
+        found += _is_of(ids, weights, expert, start + n, count).to(tl.int32)
+    tl.store(counts + expert, tl.sum(found, axis=0))
+
+
+@triton.jit(do_not_specialize=["count", "tiles"])
+def place_slots(
+    ids, weights, counts, slot_of_row, expert_of_tile, count, tiles, experts,
+    tile: tl.constexpr, width: tl.constexpr, some: tl.constexpr,
+):  # fmt: skip
+    """The tiles of one expert, its slots in their order, and -1 behind them; see `arrange.Arrangement`.
+
+    ids and weights [count], counts [experts], slot_of_row [tiles * tile], expert_of_tile [tiles]. width: a power of two
+    that is at least `experts`. Programs: experts, and one for the tiles that are left over.
+    """
+    expert = tl.program_id(0)
+    each = tl.arange(0, width)
+    members = tl.load(counts + each, mask=each < experts, other=0)
+    needed = (members + tile - 1) // tile
+    first = tl.sum(tl.where(each < expert, needed, 0), axis=0)
+    mine = tl.sum(tl.where(each == expert, members, 0), axis=0)
+    idle = expert >= experts
+    end = tl.where(idle, tiles, first + (mine + tile - 1) // tile)
+    n = tl.arange(0, some)
+    for start in range(first, end, some):
+        tl.store(expert_of_tile + start + n, tl.where(idle, -1, expert) + 0 * n, mask=start + n < end)
+    for start in range(first * tile + mine, end * tile, some):
+        tl.store(slot_of_row + start + n, (-1 + 0 * n).to(tl.int64), mask=start + n < end * tile)
+    row = first * tile
+    for start in range(0, tl.where(mine > 0, count, 0), some):
+        chosen = _is_of(ids, weights, expert, start + n, count)
+        rank = tl.cumsum(chosen.to(tl.int32), axis=0)
+        tl.store(slot_of_row + row + rank - 1, (start + n).to(tl.int64), mask=chosen)
+        row += tl.sum(chosen.to(tl.int32), axis=0)
+
+
+@triton.jit
+def _is_of(ids, weights, expert, slot, count):
+    inside = slot < count
+    chosen = tl.load(ids + slot, mask=inside, other=-1) == expert
+    return chosen & (tl.load(weights + slot, mask=inside, other=0.0) != 0.0)
