@@ -53,13 +53,18 @@ class SoftInputs:
     Attributes:
         rows: [n] int64 distinct rows of the forward.
         embeddings: [n, hidden] their embeddings, in the activation dtype, scaled as the network scales its own.
+        fed: [rows of the forward, 1] bool where `rows` are all of them: the embeddings count where it is true. None =
+            all count.
     """
 
     rows: Tensor
     embeddings: Tensor
+    fed: Tensor | None = None
 
     def over(self, base: Tensor) -> Tensor:
         """[rows, hidden] -> the same, these rows replaced."""
+        if self.fed is not None:
+            return torch.where(self.fed, self.embeddings, base)
         return base.index_copy(0, self.rows, self.embeddings)
 
 
@@ -101,6 +106,34 @@ def stored_rows(slots: Tensor) -> list[tuple[Places, Places]]:
 
 
 @attrs.frozen(kw_only=True, eq=False)
+class RowStorage:
+    """Where rows go, in tensors of one entry for each row, so that nothing depends on how many are stored.
+
+    A row that is not stored repeats one that is, and where none is, slot 0 is given what it holds.
+
+    Attributes:
+        rows: [rows] int64 the row that is stored instead of each.
+        slots: [rows] int64 where to.
+        some: bool, whether any row is stored.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    some: Tensor
+
+    @classmethod
+    def at(cls, slots: Tensor) -> RowStorage:
+        """For `slots` as in `ForwardContext`."""
+        stored = slots >= 0
+        rows = torch.arange(len(slots), device=slots.device).where(stored, stored.int().argmax())
+        return cls(rows=rows, slots=slots[rows].clamp(min=0), some=stored.any())
+
+    def put(self, flat: Tensor, fresh: Tensor) -> None:
+        """Store rows of `fresh` [rows, ...] in `flat` [slots, ...]."""
+        flat[self.slots] = torch.where(self.some, fresh[self.rows].to(flat.dtype), flat[self.slots])
+
+
+@attrs.frozen(kw_only=True, eq=False)
 class ForwardContext:
     """Pages, slots and visibility of one forward.
 
@@ -130,10 +163,12 @@ class ForwardContext:
     @cached_property
     def _stored(self) -> Sequence[tuple[Places, Places]]:
         """Which rows go to which slots: found once, and the same for all layers."""
-        if self.slots.device.type == "cpu":
-            return stored_rows(self.slots)
-        rows = (self.slots >= 0).nonzero().squeeze(1)
-        return [(rows, self.slots[rows])]
+        return stored_rows(self.slots)
+
+    @cached_property
+    def _storage(self) -> RowStorage:
+        """The same on a device, where nobody waits for a count."""
+        return RowStorage.at(self.slots)
 
     def attend(self, layer: int, kind: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Store the rows' K/V of one layer, attend, and pack what is kept of sequences that are refreshed.
@@ -149,8 +184,11 @@ class ForwardContext:
         key_pages, value_pages = self.key_pages[layer], self.value_pages[layer]
         for pages, fresh in ((key_pages, key), (value_pages, value)):
             flat = pages.view(-1, *pages.shape[2:])
-            for rows, slots in self._stored:
-                flat[slots] = fresh[rows].to(pages.dtype)
+            if self.slots.device.type == "cpu":
+                for rows, slots in self._stored:
+                    flat[slots] = fresh[rows].to(pages.dtype)
+            else:
+                self._storage.put(flat, fresh)
         return self._attend(layer, kind, query, key, value, scale)
 
     def turn_and_attend(

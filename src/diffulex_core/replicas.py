@@ -21,9 +21,12 @@ from diffulex_core.profiling.session import Recording
 from diffulex_core.profiling.stages import StageSeconds
 from diffulex_core.protocols import Executor, ProfiledExecutor, Req, Scheduler
 from diffulex_core.sizing import Capacity
-from diffulex_core.types import CompletionReason, StepOutput, StepPlan
+from diffulex_core.types import CompletionReason, HowRun, StepOutput, StepPlan
 
 T = TypeVar("T")
+
+_HOW: tuple[HowRun, ...] = ("eager", "captured", "replayed")
+"""What is told of a step that replicas ran differently: the first that one of them did."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -133,6 +136,7 @@ class ReplicaExecutor:
             decisions=tuple(decision for output in outputs for decision in output.decisions),
             head_rows=sum(output.head_rows for output in outputs),
             stages=_of_the_slowest(outputs),
+            how=min((output.how for output in outputs), key=_HOW.index),
         )
 
     def start_profile(self, recording: Recording) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffulex_core.beliefs import Beliefs
 from diffulex_core.context import ForwardContext, Refreshing, SoftInputs
+from diffulex_core.graphs.forward import EagerForward, Forward
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import ROW_MULTIPLE, BlendedRows, PackedStep, pack, parts_of_head, round_up
@@ -48,8 +49,11 @@ class EagerRunner:
         device: torch.device,
         max_logits_tokens: int | None = None,
         cache_policy: CachePolicy | None = None,
+        forward: Forward | None = None,
     ) -> None:
+        """`forward` runs the network; None = it is called as it is."""
         self._model: DiffusionModel | None = model
+        self._forward: Forward | None = EagerForward(model) if forward is None else forward
         self._sampler = sampler
         self._pattern = pattern
         self._backend = backend
@@ -73,6 +77,7 @@ class EagerRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
         assert self._model is not None, "the runner is closed"
+        assert self._forward is not None, "the runner is closed"
         self._clock.reset()
         self._clock.begin("pack")
         self._kept.drop(plan.ended)
@@ -80,7 +85,7 @@ class EagerRunner:
         step = pack(plan, self._pattern, self._model.windows, self._page_size)
         inputs = self._move(step.input_ids), self._move(step.positions), self._context(step)
         self._clock.begin("forward")
-        hidden = self._model(*inputs)
+        hidden, how = self._forward(plan, *inputs)
         self._clock.begin("sample")
         chosen = self._head_input(hidden, step)
         if step.kept:
@@ -88,12 +93,13 @@ class EagerRunner:
         count = len(step.head_rows)
         if count == 0:
             nothing = tuple(_nothing() for _ in plan.windows)
-            return StepOutput(decisions=nothing, head_rows=0, stages=stage_seconds(self._clock))
+            return StepOutput(decisions=nothing, head_rows=0, stages=stage_seconds(self._clock), how=how)
         decisions = tuple(self._sample(chosen, step))
-        return StepOutput(decisions=decisions, head_rows=len(chosen), stages=stage_seconds(self._clock))
+        return StepOutput(decisions=decisions, head_rows=len(chosen), stages=stage_seconds(self._clock), how=how)
 
     def close(self) -> None:
         self._model = None
+        self._forward = None
         self._selects = None
         self._kv_store = None
         self._kept = HiddenRows()

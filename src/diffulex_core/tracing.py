@@ -43,7 +43,7 @@ class JsonTrace:
             }
             for window, decision in zip(plan.windows, output.decisions, strict=True)
         ]
-        self._write({"event": "step", "step": plan.step, "seconds": seconds, "windows": windows})
+        self._write({"event": "step", "step": plan.step, "seconds": seconds, "forward": output.how, "windows": windows})
 
     def on_request_finished(self, request_id: int, reason: CompletionReason) -> None:
         self._write({"event": "finished", "request": request_id, "reason": reason.value})

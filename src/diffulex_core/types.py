@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import attrs
 import numpy as np
@@ -22,6 +22,8 @@ BoolArray = NDArray[np.bool_]
 """Flags on the host."""
 FloatArray = NDArray[np.floating]
 """Numbers on the host, in any precision."""
+HowRun = Literal["eager", "captured", "replayed"]
+"""How the network ran in a step: as it is, captured for steps of this shape (and replayed), or replayed."""
 
 
 class CompletionReason(enum.StrEnum):
@@ -416,11 +418,13 @@ class StepOutput:
         decisions: one for each window of the plan.
         head_rows: rows that went through the language-model head.
         stages: how long the stages took; None where the runner does not say.
+        how: how the network ran.
     """
 
     decisions: tuple[Decision, ...]
     head_rows: int
     stages: StageSeconds | None = None
+    how: HowRun = "eager"
 
 
 @attrs.frozen(kw_only=True, eq=False)

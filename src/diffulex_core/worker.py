@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,8 @@ from diffulex_core.context import BuildContext
 from diffulex_core.devices import DTYPES, choose_dtype
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.errors import ConfigError
+from diffulex_core.graphs import Forward, Graphs
+from diffulex_core.graphs.choose import choose_forward
 from diffulex_core.host import Host
 from diffulex_core.kernels.case import KernelCase
 from diffulex_core.kernels.layers import select_layer_kernels
@@ -29,11 +33,13 @@ from diffulex_core.profiling.session import Recording
 from diffulex_core.protocols import AttentionBackend, CachePolicy, DiffusionModel, ModelRunner, Sampler, StagedRunner
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
-from diffulex_core.sizing import Capacity, free_memory
-from diffulex_core.types import StepOutput, StepPlan
+from diffulex_core.sizing import Capacity, MemoryMeter, memory_meter, step_memory
+from diffulex_core.types import HowRun, StepOutput, StepPlan
 from diffulex_core.warmup import warm_up
 from diffulex_core.weights import dummy_weights, load_weights
 from diffulex_core.weights.lora import load_adapter
+
+_log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -70,6 +76,8 @@ class Worker:
         tp: Communicator = ALONE,
         sharers: int = 1,
         progress: bool = False,
+        graphs: Graphs | None = None,
+        meter: MemoryMeter | None = None,
     ) -> None:
         """
         Args:
@@ -79,10 +87,13 @@ class Worker:
             tp: the processes that share each layer, and which of them this is.
             sharers: processes of the engine that share the device's memory.
             progress: show a progress bar while weights are loaded.
+            graphs: captures steps of static shape; None = CUDA graphs where the device has them.
+            meter: measures the device's memory; None = the device's own.
         Raises:
             ConfigError, CheckpointError, PluginError, UnknownNameError: see `Diffulex`.
         """
         config = blueprint.config
+        self._graphs, self._meter = graphs, memory_meter(device) if meter is None else meter
         self._config, self._host, self._device, self._sharers = config, host, device, sharers
         self._dtype = choose_dtype(config.model.dtype, blueprint.checkpoint, device)
         network = build_network(blueprint, host=host, dtype=self._dtype, device=device, tp=tp)
@@ -95,6 +106,7 @@ class Worker:
         self._tp = tp
         self._vocab_size = decidable_tokens(blueprint, network)
         self._runner: ModelRunner | None = None
+        self._ran: Counter[HowRun] = Counter()
 
     @property
     def vocab_size(self) -> int:
@@ -113,44 +125,35 @@ class Worker:
         return self._network
 
     def capacity(self) -> Capacity:
-        """What this process could store now that its weights are loaded."""
+        """What this process could store now that its weights are loaded, with room for the largest step.
+
+        Raises:
+            ConfigError: the largest step does not fit beside the weights.
+        """
         geometry, page_size = self.network.kv_geometry, self._config.cache.page_size
-        return Capacity(
-            page_bytes=page_bytes(geometry, page_size, self._kv_dtype),
-            available=free_memory(self._device) // self._sharers,
+        needed = step_memory(
+            self._config, self._meter, lambda pages: self._make_runner(pages, None), captures=self._captures
         )
+        free = self._meter.free() // self._sharers
+        _log.info("%s bytes are free after loading, of which the largest step needs %s.", f"{free:,}", f"{needed:,}")
+        return Capacity(page_bytes=page_bytes(geometry, page_size, self._kv_dtype), available=max(0, free - needed))
 
     def allocate(self, num_pages: int) -> None:
         """Make the pages and the runner, and warm up. Called once, before the first plan."""
-        config, network = self._config, self.network
-        kv_store = KVStore.allocate(
-            network.kv_geometry, num_pages, config.cache.page_size, self._kv_dtype, self._device
-        )
-        mask = config.model.mask_token_id
-        sampler: Sampler = component(self._host, "sampler", config.strategy.sampler, PackedSampler)(
-            vocab_size=self._vocab_size,
-            forbidden=frozenset() if mask is None else frozenset({mask}),
-            tp=self._tp,
-        )
-        runner: ModelRunner = component(self._host, "runner", config.strategy.runner, EagerRunner)(
-            model=network,
-            sampler=sampler,
-            pattern=make_pattern(config, self._host),
-            backend=self._backend,
-            kv_store=kv_store,
-            page_size=config.cache.page_size,
-            device=self._device,
-            max_logits_tokens=config.schedule.max_logits_tokens,
-            cache_policy=self._cache_policy(network),
-        )
+        config, page_size = self._config, self._config.cache.page_size
+        runner = self._make_runner(num_pages, self._forward())
+        size = num_pages * page_bytes(self.network.kv_geometry, page_size, self._kv_dtype)
+        _log.info("The KV cache has %d pages of %d positions, %s bytes.", num_pages, page_size, f"{size:,}")
         if not config.runtime.skip_warmup:
-            warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=config.cache.page_size)
+            warm_up(runner, rows=config.decoding.block_size, num_pages=num_pages, page_size=page_size)
         self._runner = runner
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """See `ModelRunner`."""
         assert self._runner is not None, "no pages were allocated, or the worker is closed"
-        return self._runner.execute(plan)
+        output = self._runner.execute(plan)
+        self._ran[output.how] += 1
+        return output
 
     def start_profile(self, recording: Recording) -> None:
         """Every stage is a range of this process's recordings from now on; whoever owns the process records them."""
@@ -167,7 +170,42 @@ class Worker:
         """Free the device memory. Calling it again does nothing."""
         runner, self._runner, self._network = self._runner, None, None
         if runner is not None:
+            _log.info("Steps by how the network ran: %s.", dict(self._ran))
             runner.close()
+
+    @property
+    def _captures(self) -> bool:
+        return self._device.type == "cuda" or self._graphs is not None
+
+    def _forward(self) -> Forward:
+        return choose_forward(self.network, self._config, device=self._device, tp=self._tp, graphs=self._graphs)
+
+    def _make_runner(self, num_pages: int, forward: Forward | None) -> ModelRunner:
+        """A runner with pages of its own."""
+        config, network = self._config, self.network
+        kv_store = KVStore.allocate(
+            network.kv_geometry, num_pages, config.cache.page_size, self._kv_dtype, self._device
+        )
+        mask = config.model.mask_token_id
+        sampler: Sampler = component(self._host, "sampler", config.strategy.sampler, PackedSampler)(
+            vocab_size=self._vocab_size,
+            forbidden=frozenset() if mask is None else frozenset({mask}),
+            tp=self._tp,
+        )
+        own: dict[str, Any] = {"forward": forward} if config.strategy.runner is None else {}
+        runner: ModelRunner = component(self._host, "runner", config.strategy.runner, EagerRunner)(
+            model=network,
+            sampler=sampler,
+            pattern=make_pattern(config, self._host),
+            backend=self._backend,
+            kv_store=kv_store,
+            page_size=config.cache.page_size,
+            device=self._device,
+            max_logits_tokens=config.schedule.max_logits_tokens,
+            cache_policy=self._cache_policy(network),
+            **own,
+        )
+        return runner
 
     def _cache_policy(self, network: DiffusionModel) -> CachePolicy:
         make = component(self._host, "cache_policy", self._config.cache.cache_policy, None)

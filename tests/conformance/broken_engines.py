@@ -188,6 +188,17 @@ class RemembersTheLast(Wrapped):
         return hidden + before
 
 
+class RotatesByAddress(Wrapped):
+    """Positions that stand at the same address are taken to be the same."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.known: dict[int, Tensor] = {}
+
+    def forward(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        return super().forward(input_ids, self.known.setdefault(positions.data_ptr(), positions.clone()), ctx)
+
+
 class SeesPageSize(Wrapped):
     """The size of pages shows."""
 

@@ -229,7 +229,7 @@ REFUSED: dict[str, list[object]] = {
     "decoding_strategy": [3.5, "gamma"],
     "executor": [3],
     "master_addr": [3],
-    "torch_compile_mode": [3],
+    "torch_compile_mode": [3, "fast"],
     "profiler_config.torch_profiler_dir": [3],
     "profiler_config.run_id": [3],
     "trace_path": [3],
@@ -359,10 +359,42 @@ def test_one_sampler_serves_both_settings_of_the_vectorized_one() -> None:
 
 def test_asking_for_machinery_that_is_missing_by_giving_its_default_warns() -> None:
     assert not configure().warnings
-    [warning] = configure({"enable_full_static_runner": True}).warnings
-    assert "enable_full_static_runner" in warning
-    assert not configure({"enable_full_static_runner": False}).warnings
+    [warning] = configure({"enable_vllm_layers": True}).warnings
+    assert "enable_vllm_layers" in warning
+    assert not configure({"enable_vllm_layers": False}).warnings
     assert not configure({"expert_parallel_size": 1}).warnings
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "against"),
+    [
+        ({"enable_prefill_cudagraph": True}, "enable_prefill_cudagraph", "prefill_cudagraph_max_len is 0"),
+        ({"prefill_cudagraph_max_len": 64}, "prefill_cudagraph_max_len", "enable_prefill_cudagraph is off"),
+        (
+            {"enable_cudagraph_torch_compile": True, "enable_torch_compile": False},
+            "enable_cudagraph_torch_compile",
+            "enable_torch_compile is off",
+        ),
+        (
+            {"enable_cudagraph_torch_compile": True, "enable_full_static_runner": False},
+            "enable_cudagraph_torch_compile",
+            "enable_full_static_runner is off",
+        ),
+        (
+            {"enable_cudagraph_torch_compile": True, "enforce_eager": True},
+            "enable_cudagraph_torch_compile",
+            "enforce_eager is on",
+        ),
+    ],
+)
+def test_what_another_key_stands_in_the_way_of_warns(given: dict[str, object], asked: str, against: str) -> None:
+    [warning] = configure(given).warnings
+    assert warning.startswith(f"{asked} (given by the caller) has no effect while {against}; ")
+
+
+def test_static_steps_that_nothing_stands_in_the_way_of_do_not_warn() -> None:
+    assert not configure({"enable_prefill_cudagraph": True, "prefill_cudagraph_max_len": 64}).warnings
+    assert not configure({"enable_cudagraph_torch_compile": True}).warnings
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_MEANING))

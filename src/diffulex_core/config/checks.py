@@ -57,6 +57,7 @@ def check_together(settings: Settings, unread: frozenset[str], report: Report) -
             chosen = setting.origin.by_user and setting.value != setting.spec.default
             if name.startswith("sparse.") and name != "sparse.enabled" and chosen:
                 report.warn(f"{name} ({setting.origin}) has no effect while sparse.enabled is off; turn it on.")
+    report.warnings += [text for text in _without_effect(settings) if text not in report.warnings]
     if not settings["use_lora"].value:
         # A path without a word about use_lora is a problem, see _adapter_has_a_place.
         for name in ("lora_path", "pre_merge_lora") if settings["use_lora"].origin.by_user else ("pre_merge_lora",):
@@ -115,6 +116,26 @@ def _check_built(setting: Setting, report: Report) -> None:
         report.warn(
             f"{spec.name} is {value!r} ({setting.origin}), but this version has nothing that it would switch on."
         )
+
+
+_STATIC_NEEDS = (
+    ("enable_prefill_cudagraph", "prefill_cudagraph_max_len", True, "is 0; say how many rows"),
+    ("prefill_cudagraph_max_len", "enable_prefill_cudagraph", True, "is off; turn it on"),
+    ("enable_prefill_cudagraph", "enable_full_static_runner", True, "is off; turn it on"),
+    ("enable_prefill_cudagraph", "enforce_eager", False, "is on; turn it off"),
+    ("enable_cudagraph_torch_compile", "enable_torch_compile", True, "is off; turn it on"),
+    ("enable_cudagraph_torch_compile", "enable_full_static_runner", True, "is off; turn it on"),
+    ("enable_cudagraph_torch_compile", "enforce_eager", False, "is on; turn it off"),
+)
+"""Key, what it needs, whether that must be set, and how to say that it is not."""
+
+
+def _without_effect(settings: Settings) -> Iterator[str]:
+    """What was asked of static steps, and another key stands in the way of."""
+    for name, other, needed, fix in _STATIC_NEEDS:
+        asked = settings[name].value and settings[name].origin.by_user
+        if asked and bool(settings[other].value) is not needed:
+            yield f"{name} ({settings[name].origin}) has no effect while {other} {fix}."
 
 
 def _pages_hold_blocks(settings: Settings) -> Iterator[str]:

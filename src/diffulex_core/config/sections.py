@@ -13,6 +13,7 @@ SIZES = (4, 8, 16, 32)
 """Block and page sizes for every family and strategy; their descriptors may add others (`sizes`)."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 ProfileFormat = Literal["trace.json", "trace.json.gz", "summary", "stages"]
 
 
@@ -176,7 +177,8 @@ class CacheSection:
     num_pages: int = key(-1, "Pages of each copy's cache; -1 = as many as gpu_memory_utilization allows.", minimum=-1)
     gpu_memory_utilization: float = key(
         0.9,
-        "Share of the memory still free after loading that the KV cache may take; the rest is for activations.",
+        "Share of the memory still free after loading that the KV cache may take; on CUDA devices without what the "
+        "largest step needs, which is measured.",
         above=0,
         maximum=1,
     )
@@ -299,19 +301,21 @@ class ProfilerConfig:
 class RuntimeSection:
     """How steps are executed and recorded."""
 
-    enforce_eager: bool = key(False, "Never capture CUDA graphs.")
+    enforce_eager: bool = key(False, "Run every step as it comes: no CUDA graphs, no torch.compile.")
     enable_full_static_runner: bool = key(
-        True, "Decode through CUDA graphs where the device has them.", built=False, honoured=(False,)
+        True, "Run decode steps in few static shapes, as CUDA graphs, where the device has them."
     )
-    enable_prefill_cudagraph: bool = key(False, "Prefill through CUDA graphs.", built=False, honoured=(False,))
+    enable_prefill_cudagraph: bool = key(False, "Capture steps that feed prompts, too.")
     prefill_cudagraph_max_len: int = key(
-        0, "Longest prefill that is captured; 0 = none.", minimum=0, built=False, honoured=(0,)
+        0, "Most rows of a step that feeds prompts and is captured; 0 = none is.", minimum=0
     )
-    enable_torch_compile: bool = key(True, "Allow torch.compile.", built=False, honoured=(False,))
+    enable_torch_compile: bool = key(True, "Allow torch.compile where another key asks for it.")
     enable_cudagraph_torch_compile: bool = key(
-        False, "Compile what CUDA graphs capture.", built=False, honoured=(False,)
+        False, "Compile the network for steps of static shape; on the CPU, too, where they are not captured."
     )
-    torch_compile_mode: str = key("reduce-overhead", "Mode of torch.compile.", built=False)
+    torch_compile_mode: CompileMode = key(
+        "reduce-overhead", "Mode of torch.compile. Where steps are captured it captures none of its own."
+    )
     enable_vllm_layers: bool = key(
         True,
         "Let layer_impl and moe_gemm_impl choose vllm by auto, where a plugin registers kernels of that name; false "

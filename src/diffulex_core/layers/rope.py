@@ -34,7 +34,7 @@ class Rope:
         return Rotation(cos=angle.cos().float()[:, None], sin=angle.sin().float()[:, None])
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)  # torch.compile cannot follow the constructor of a frozen one
 class Rotation:
     """Rotation of each row's heads.
 

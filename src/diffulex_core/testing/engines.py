@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import ConfigError, PromptTooLong
+from diffulex_core.graphs import Rerun
 from diffulex_core.host import Host
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
@@ -35,7 +36,7 @@ MOST_STEPS = 3000
 FEW = 4
 """Steps where a strategy's own keys say how many."""
 
-SHARP, POISONED = "kit_sharp", "kit_poisoned"
+SHARP, POISONED, STATIC = "kit_sharp", "kit_poisoned", "kit_static"
 """Names of the kit's executors."""
 
 
@@ -229,9 +230,13 @@ def tokens(records: Iterable[ReqTrajectory]) -> list[tuple[int, ...]]:
 
 def sharp(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device], **arguments: Any) -> Worker:
     """An executor in the engine's process whose network is surer of its tokens than random weights are."""
-    worker = Worker(blueprint, host=host, device=devices[0], sharers=arguments["sharers"])
-    as_module(worker).register_forward_hook(lambda module, inputs, hidden: hidden * SHARPNESS)
-    return worker
+    return _sharpened(Worker(blueprint, host=host, device=devices[0], sharers=arguments["sharers"]))
+
+
+def static(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device], **arguments: Any) -> Worker:
+    """As `sharp`, and steps that fit a static shape are filled into buffers and run over these again and again."""
+    sharers = arguments["sharers"]
+    return _sharpened(Worker(blueprint, host=host, device=devices[0], sharers=sharers, graphs=Rerun()))
 
 
 def poisoned(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device], **arguments: Any) -> Worker:
@@ -264,6 +269,11 @@ def poisoned(blueprint: Blueprint, *, host: Host, devices: Sequence[torch.device
     network.register_forward_pre_hook(look)
     for module in network.modules():
         module.register_forward_hook(spoil)
+    return worker
+
+
+def _sharpened(worker: Worker) -> Worker:
+    as_module(worker).register_forward_hook(lambda module, inputs, hidden: hidden * SHARPNESS)
     return worker
 
 

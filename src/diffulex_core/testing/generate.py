@@ -22,6 +22,7 @@ from diffulex_core.testing.catalogue import CHECKS
 from diffulex_core.testing.effort import Effort, Tier
 from diffulex_core.testing.outcome import BoundCheck
 from diffulex_core.testing.reference import plugin as reference
+from diffulex_core.testing.static_runner import static_runner
 from diffulex_core.testing.subjects import (
     AttentionSubject,
     CachePolicySubject,
@@ -99,6 +100,7 @@ def _of_plugin(record: PluginRecord, host: Host) -> Iterator[Subject]:
         yield SchedulerSubject(name="continuous", factory=ContinuousScheduler, kv_cache=PagedKVCache)
         yield SamplerSubject(name="packed", factory=PackedSampler)
         yield RunnerSubject(name="eager", factory=EagerRunner)
+        yield RunnerSubject(name="static", factory=static_runner)
 
 
 def _of_entry(kind: str, entry: Entry[Any], host: Host) -> Iterator[Subject]:

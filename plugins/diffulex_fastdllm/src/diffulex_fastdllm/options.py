@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 
 from diffulex_core.plugin import key
+
+GraphMode = Literal["full", "sub", "commit"]
 
 
 @attrs.frozen(kw_only=True)
@@ -17,4 +21,10 @@ class DualCacheOptions:
         "values of the last one; false = every pass computes the whole block.",
         aliases=("use_block_cache",),
         generation_config=("use_block_cache",),
+    )
+    fdv2_graph_modes: tuple[GraphMode, ...] = key(
+        ("full", "sub", "commit"),
+        "Passes that may run as graphs.",
+        built=False,
+        why="graphs are kept by numbers of rows and know no passes; enforce_eager=True turns all of them off",
     )

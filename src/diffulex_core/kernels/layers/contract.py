@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffulex_core.sampling.facts import Facts, Wanted
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)  # torch.compile cannot follow the constructor of a frozen one
 class HeadNorms:
     """Norms of queries and keys, head by head, before they are rotated.
 

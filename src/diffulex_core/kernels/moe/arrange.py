@@ -12,7 +12,7 @@ from diffulex_core.kernels.moe.contract import live_ids
 SLOTS_AT_ONCE = 1024
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)  # torch.compile cannot follow the constructor of a frozen one
 class Arrangement:
     """Slots sorted by expert, every expert's run of rows padded to whole tiles.
 

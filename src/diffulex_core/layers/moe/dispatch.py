@@ -15,7 +15,7 @@ from torch import Tensor
 from diffulex_core.distributed.ranges import Range
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)  # torch.compile cannot follow the constructor of a frozen one
 class Dispatched:
     """Rows for the experts of this process. A dispatcher returns a subclass when `combine` needs to know more.
 

@@ -60,4 +60,5 @@ def diffulex_register_strategies(register: Register[DecodingStrategy]) -> None:
 def diffulex_register_components(register: Register[Component]) -> None:
     register(Component(kind="executor", name="kit_sharp", factory="diffulex_core.testing.engines:sharp"))
     register(Component(kind="executor", name="kit_poisoned", factory="diffulex_core.testing.engines:poisoned"))
+    register(Component(kind="executor", name="kit_static", factory="diffulex_core.testing.engines:static"))
     register(Component(kind="executor", name="kit_copying", factory="diffulex_core.testing.copying:copying"))
