@@ -1,0 +1,99 @@
+"""The engine's process: `python -m diffulex_serve.engine.child`, started by `process.ProcessTransport` alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import zmq
+
+    from diffulex_serve.engine.messages import Command, Event
+
+PARENT_GONE = 3
+"""Exit status when the parent is gone."""
+
+
+def main() -> int:
+    """Read where to connect, serve an engine until told to close, and return the exit status."""
+    endpoint, secret, spec = (sys.stdin.buffer.readline().decode().strip() for _ in range(3))
+    if not spec:
+        return PARENT_GONE
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(format="engine: %(levelname)s: %(message)s", level=logging.WARNING)
+
+    import zmq
+
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, secret.encode())
+    # What was said last, such as why the engine died, should arrive; the frontend reads all the time.
+    socket.setsockopt(zmq.LINGER, 2000)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(endpoint)
+    try:
+        return _serve(_SocketLine(socket), spec)
+    finally:
+        socket.close()
+        context.term()
+
+
+def _serve(line: _SocketLine, spec: str) -> int:
+    from diffulex_core.errors import DiffulexError
+    from diffulex_serve.engine.loop import EngineLoop, died
+    from diffulex_serve.engine.spec import EngineSpec
+
+    try:
+        engine = EngineSpec.from_json(spec).open()
+    except Exception as error:
+        line.send([died(error)])
+        if isinstance(error, DiffulexError):
+            return 1
+        raise
+    with engine:
+        EngineLoop(engine, line).run()
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent's end of the pipe closes, and end: nobody could reach this engine any more."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(PARENT_GONE)
+
+
+class _SocketLine:
+    """The engine's end of the connection."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+
+    def receive(self, *, block: bool) -> Sequence[Command]:
+        import zmq
+
+        from diffulex_serve.engine.wire import decode_commands
+
+        commands = decode_commands(self._socket.recv()) if block else []
+        while True:
+            try:
+                commands += decode_commands(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return commands
+
+    def send(self, events: Sequence[Event]) -> None:
+        from diffulex_serve.engine.wire import encode
+
+        self._socket.send(encode(events))
+
+
+if __name__ == "__main__":
+    # The server decides when its engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(main())

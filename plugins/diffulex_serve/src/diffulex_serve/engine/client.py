@@ -1,0 +1,395 @@
+"""The one way in which the server talks to an engine, wherever that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from diffulex_core.errors import DiffulexError
+from diffulex_serve.engine.errors import CallRejected, EngineDied, EngineUnavailable, RequestRefused
+from diffulex_serve.engine.mailbox import Mailbox
+from diffulex_serve.engine.messages import (
+    Abort,
+    Accepted,
+    Answered,
+    CallFailed,
+    Close,
+    Command,
+    Died,
+    Ended,
+    EngineInfo,
+    Event,
+    Load,
+    Ready,
+    Refused,
+    StartProfile,
+    Stepped,
+    StopProfile,
+    Submit,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class EngineState(enum.StrEnum):
+    """Whether an engine takes requests."""
+
+    NEW = "new"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class Answer(Protocol):
+    """A request that was accepted: iterate it for what happens, until and with its `Ended`.
+
+    Use it as an async context manager; leaving it before the end aborts the request.
+    """
+
+    @property
+    def request_id(self) -> str:
+        """As it was submitted."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Stepped | Ended]:
+        """Events in order. Steps that nobody read in time arrive as one.
+
+        Raises:
+            EngineDied: there will be no end.
+        """
+        ...
+
+    async def __aenter__(self) -> Answer: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class EngineClient(Protocol):
+    """An engine, or what stands for several. Used from one event loop."""
+
+    @property
+    def state(self) -> EngineState:
+        """Whether it takes requests."""
+        ...
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is.
+
+        Raises:
+            EngineUnavailable: it was never ready.
+        """
+        ...
+
+    @property
+    def load(self) -> Load:
+        """The latest news of how busy it is."""
+        ...
+
+    def on_load(self, listener: Callable[[Load], None]) -> None:
+        """Call `listener` with all news from now on; for metrics."""
+        ...
+
+    async def start(self) -> EngineInfo:
+        """Start the engine and wait until it loaded its model. Once.
+
+        Raises:
+            EngineDied: it could not; the message says why.
+        """
+        ...
+
+    async def submit(self, request: Submit) -> Answer:
+        """Hand in a request and wait until the engine takes it. Cancelling this aborts the request.
+
+        Raises:
+            RequestRefused: the engine cannot serve it.
+            EngineUnavailable: no engine takes requests.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> bool:
+        """End a request now; its pages are free afterwards. False when it is not here (any more).
+
+        Raises:
+            EngineUnavailable: there is no engine, and so no request.
+        """
+        ...
+
+    async def start_profile(self, prefix: str | None = None) -> None:
+        """Begin a profiler recording.
+
+        Raises:
+            CallRejected: the engine has no profiler.
+            EngineUnavailable: there is no engine.
+        """
+        ...
+
+    async def stop_profile(self) -> list[str]:
+        """End the recording; the paths of its files. Raises what `start_profile` does."""
+        ...
+
+    async def close(self) -> None:
+        """Abort everything and end the engine. Calling it again does nothing."""
+        ...
+
+
+class Transport(Protocol):
+    """Starts an engine and carries messages; used by one `Client`, from its event loop."""
+
+    async def open(self) -> None:
+        """Start the engine; `Ready`, or `Died`, is its first event."""
+        ...
+
+    def send(self, command: Command) -> None:
+        """Send a command; does not wait."""
+        ...
+
+    async def receive(self) -> Sequence[Event]:
+        """The next events, in order; waits for some.
+
+        Raises:
+            EngineDied: the engine is gone, and everything it said was received.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Wait for the engine to end, end it by force if it does not, and free everything."""
+        ...
+
+
+class Client:
+    """An `EngineClient` over a transport: it routes what comes to those who wait for it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._state = EngineState.NEW
+        self._info: EngineInfo | None = None
+        self._load = Load()
+        self._listeners: list[Callable[[Load], None]] = []
+        self._ready: asyncio.Future[EngineInfo] | None = None
+        self._starting: dict[str, asyncio.Future[None]] = {}
+        self._open: dict[str, Mailbox] = {}
+        self._calls: dict[int, asyncio.Future[bool | list[str] | None]] = {}
+        self._numbers = itertools.count()
+        self._router: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineUnavailable("The engine is not ready. Try again later.")
+        return self._info
+
+    @property
+    def load(self) -> Load:
+        return self._load
+
+    def on_load(self, listener: Callable[[Load], None]) -> None:
+        self._listeners.append(listener)
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """Ids of the requests that were handed in and did not end."""
+        return tuple(self._open)
+
+    async def start(self) -> EngineInfo:
+        if self._state is not EngineState.NEW:
+            raise RuntimeError("a client starts once")
+        self._state = EngineState.LOADING
+        self._ready = asyncio.get_running_loop().create_future()
+        try:
+            await self._transport.open()
+            self._router = asyncio.create_task(self._route())
+            return await self._ready
+        except BaseException:
+            await self.close()
+            raise
+
+    async def submit(self, request: Submit) -> Answer:
+        self._check_ready()
+        request_id = request.request_id
+        if request_id in self._open:
+            raise RequestRefused(
+                f"A request with the id {request_id!r} is being served; choose another id.",
+                kind="RequestError",
+                user_error=True,
+            )
+        taken = self._starting[request_id] = asyncio.get_running_loop().create_future()
+        mailbox = self._open[request_id] = Mailbox()
+        try:
+            self._transport.send(request)
+            await taken
+        except asyncio.CancelledError:
+            self._forget(request_id)
+            raise
+        except BaseException:
+            self._open.pop(request_id, None)
+            raise
+        finally:
+            self._starting.pop(request_id, None)
+        return _Answer(self, request_id, mailbox)
+
+    async def abort(self, request_id: str) -> bool:
+        return bool(await self._call(lambda number: Abort(call=number, request_id=request_id)))
+
+    async def start_profile(self, prefix: str | None = None) -> None:
+        await self._call(lambda number: StartProfile(call=number, prefix=prefix))
+
+    async def stop_profile(self) -> list[str]:
+        paths = await self._call(lambda number: StopProfile(call=number))
+        return paths if isinstance(paths, list) else []
+
+    async def close(self) -> None:
+        if self._state is EngineState.CLOSED:
+            return
+        was, self._state = self._state, EngineState.CLOSED
+        if was is EngineState.READY:
+            self._transport.send(Close())
+        await self._transport.close()
+        if self._router is not None:
+            self._router.cancel()
+            await asyncio.gather(self._router, return_exceptions=True)
+        self._fail(EngineUnavailable("The engine was closed."))
+
+    def forget(self, request_id: str) -> None:
+        """Stop listening to a request that was accepted, and abort it unless it ended."""
+        if request_id in self._open:
+            self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._open.pop(request_id, None)
+        if self._state is EngineState.READY:
+            task = asyncio.create_task(self._abort_quietly(request_id))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _abort_quietly(self, request_id: str) -> None:
+        try:
+            await self.abort(request_id)
+        except EngineUnavailable:
+            _log.debug("request %s is gone with its engine", request_id)
+
+    async def _call(self, make: Callable[[int], Command]) -> bool | list[str] | None:
+        self._check_ready()
+        number = next(self._numbers)
+        answer: asyncio.Future[bool | list[str] | None] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        self._transport.send(make(number))
+        try:
+            return await answer
+        finally:
+            del self._calls[number]
+
+    def _check_ready(self) -> None:
+        if self._state is not EngineState.READY:
+            raise EngineUnavailable(f"The engine is {self._state.value}. Try again later.")
+
+    async def _route(self) -> None:
+        try:
+            while True:
+                for event in await self._transport.receive():
+                    self._take(event)
+        except DiffulexError as error:
+            self._lose(error if isinstance(error, EngineDied) else EngineDied(str(error), kind=type(error).__name__))
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Ready():
+                self._info, self._state = event.info, EngineState.READY
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(event.info)
+            case Load():
+                self._load = event
+                for listener in self._listeners:
+                    listener(event)
+            case Accepted():
+                _settle(self._starting.get(event.request_id), None)
+            case Refused():
+                refusal = RequestRefused(event.message, kind=event.kind, user_error=event.user_error)
+                _settle(self._starting.get(event.request_id), refusal)
+            case Stepped():
+                if event.request_id in self._open:
+                    self._open[event.request_id].put(event)
+            case Ended():
+                if event.request_id in self._open:
+                    self._open.pop(event.request_id).put(event)
+            case Answered():
+                answer = self._calls.get(event.call)
+                if answer is not None and not answer.done():
+                    answer.set_result(event.value)
+            case CallFailed():
+                answer = self._calls.get(event.call)
+                if answer is not None and not answer.done():
+                    answer.set_exception(CallRejected(event.message))
+            case Died():
+                self._lose(EngineDied(event.message, kind=event.kind))
+
+    def _lose(self, error: EngineDied) -> None:
+        """The engine is gone: tell everybody who waits."""
+        if self._state in (EngineState.FAILED, EngineState.CLOSED):
+            return
+        self._state = EngineState.FAILED
+        _log.error("the engine died: %s: %s", error.kind, error)
+        self._fail(error)
+
+    def _fail(self, error: EngineUnavailable) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # marks it as seen, should nobody wait any more
+        for taken in self._starting.values():
+            _settle(taken, error)
+        for mailbox in self._open.values():
+            mailbox.fail(error)
+        self._open.clear()
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(error)
+
+
+class _Answer:
+    """An accepted request of a `Client`."""
+
+    def __init__(self, client: Client, request_id: str, mailbox: Mailbox) -> None:
+        self._client = client
+        self._request_id = request_id
+        self._mailbox = mailbox
+
+    @property
+    def request_id(self) -> str:
+        return self._request_id
+
+    async def __aiter__(self) -> AsyncIterator[Stepped | Ended]:
+        while True:
+            event = await self._mailbox.get()
+            yield event
+            if isinstance(event, Ended):
+                return
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.forget(self._request_id)
+
+
+def _settle(taken: asyncio.Future[None] | None, error: BaseException | None) -> None:
+    if taken is None or taken.done():
+        return
+    if error is None:
+        taken.set_result(None)
+    else:
+        taken.set_exception(error)

@@ -1,0 +1,1 @@
+"""The HTTP application: it works on any `EngineClient`."""

@@ -1,0 +1,158 @@
+"""What every request passes: an id and a line in the log, the key, and a body of bounded size."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from contextvars import ContextVar
+
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from diffulex_serve.http.errors import ApiError
+from diffulex_serve.http.metrics import Metrics
+
+_log = logging.getLogger("diffulex_serve.access")
+_errors = logging.getLogger("diffulex_serve.errors")
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
+"""Id of the HTTP request that is being served, for logs."""
+
+OPEN_ROUTES = frozenset({"/health"})
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Asked all the time; only logs of the level debug tell."""
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestLog:
+    """Gives every request an id, logs its end, and turns what nobody expected into a plain 500."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = _header(scope, b"x-request-id") or ""
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        token, began, status = REQUEST_ID.set(request_id), time.monotonic(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception:  # noqa: BLE001 - the boundary of a request, which reports it
+            _errors.exception("%s %s failed", scope["method"], scope["path"])
+            if not status:
+                error = ApiError(500, "The server failed. Its log says more.", kind="server_error")
+                await error.response()(scope, receive, sending)
+        finally:
+            route = scope.get("route")
+            self._metrics.http.labels(route.path if isinstance(route, Route) else "other", str(status)).inc()
+            facts = {"method": scope["method"], "path": scope["path"], "status": status}
+            seconds = round(time.monotonic() - began, 4)
+            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+            _log.log(level, "%s %s %s", *facts.values(), extra={"facts": {**facts, "seconds": seconds}})
+            REQUEST_ID.reset(token)
+
+
+class ApiKey:
+    """Lets nobody in without the key, but for probes of the process; takes the same time for every wrong key."""
+
+    def __init__(self, app: ASGIApp, *, key: str) -> None:
+        self._app = app
+        self._key = key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_ROUTES and not self._knows(scope):
+            error = ApiError(
+                401,
+                "The API key is missing or wrong. Send it as 'Authorization: Bearer KEY'.",
+                kind="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        scheme, _, given = (_header(scope, b"authorization") or "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self._key)
+
+
+class BodyLimit:
+    """Reads the body before anything else happens, so that no route ever sees one that is too large or too slow."""
+
+    def __init__(self, app: ASGIApp, *, most: int, seconds: float) -> None:
+        self._app = app
+        self._most = most
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            await ApiError(408, "The body did not arrive in time.").response()(scope, receive, send)
+            return
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        if body is None:
+            return
+        replayed = False
+
+        async def receiving() -> Message:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receiving, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None when the client left.
+
+        Raises:
+            ApiError: it is too large.
+        """
+        declared = _header(scope, b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > self._most:
+            raise self._too_large()
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._most:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self._most} bytes.", code="body_too_large")
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None

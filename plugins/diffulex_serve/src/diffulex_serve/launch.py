@@ -1,0 +1,159 @@
+"""Running the server: the engine is loaded behind open doors, and signals end it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from diffulex_core.errors import ConfigError, DiffulexError
+from diffulex_serve.engine.client import Client
+from diffulex_serve.engine.inline import inline_client
+from diffulex_serve.engine.process import process_client
+from diffulex_serve.engine.spec import EngineSpec
+from diffulex_serve.http.app import create_app
+from diffulex_serve.http.desk import Desk
+from diffulex_serve.options import ServeOptions
+from diffulex_serve.texts import Texts
+
+_log = logging.getLogger(__name__)
+
+_LOOKS_PER_SECOND = 20
+"""How often a stopping server looks whether its requests are done."""
+
+
+async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Texts) -> None:
+    """Serve until a signal ends it.
+
+    The first signal lets running requests finish for `drain_timeout` seconds, the second ends them.
+
+    Args:
+        spec: the engine.
+        options: the server's keys.
+        model: the name under which clients ask for the model.
+        texts: the model's tokenizer.
+    Raises:
+        ConfigError: the address cannot be listened on.
+        EngineDied: the engine could not load.
+    """
+    listener = listen(options.server.host, options.server.port)
+    client = make_client(spec, options)
+    desk = Desk(client, texts, options, model=model)
+    config = uvicorn.Config(
+        create_app(desk), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+    )
+    server = _Server(config)
+    stopping = asyncio.Event()
+    with _signals(server, stopping):
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        draining = asyncio.create_task(_drain(server, stopping, desk))
+        try:
+            await _load(client, serving, stopping, url=url_of(listener), model=model)
+            await serving
+        finally:
+            server.should_exit = True
+            draining.cancel()
+            await asyncio.gather(serving, draining, return_exceptions=True)
+            await client.close()
+            texts.close()
+            listener.close()
+    _log.info("stopped")
+
+
+def make_client(spec: EngineSpec, options: ServeOptions) -> Client:
+    """The client that `backend` names."""
+    return inline_client(spec.open) if options.server.backend == "inline" else process_client(spec)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ConfigError([f"Nothing can listen on {host}, port {port}: {error.strerror}. Choose another."]) from error
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a listening socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _load(client: Client, serving: asyncio.Task[None], stopping: asyncio.Event, *, url: str, model: str) -> None:
+    """Load the engine while the server answers probes already, unless it is to stop."""
+    began = time.monotonic()
+    _log.info("loading %s; %s/ready tells when it is done", model, url)
+    loading = asyncio.create_task(client.start())
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({loading, serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            info = loading.result()
+            how = f"{info.family}, {info.strategy}"
+            _log.info("%s (%s) is ready at %s after %.1f s", model, how, url, time.monotonic() - began)
+    finally:
+        for task in (loading, stopped):
+            task.cancel()
+        results = await asyncio.gather(loading, stopped, return_exceptions=True)
+        for error in results:
+            if isinstance(error, DiffulexError):
+                _log.debug("loading ended: %s", error)
+
+
+async def _drain(server: _Server, stopping: asyncio.Event, desk: Desk) -> None:
+    """Once told to stop, refuse new requests, wait for those that run, and end the server."""
+    await stopping.wait()
+    desk.draining = True
+    seconds = desk.options.limits.drain_timeout
+    if desk.inside:
+        _log.info("stopping; %d requests have %g s to finish, a second signal ends them", desk.inside, seconds)
+    deadline = time.monotonic() + seconds
+    while desk.inside and time.monotonic() < deadline:
+        await asyncio.sleep(1 / _LOOKS_PER_SECOND)
+    server.should_exit = True
+
+
+@contextlib.contextmanager
+def _signals(server: _Server, stopping: asyncio.Event) -> Iterator[None]:
+    """Interrupts stop the server in order, and at once when they come again."""
+
+    def stop() -> None:
+        if stopping.is_set():
+            server.should_exit = server.force_exit = True
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing."""
+        yield

@@ -1,0 +1,83 @@
+"""Reading the server's keys: a config file's `serve` table, `DIFFULEX_SERVE__...` variables, and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from diffulex_core.config import ConfigFile, Origin, Schema, Text
+from diffulex_core.config.checks import check_values
+from diffulex_core.config.layers import Given, from_environment
+from diffulex_core.config.schema import Section, build_schema
+from diffulex_core.config.settle import Report, settle
+from diffulex_core.errors import ConfigError
+from diffulex_serve.options import TITLE, ServeOptions
+
+
+def serve_sections() -> tuple[Section, ...]:
+    """The server's sections, as the core describes its own."""
+    attrs.resolve_types(ServeOptions)
+    return tuple(
+        Section(name=field.name, owner="diffulex-serve", cls=field.type, titles=(TITLE,))
+        for field in attrs.fields(ServeOptions)
+        if field.type is not None
+    )
+
+
+def serve_schema() -> Schema:
+    """The server's keys."""
+    return build_schema(serve_sections())
+
+
+def divide(file: ConfigFile | None) -> tuple[Mapping[str, Any], ConfigFile | None]:
+    """The `serve` table of a config file, and the file without it.
+
+    Raises:
+        ConfigError: `serve` is no table.
+    """
+    if file is None or TITLE not in file.values:
+        return {}, file
+    table = file.values[TITLE]
+    if not isinstance(table, Mapping):
+        raise ConfigError([f"{TITLE} in {file.name} is {table!r}; write a table of keys, such as 'port: 8000', below."])
+    rest = {name: value for name, value in file.values.items() if name != TITLE}
+    return table, attrs.evolve(file, values=rest)
+
+
+def read_options(
+    *, table: Mapping[str, Any], file_name: str, environ: Mapping[str, str], typed: Mapping[str, str]
+) -> ServeOptions:
+    """The server's keys; the command line is stronger than the environment, and that than the file.
+
+    Args:
+        table: keys of the config file's `serve` table, and `file_name` is what messages call the file.
+        environ: variables; those that begin with `DIFFULEX_SERVE__` count.
+        typed: texts of the command line, by key.
+    Raises:
+        ConfigError: keys or values are wrong; all problems are listed.
+    """
+    schema = serve_schema()
+    of_file, of_user = Origin(source="file", detail=file_name), Origin(source="user", detail="the command line")
+    layers = [
+        [Given(name=str(name), value=value, origin=of_file, title=TITLE) for name, value in table.items()],
+        [given for given in from_environment(environ, strict=True) if given.title == TITLE],
+        [Given(name=name, value=Text(text), origin=of_user) for name, text in typed.items()],
+    ]
+    report = Report()
+    for layer in layers:
+        for given in layer:
+            if given.name not in schema.by_name:
+                closest = schema.closest(given.name)
+                advice = f"Did you mean {closest}?" if closest else "`diffulex serve --help` lists all keys."
+                report.problems.append(f"{given.name} ({given.origin}) is unknown: {advice}")
+    settings = settle(layers, schema, None, report)
+    check_values(settings, report)
+    if report.problems:
+        raise ConfigError(report.problems)
+    parts = {}
+    for section in serve_sections():
+        values = {name: each.value for name, each in settings.items() if each.spec.section == section.name}
+        parts[section.name] = section.cls(**values)
+    return ServeOptions(**parts)

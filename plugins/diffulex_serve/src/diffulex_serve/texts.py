@@ -1,0 +1,99 @@
+"""Between text and token ids, on the server's side."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from diffulex_core.errors import InvalidPrompt
+from diffulex_core.tokenizer import decode
+from diffulex_serve.stream.spelling import HALF, Spell
+
+T = TypeVar("T")
+Message = Mapping[str, str]
+"""A message of a conversation: `role` and `content`."""
+
+
+class Texts:
+    """A tokenizer for a server: long texts are encoded on a thread of their own, so that nobody waits for them.
+
+    Encoding and decoding use copies of their own: a tokenizer serves one thread at a time.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: a checkpoint's (`LoadedConfig.tokenizer`)."""
+        self._decoder = tokenizer
+        self._encoder = copy.deepcopy(tokenizer)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="diffulex-tokenizer")
+        self._alone: dict[int, str] = {}
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the checkpoint says how a conversation is written."""
+        return bool(self._decoder.chat_template)
+
+    async def encode(self, text: str) -> list[int]:
+        """The token ids of a prompt, with what the tokenizer puts around one.
+
+        Raises:
+            InvalidPrompt: it is no text.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidPrompt(f"The prompt is not valid text: character {error.start} is half of a pair.") from error
+        ids = await self._on_thread(lambda: self._encoder.encode(text))
+        return [int(token) for token in ids]
+
+    async def converse(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation, up to where the assistant's next message begins.
+
+        A checkpoint without a chat template is no chat model: a single message is the prompt as it is, and several
+        are written as lines of `role: content`.
+
+        Raises:
+            InvalidPrompt: the checkpoint's template cannot write this conversation.
+        """
+        if not self.has_template:
+            return await self.encode(plain(messages))
+        import jinja2
+
+        given = [dict(message) for message in messages]
+        try:
+            text = await self._on_thread(
+                lambda: self._encoder.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise InvalidPrompt(f"The model's chat template refuses these messages: {error}") from error
+        ids = await self._on_thread(lambda: self._encoder.encode(str(text), add_special_tokens=False))
+        return [int(token) for token in ids]
+
+    def spell(self, *, skip_special_tokens: bool = True) -> Spell:
+        """What tells the text of token ids."""
+        return lambda tokens: decode(self._decoder, tokens, skip_special_tokens=skip_special_tokens)
+
+    def alone(self, token: int) -> str:
+        """A token's own text, special tokens by their names; that of a part of a character holds no half of it."""
+        known = self._alone.get(token)
+        if known is None:
+            text = decode(self._decoder, [token], skip_special_tokens=False)
+            known = self._alone[token] = "" if HALF in text else text
+        return known
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def plain(messages: Sequence[Message]) -> str:
+    """A conversation without a template."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    lines = [f"{message['role']}: {message['content']}" for message in messages]
+    return "\n".join([*lines, "assistant:"])

@@ -1,0 +1,116 @@
+"""The command's options are the configuration keys, and what is wrong with them is said before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from diffulex_core.cli.app import build_cli
+from diffulex_core.config.schema import build_schema, core_sections
+from diffulex_core.errors import ConfigError, DiffulexError
+from diffulex_core.host import Host
+from diffulex_serve.http.middleware import REQUEST_ID
+from diffulex_serve.launch import listen, url_of
+from diffulex_serve.logs import JsonLines, TextLines
+from diffulex_serve.settings import divide, read_options, serve_schema
+
+
+@pytest.fixture(scope="module")
+def host() -> Host:
+    return Host.discover(environ={})
+
+
+def failed(host: Host, *arguments: str) -> str:
+    result = CliRunner().invoke(build_cli(host), ["serve", *arguments], obj=host)
+    assert isinstance(result.exception, DiffulexError), result.output
+    return str(result.exception)
+
+
+def test_the_help_shows_every_key_in_its_section(host: Host) -> None:
+    text = CliRunner().invoke(build_cli(host), ["serve", "--help"], obj=host).output
+    for title, schema in (("Server", serve_schema()), ("Engine", build_schema(core_sections()))):
+        for spec in schema:
+            flag = f"--{spec.name.replace('.', '-').replace('_', '-')} "
+            header = "Options" if spec.name == "model" else f"{title}: {spec.section}"
+            section = text.partition(f"\n{header}:\n")[2].partition("\n\n")[0]
+            assert flag in section
+
+
+def test_every_key_of_the_server_says_what_it_is_for() -> None:
+    assert all(spec.info.help.endswith((".", "typed.")) for spec in serve_schema())
+    shared = {spec.name for spec in serve_schema()} & {spec.name for spec in build_schema(core_sections())}
+    assert shared == set()
+
+
+def test_all_wrong_values_are_listed_at_once(host: Host) -> None:
+    message = failed(host, "--model", "tiny/llada", "--port", "70000", "--max-queue", "-1", "--backend", "cloud")
+    assert all(name in message for name in ("port is", "max_queue is", "backend is"))
+
+
+def test_unknown_keys_are_refused_with_the_one_that_was_meant(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("serve:\n  prot: 1\n")
+    assert "Did you mean port?" in failed(host, "--model", "tiny/llada", "--config", str(file))
+    file.write_text("serve: 3\n")
+    assert "write a table" in failed(host, "--config", str(file))
+    assert "page_size" in failed(host, "--model", "tiny/llada", "--set", "page_siz=16")
+    assert "No model is named" in failed(host)
+
+
+def test_the_command_line_is_stronger_than_the_environment_and_that_than_the_file() -> None:
+    options = read_options(
+        table={"port": 1, "max_queue": 1, "cors_origins": ["http://a.test"]},
+        file_name="f.yaml",
+        environ={"DIFFULEX_SERVE__PORT": "2", "DIFFULEX_SERVE__API_KEY": "k", "DIFFULEX_CACHE__PAGE_SIZE": "8"},
+        typed={"port": "3", "enable_profiling": "true"},
+    )
+    assert (options.server.port, options.limits.max_queue) == (3, 1)
+    assert (options.security.api_key, options.security.cors_origins) == ("k", ("http://a.test",))
+    assert options.security.enable_profiling is True
+    with pytest.raises(ConfigError, match="DIFFULEX_SERVE__PROT"):
+        read_options(table={}, file_name="", environ={"DIFFULEX_SERVE__PROT": "2"}, typed={})
+
+
+def test_the_engine_sees_nothing_of_the_servers_keys() -> None:
+    from diffulex_core.config import ConfigFile
+
+    table, rest = divide(ConfigFile(name="f", values={"serve": {"port": 1}, "page_size": 16}))
+    assert (table, rest) == ({"port": 1}, ConfigFile(name="f", values={"page_size": 16}))
+    assert divide(None) == ({}, None)
+
+
+def test_an_address_is_listened_on_or_the_reason_why_not_is_said() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        url = url_of(listener)
+        assert url.startswith("http://127.0.0.1:")
+        with pytest.raises(ConfigError, match="Nothing can listen"):
+            listen("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+def test_logs_say_which_request_they_are_about() -> None:
+    record = logging.LogRecord("diffulex_serve.access", logging.INFO, "f", 1, "%s done", ("it",), None)
+    record.__dict__["facts"] = {"status": 200}
+    token = REQUEST_ID.set("abc")
+    try:
+        told: dict[str, Any] = json.loads(JsonLines().format(record))
+        assert TextLines().format(record).endswith("it done [abc]")
+    finally:
+        REQUEST_ID.reset(token)
+    assert (told["message"], told["request_id"], told["status"], told["level"]) == ("it done", "abc", 200, "info")
+
+
+def test_discovery_and_the_help_need_neither_a_server_nor_a_network() -> None:
+    code = (
+        "import sys; from diffulex_core.cli.app import build_cli; from diffulex_core.host import Host\n"
+        "build_cli(Host.discover())\n"
+        "print(sorted({'fastapi', 'uvicorn', 'zmq', 'torch', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
