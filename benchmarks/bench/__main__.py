@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from benchmarks.bench.cells import Cell, choose, default_cells, smoke_cells, unsampled
+from benchmarks.bench.cells import Cell, choose, default_cells, llamacpp_cells, smoke_cells, unsampled
 from benchmarks.bench.child import ChildFailed, call_in_child
 from benchmarks.bench.gemma import measure_gemma
 from benchmarks.bench.imports import measure_imports
@@ -46,6 +46,7 @@ def main() -> int:
     run.add_argument("--busy-ok", action="store_true", help="measure on a busy machine; marked as not citable")
     run.add_argument("--folder", type=Path, help="keep the checkpoints here instead of writing them anew")
     run.add_argument("--no-trained", action="store_true", help="leave the trained checkpoints out")
+    run.add_argument("--llama-cli", type=Path, help="compare with llama.cpp, too: path of llama-diffusion-cli")
     run.add_argument("--no-gemma", action="store_true", help="leave DiffusionGemma out")
     render = commands.add_parser("render", help="write docs/performance.md and its picture from results")
     render.add_argument("results", type=Path, nargs="?", default=RESULTS / "cpu.json")
@@ -53,6 +54,12 @@ def main() -> int:
     if arguments.command == "render":
         return render_page(arguments.results)
     cells = [*(smoke_cells() if arguments.smoke else default_cells())]
+    if arguments.llama_cli is not None:
+        if not arguments.llama_cli.is_file():
+            parser.error(
+                f"--llama-cli: there is no file {arguments.llama_cli}; docs/benchmarks.md says how to build it"
+            )
+        cells += llamacpp_cells(str(arguments.llama_cli.resolve()), smoke=arguments.smoke)
     try:
         cells = choose(cells, arguments.only)
     except ValueError as error:

@@ -123,6 +123,37 @@ def dtype_cell(network: str, kind: str, *, prompt: int = 64, output: int = 64, s
     return Cell(name=f"dtype-{network}-{way}", section="dtype", network=network, entries=entries, tokens="compared")
 
 
+def llamacpp_cells(cli: str, *, smoke: bool = False) -> Iterator[Cell]:
+    """llama.cpp and our canvas: the same rows through the body in as many steps.
+
+    The first contender is llama.cpp's forwards alone, so that what its search costs is no part of the ratio; ours is
+    whole. A cell of a single step decides every position by its most probable token: there the tokens show whether both
+    have the same weights.
+    """
+    for network in ("smoke",) if smoke else ("60M", "150M"):
+        for dtype in ("float32", "bfloat16"):
+            for steps in (1, 4 if smoke else 8):
+                work = Work(prompt=64, output=192, batch=1, steps=steps, block_length=192 if steps == 1 else 32)
+                if smoke:
+                    work = attrs.evolve(work, prompt=32, output=32, block_length=32 if steps == 1 else 8)
+                theirs = [
+                    Entry(
+                        name=f"llama.cpp, {part}",
+                        target="benchmarks.bench.llamacpp:LlamaCpp",
+                        arguments={"dtype": dtype, "cli": cli, "part": part},
+                        work=work,
+                    )
+                    for part in ("forwards", "whole")
+                ]
+                yield Cell(
+                    name=f"llamacpp-{network}-s{steps}-{dtype}",
+                    section="llamacpp",
+                    network=network,
+                    entries=(*theirs, entry(CANVAS, dtype, work)),
+                    tokens="compared" if steps == 1 else "counted",
+                )
+
+
 def default_cells() -> Iterator[Cell]:
     """What `python -m benchmarks.bench` measures."""
     for dtype in ("float32", "bfloat16"):

@@ -6,6 +6,7 @@ which is measured and returns an `Answer`.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import resource
@@ -35,8 +36,8 @@ class Measured:
 
     Attributes:
         answer: what it gave.
-        wall, cpu: seconds of the run: of the clock, and of all threads of the process.
-        peak_rss: bytes, the most since the process began.
+        wall, cpu: seconds of the run: of the clock, and of all threads of the process, NaN where that is not known.
+        peak_rss: bytes, the most since the process began, or that a process of its own had.
     """
 
     answer: Answer
@@ -170,5 +171,7 @@ def _measure(contender: Contender) -> Measured:
     wall, cpu = time.perf_counter(), time.process_time()
     answer = contender.run()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if answer.seconds is not None:
+        wall, cpu = answer.seconds, math.nan
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return Measured(answer=answer, wall=wall, cpu=cpu, peak_rss=peak * (1 if sys.platform == "darwin" else 1024))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from benchmarks.bench.cells import SECTIONS
 from benchmarks.bench.networks import NETWORKS
@@ -26,7 +28,7 @@ def page(report: Report, *, results: str, picture: str | None) -> str:
     for section, title in SECTIONS.items():
         outcomes = [outcome for outcome in report.outcomes if outcome.section == section]
         if outcomes:
-            parts.append(f"## {title}\n\n{_cells(outcomes)}")
+            parts.append(f"## {title}\n\n{_cells(outcomes)}{_targets(outcomes)}")
     if report.failures:
         parts.append(
             "## Not measured\n\n" + "\n".join(f"* `{name}`: {_line(why)}" for name, why in report.failures.items())
@@ -103,7 +105,7 @@ def _row(outcome: Outcome, each: Contended) -> tuple[str, ...]:
         each.name,
         _spread(speeds, 1),
         "" if first else _spread(faster, 2),
-        "" if first else f"{by_cpu.median:.2f}",
+        "" if first or math.isnan(by_cpu.median) else f"{by_cpu.median:.2f}",
         f"{1e3 * statistics.median(each.wall) / each.steps:.2f}",
         f"{each.steps} of {each.planned_steps}" if each.sampled else str(each.steps),
         f"{each.rows / share / each.tokens:.1f}",
@@ -113,6 +115,26 @@ def _row(outcome: Outcome, each: Contended) -> tuple[str, ...]:
         f"{each.peak_rss / 2**20:.0f}",
         "" if each.fraction is None else f"{each.fraction:.0%}",
     )
+
+
+def _targets(outcomes: Sequence[Outcome]) -> str:
+    """A table of the ratios that the project aims at, of the outcomes that have such."""
+    rows = [
+        (outcome.name, f"{contended.name} against {base.name}", f"{wanted:g}", _spread(faster, 2), verdict)
+        for outcome in outcomes
+        for base, contended in [(outcome.contenders[0], outcome.contenders[-1])]
+        for wanted in [TARGETS.get((outcome.section, contended.dtype))]
+        if wanted is not None and outcome.contenders[0].planned_steps > 1
+        for faster in [outcome.faster(contended)]
+        for verdict in ["reached" if faster.median >= wanted else "missed"]
+    ]
+    return f"\n\n{_table(('cell', 'what', 'target', 'faster', ''), rows)}" if rows else ""
+
+
+TARGETS: Mapping[tuple[str, str], float] = MappingProxyType(
+    {("llamacpp", "float32"): 1.15, ("llamacpp", "bfloat16"): 1.3}
+)
+"""Section and dtype -> how many times faster the last contender of a cell should be than the first."""
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -36,6 +36,8 @@ class Answer:
         rows: rows that went through the network, and `head_rows` those that went through its head.
         first_block: seconds until the first block was decided, or None.
         outside: seconds of the steps that were not spent in the runner (scheduling and applying decisions), or None.
+        seconds: of the run by the contender's own clock, which counts in place of ours; None = ours does. Then the CPU
+            time is not known.
     """
 
     tokens: list[list[int]]
@@ -45,3 +47,4 @@ class Answer:
     head_rows: int
     first_block: float | None = None
     outside: float | None = None
+    seconds: float | None = None
