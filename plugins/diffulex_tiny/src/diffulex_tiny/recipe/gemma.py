@@ -21,14 +21,23 @@ T_MIN, T_MAX, BOUND = 0.4, 0.8, 0.1
 
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """Everything that decides the run."""
+    """Everything that decides the run.
 
-    schedule: Schedule = Schedule(steps=5500)
-    mix: Mix = Mix(steps=5500, long_rows=24, unit=(1,))
+    Attributes:
+        eased_by: step at which all is in that a Llama has not.
+        canvases: of each answer, in a step.
+        kept_weight: of tokens that are right already, in the loss; those to put right weigh 1.
+        naming: share of the steps on long problems that replace the things counted alone. Mixed with everything else,
+            naming is never learned, as in `dream`.
+    """
+
+    schedule: Schedule = Schedule(steps=8000)
+    mix: Mix = Mix(steps=8000, long_rows=24, unit=(1,))
     eased_by: int = 800
     canvases: int = 2
     kept_weight: float = 0.3
     imbalance_weight: float = 0.01
+    naming: float = 0.4
     seed: int = 0
 
 
@@ -76,6 +85,7 @@ class Training:
         self._recipe = recipe
         tokenizer = vocabulary.build_tokenizer()
         self._mask = vocabulary.token_id(tokenizer, vocabulary.MASK)
+        self._things = vocabulary.things(tokenizer)
         self._stream = Stream(recipe.mix, tokenizer)
         torch.manual_seed(recipe.seed)
         self.network = GemmaNetwork(Shape(vocab_size=tokenizer.get_vocab_size()))
@@ -92,6 +102,11 @@ class Training:
         batch = self._stream.batch(step)
         drawn = canvases.draw(batch, self._recipe.canvases, self.network.shape.canvas_length, generator)
         noisy = canvases.noised(drawn, noise, generator)
+        asked_for = drawn.fillable
+        things = torch.isin(drawn.clean, self._things) & drawn.fillable
+        if float(torch.rand(1, generator=generator)) < self._recipe.naming and things.any():
+            noisy = torch.where(things, noise.like(drawn.clean, generator), drawn.clean)
+            asked_for = things
         believed = None
         if float(torch.rand(1, generator=generator)) < 0.5:
             with torch.no_grad():
@@ -100,7 +115,7 @@ class Training:
             if float(torch.rand(1, generator=generator)) < 0.5:
                 noisy = canvases.sampled(drawn, believed, noise, BOUND, generator)
         logits = self._logits(drawn, noisy, believed)
-        weights = torch.where(noisy == drawn.clean, self._recipe.kept_weight, 1.0) * drawn.fillable
+        weights = torch.where(noisy == drawn.clean, self._recipe.kept_weight, 1.0) * asked_for
         asked = weights > 0
         losses = torch.nn.functional.cross_entropy(logits[asked], drawn.clean[asked], reduction="none")
         return (
