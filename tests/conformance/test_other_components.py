@@ -7,12 +7,22 @@ from typing import Any
 
 import attrs
 import pytest
+from torch import Tensor
 
 from diffulex_core.distributed.spawned import SpawnedExecutor
+from diffulex_core.kernels.layers.twins import TorchLayers
 from diffulex_core.kernels.moe.naive import NaiveExperts
+from diffulex_core.layers.moe import Activation
 from diffulex_core.protocols import ModelRunner
 from diffulex_core.runner import EagerRunner
-from diffulex_core.testing import ExecutorConformance, ExpertsConformance, ModelSourceConformance, RunnerConformance
+from diffulex_core.sampling.facts import Facts, Wanted, facts_of
+from diffulex_core.testing import (
+    ExecutorConformance,
+    ExpertsConformance,
+    LayerKernelsConformance,
+    ModelSourceConformance,
+    RunnerConformance,
+)
 from diffulex_core.types import Decision, StepOutput, StepPlan
 from diffulex_tiny.source import TinySource
 
@@ -47,6 +57,30 @@ class TestAKernelThatGoesSlotBySlot(ExpertsConformance):
     @pytest.fixture
     def kernel_factory(self) -> Callable[[], NaiveExperts]:
         return NaiveExperts
+
+
+class InDoublePrecision(TorchLayers):
+    """Layer kernels that round once, at the end."""
+
+    def normed(self, x: Tensor, weight: Tensor | None, eps: float, *, wide: bool = False) -> Tensor:
+        found = super().normed(x.double(), None if weight is None else weight.double(), eps)
+        return found.to(x.dtype)
+
+    def gated(self, packed: Tensor, activation: Activation) -> Tensor:
+        return super().gated(packed.double(), activation).to(packed.dtype)
+
+    def blend(self, table: Tensor, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
+        return super().blend(table.double(), ids, weights.double(), match_norm).to(table.dtype)
+
+    def select(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Wanted) -> Facts:
+        logits = hidden.double() @ weight.double().T + (0.0 if bias is None else bias.double())
+        return facts_of(logits.to(hidden.dtype), wanted)
+
+
+class TestLayerKernelsInDoublePrecision(LayerKernelsConformance):
+    @pytest.fixture
+    def kernels_factory(self) -> Callable[[], InDoublePrecision]:
+        return InDoublePrecision
 
 
 class TestTheSourceOfEmbeddedCheckpoints(ModelSourceConformance):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn
 
 import pytest
 
+from diffulex_core.kernels.layers import LayerKernels
 from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.plugin import AttentionBackend, AttentionCase, CachePolicy, ModelSource
@@ -30,6 +31,7 @@ from diffulex_core.testing.subjects import (
     ExecutorSubject,
     ExpertsSubject,
     KVCacheSubject,
+    LayerKernelsSubject,
     MakeExecutor,
     MakeKVCache,
     MakeSampler,
@@ -244,6 +246,19 @@ class ExpertsConformance(Conformance, subject=ExpertsSubject):
     @pytest.fixture
     def subject(self, kernel_factory: Callable[[], ExpertsKernel]) -> Subject:
         return ExpertsSubject(name=type(self).__name__, factory=kernel_factory)
+
+
+class LayerKernelsConformance(Conformance, subject=LayerKernelsSubject):
+    """Checks of kernels of the layers. Override `kernels_factory`."""
+
+    @pytest.fixture
+    def kernels_factory(self) -> Callable[[], LayerKernels]:
+        """What makes them, such as their class."""
+        self.says_nothing("kernels_factory")
+
+    @pytest.fixture
+    def subject(self, kernels_factory: Callable[[], LayerKernels]) -> Subject:
+        return LayerKernelsSubject(name=type(self).__name__, factory=kernels_factory)
 
 
 class AttentionConformance(Conformance, subject=AttentionSubject):

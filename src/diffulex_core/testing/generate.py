@@ -12,6 +12,7 @@ from diffulex_core.compat import missing_capabilities
 from diffulex_core.discovery import CORE
 from diffulex_core.errors import PluginError, UnknownNameError
 from diffulex_core.host import Host, PluginRecord
+from diffulex_core.kernels.layers.twins import TorchLayers
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.plugin import AttentionBackendPlugin, Component, DecodingStrategy, ModelFamily
 from diffulex_core.registry import Entry, Provenance
@@ -31,6 +32,7 @@ from diffulex_core.testing.subjects import (
     ExpertsSubject,
     FamilySubject,
     KVCacheSubject,
+    LayerKernelsSubject,
     ModelSourceSubject,
     PluginSubject,
     RunnerSubject,
@@ -101,6 +103,7 @@ def _of_plugin(record: PluginRecord, host: Host) -> Iterator[Subject]:
         yield SamplerSubject(name="packed", factory=PackedSampler)
         yield RunnerSubject(name="eager", factory=EagerRunner)
         yield RunnerSubject(name="static", factory=static_runner)
+        yield LayerKernelsSubject(name="twins in torch", factory=TorchLayers)
 
 
 def _of_entry(kind: str, entry: Entry[Any], host: Host) -> Iterator[Subject]:
@@ -131,6 +134,8 @@ def _of_entry(kind: str, entry: Entry[Any], host: Host) -> Iterator[Subject]:
                     yield ModelSourceSubject(name=name, factory=component)
                 case "kernel":
                     yield ExpertsSubject(name=name, factory=component)
+                case "layer_kernels":
+                    yield LayerKernelsSubject(name=name, factory=component)
 
 
 def family_subject(entry: Entry[ModelFamily], host: Host) -> FamilySubject | None:

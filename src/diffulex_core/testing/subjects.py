@@ -12,6 +12,7 @@ from diffulex_core.attention.case import AttentionCase
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.host import Host, PluginRecord
+from diffulex_core.kernels.layers import LayerKernels
 from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.plugin import DecodingStrategy, ModelFamily
@@ -314,6 +315,18 @@ class ExpertsSubject(_Made):
 
     kind: ClassVar[str] = "kernel"
     factory: Callable[[], ExpertsKernel]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class LayerKernelsSubject(_Made):
+    """Kernels of the layers.
+
+    Attributes:
+        factory: makes them.
+    """
+
+    kind: ClassVar[str] = "layer_kernels"
+    factory: Callable[[], LayerKernels]
 
 
 @attrs.frozen(kw_only=True, eq=False)

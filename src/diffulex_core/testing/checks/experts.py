@@ -13,12 +13,12 @@ from diffulex_core.kernels.moe import ExpertsKernel
 from diffulex_core.layers.moe.spec import Activation
 from diffulex_core.testing.check import AnyCheck, CheckFailed, check
 from diffulex_core.testing.effort import Effort
+from diffulex_core.testing.kernel_cases import require_clear_answers, served, serves_nothing_here
 from diffulex_core.testing.oracles.experts import experts
 from diffulex_core.testing.patience import patience
 from diffulex_core.testing.subjects import ExpertsSubject
 from diffulex_core.testing.tolerances import require_close
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 IDLE = 0.3
 """Share of the slots without an expert, and of those with an expert and no weight."""
@@ -75,27 +75,15 @@ class Problem:
         )
 
 
-def _cases(subject: ExpertsSubject) -> list[KernelCase]:
-    """What the kernel serves on this machine."""
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    made = subject.factory()
-    cases = [KernelCase(device_type=device, dtype=dtype) for device in devices for dtype in DTYPES]
-    return [case for case in cases if not made.reasons(case)]
-
-
 def _serves_nothing_here(subject: ExpertsSubject) -> str | None:
-    try:
-        served = _cases(subject)
-    except Exception:  # noqa: BLE001 - reasons that raise are what check_experts_say_whom_they_serve tells of
-        return "its `reasons` raises"
-    return None if served else "it refuses every case on the devices of this machine"
+    return serves_nothing_here(subject.factory)
 
 
 def _problems(subject: ExpertsSubject, *, rows: tuple[int, ...] = (3, 0, 1, 17, 70)) -> SearchStrategy[Problem]:
     """Sizes that tell first: widths are multiples of 4, as in published models."""
     return st.builds(
         Problem,
-        case=st.sampled_from(_cases(subject)),
+        case=st.sampled_from(served(subject.factory())),
         rows=st.sampled_from(rows),
         slots=st.sampled_from((2, 1, 4)),
         experts=st.sampled_from((5, 1, 12)),
@@ -126,14 +114,7 @@ def check_experts_say_whom_they_serve(subject: ExpertsSubject, effort: Effort) -
     Why: `moe_gemm_impl="auto"` asks every kernel that is installed, on machines that lack what it needs as well.
     Fix: look for devices and packages inside `reasons`, and return a sentence for each that is missing.
     """
-    for device in ("cpu", "cuda", "xpu"):
-        for dtype in (*DTYPES, torch.float64):
-            case = KernelCase(device_type=device, dtype=dtype)
-            first, again = subject.factory().reasons(case), subject.factory().reasons(case)
-            if isinstance(first, str) or list(first) != list(again) or not all(type(each) is str for each in first):
-                raise CheckFailed(f"`reasons` of {case} is {first!r}, and then {again!r}; expected are sentences.")
-            if not list(first) and type(subject.factory().priority(case)) is not int:
-                raise CheckFailed(f"`priority` of {case} is {subject.factory().priority(case)!r}, no whole number.")
+    require_clear_answers(subject.factory)
 
 
 @check(ExpertsSubject, when=_serves_nothing_here)

@@ -15,8 +15,11 @@ def facts(logits: Tensor, wanted: Wanted) -> Facts:
     rows = [[float(value) for value in row] for row in logits.double().cpu()]
     told = [_row(row, index, wanted) for index, row in enumerate(rows)]
 
-    def collected(at: int, dtype: torch.dtype, asked: bool = True) -> Tensor | None:
-        return torch.tensor([each[at] for each in told], dtype=dtype) if asked else None
+    def collected(at: int, dtype: torch.dtype, asked: bool = True, width: int | None = None) -> Tensor | None:
+        # Without rows nothing says how many numbers each has.
+        shape = (0, width) if width is not None and not rows else None
+        found = torch.tensor([each[at] for each in told], dtype=dtype)
+        return (found if shape is None else found.view(shape)) if asked else None
 
     best, column, log_sum = (
         collected(at, dtype) for at, dtype in enumerate((torch.float32, torch.int64, torch.double))
@@ -24,15 +27,16 @@ def facts(logits: Tensor, wanted: Wanted) -> Facts:
     assert best is not None
     assert column is not None
     assert log_sum is not None
+    watched = None if wanted.watched is None else wanted.watched.shape[1]
     return Facts(
         best=best,
         column=column,
         log_sum=log_sum,
         second=collected(3, torch.float32, wanted.second),
         entropy=collected(4, torch.float32, wanted.entropy),
-        top=collected(5, torch.float32, wanted.top > 0),
-        top_columns=collected(6, torch.int64, wanted.top > 0),
-        watched=collected(7, torch.float32, wanted.watched is not None),
+        top=collected(5, torch.float32, wanted.top > 0, wanted.top),
+        top_columns=collected(6, torch.int64, wanted.top > 0, wanted.top),
+        watched=collected(7, torch.float32, wanted.watched is not None, watched),
     )
 
 
