@@ -115,6 +115,12 @@ def test_more_requests_than_may_wait_are_told_to_come_back(narrow: Any) -> None:
     assert narrow.post("/v1/completions", {"prompt": Q, "n": 2}).status_code == 200
 
 
+def scope_of(path: str) -> dict[str, Any]:
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"http_version": "1.1", "scheme": "http", "server": ("test", 80), "root_path": ""}
+    return {**scope, "headers": [(b"content-type", b"application/json")]}
+
+
 async def leave(app: Any, path: str, body: dict[str, Any], gone: Callable[[list[dict[str, Any]]], bool]) -> None:
     """Ask, and leave once `gone` of what was received so far is true."""
     sent, left = [], asyncio.Event()
@@ -131,13 +137,10 @@ async def leave(app: Any, path: str, body: dict[str, Any], gone: Callable[[list[
         if gone(sent):
             left.set()
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-    scope |= {"headers": headers, "http_version": "1.1", "scheme": "http", "server": ("test", 80), "root_path": ""}
     if gone(sent):
         asyncio.get_running_loop().call_later(0.1, left.set)
     async with asyncio.timeout(10):
-        await app(scope, receive, send)
+        await app(scope_of(path), receive, send)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
@@ -159,6 +162,44 @@ def test_a_client_that_leaves_while_it_waits_ends_its_request(narrow: Any, path:
     assert all_free(narrow)
     assert narrow.client.load.step - before < 80
     assert narrow.desk.inside == 0
+
+
+def test_a_client_that_does_not_read_ends_its_stream_when_its_time_is_over(
+    narrow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck() -> None:
+        incoming = [{"type": "http.request", "body": json.dumps({**LONG, "stream": True}).encode(), "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if incoming:
+                return incoming.pop()
+            return await asyncio.Future()
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Future()
+
+        async with asyncio.timeout(10):
+            await server.app(scope_of("/generate"), receive, send)
+
+    monkeypatch.setattr("diffulex_serve.http.desk.READERS_GRACE", 0.1)
+    server = limited(narrow, request_timeout=0.1)
+    server.run(stuck())
+    assert all_free(narrow)
+    assert server.desk.inside == 0
+
+
+def test_a_full_server_does_not_even_encode_a_prompt(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(text: str) -> list[int]:
+        raise AssertionError(text)
+
+    server = limited(served, max_queue=0)
+    monkeypatch.setattr(server.desk.texts, "encode", never)
+    with server.desk.admit(served.client.info.max_num_reqs):
+        for path in ("/v1/completions", "/generate", "/v1/jobs"):
+            assert server.post(path, {"prompt": Q}).status_code == 429
+        chat = {"messages": [{"role": "user", "content": Q}]}
+        assert server.post("/v1/chat/completions", chat).status_code == 429
 
 
 def test_a_request_is_ended_by_its_id(narrow: Any) -> None:

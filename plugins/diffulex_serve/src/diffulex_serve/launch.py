@@ -24,6 +24,8 @@ from diffulex_serve.texts import Texts
 
 _log = logging.getLogger(__name__)
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
 _LOOKS_PER_SECOND = 20
 """How often a stopping server looks whether its requests are done."""
 
@@ -43,6 +45,8 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
         EngineDied: the engine could not load.
     """
     listener = listen(options.server.host, options.server.port)
+    if options.server.host not in LOOPBACK and options.security.api_key is None:
+        _log.warning("others can reach %s and no api_key is set: anybody may ask", options.server.host)
     client = make_client(spec, options)
     desk = Desk(client, texts, options, model=model)
     config = uvicorn.Config(

@@ -29,6 +29,7 @@ class Texts:
         self._encoder = copy.deepcopy(tokenizer)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="diffulex-tokenizer")
         self._alone: dict[int, str] = {}
+        self._bare: dict[int, str] = {}
 
     @property
     def has_template(self) -> bool:
@@ -77,15 +78,21 @@ class Texts:
 
     def alone(self, token: int) -> str:
         """A token's own text, special tokens by their names; that of a part of a character holds no half of it."""
-        known = self._alone.get(token)
-        if known is None:
-            text = decode(self._decoder, [token], skip_special_tokens=False)
-            known = self._alone[token] = "" if HALF in text else text
-        return known
+        return self._remembered(token, self._alone, skip_special_tokens=False)
+
+    def bare(self, token: int) -> str:
+        """The same, but special tokens have no text."""
+        return self._remembered(token, self._bare, skip_special_tokens=True)
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _remembered(self, token: int, known: dict[int, str], *, skip_special_tokens: bool) -> str:
+        if token not in known:
+            text = decode(self._decoder, [token], skip_special_tokens=skip_special_tokens)
+            known[token] = "" if HALF in text else text
+        return known[token]
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -18,6 +18,20 @@ from diffulex_serve.stream.protocol import Detail
 _SAMPLING = frozenset(field.name for field in attrs.fields(SamplingParams))
 
 
+def count_of(body: ChatCompletion | Completion | Job, desk: Desk) -> int:
+    """How many answers a body asks for.
+
+    Raises:
+        ApiError: more than one request may.
+    """
+    n = 1 if isinstance(body, Job) else body.n or 1
+    count = n if isinstance(body, ChatCompletion) else n * len(prompts_of(body.prompt))
+    most = desk.options.limits.max_n
+    if count > most:
+        raise ApiError(400, f"{count} answers are asked for, but one request may ask for {most}.", param="n")
+    return count
+
+
 async def asks_of_chat(body: ChatCompletion, desk: Desk) -> list[Ask]:
     """What a chat completion asks, an answer for each of `n`.
 
@@ -39,7 +53,7 @@ async def asks_of_chat(body: ChatCompletion, desk: Desk) -> list[Ask]:
         given["logprobs"] = body.top_logprobs or 0
     params = sampling_params(desk.info.sampling_defaults, given)
     ids = await desk.texts.converse([message.plain() for message in body.messages])
-    return _repeated([ids], params, n=body.n or 1, watched=bool(body.stream), desk=desk)
+    return _repeated([ids], params, n=body.n or 1, watched=bool(body.stream))
 
 
 async def asks_of_completion(body: Completion, desk: Desk) -> list[Ask]:
@@ -55,9 +69,8 @@ async def asks_of_completion(body: Completion, desk: Desk) -> list[Ask]:
     if body.logprobs is not None:
         given["logprobs"] = body.logprobs
     params = sampling_params(desk.info.sampling_defaults, given)
-    _check_count(len(prompts_of(body.prompt)) * n, desk)
     ids = [await ids_of(prompt, desk) for prompt in prompts_of(body.prompt)]
-    return _repeated(ids, params, n=n, watched=bool(body.stream), desk=desk)
+    return _repeated(ids, params, n=n, watched=bool(body.stream))
 
 
 async def ask_of_generate(body: Generate, desk: Desk) -> Ask:
@@ -89,9 +102,8 @@ async def asks_of_job(body: Job, desk: Desk) -> list[Ask]:
         ApiError, RequestError: it cannot be done.
     """
     params = sampling_params(desk.info.sampling_defaults, _native(body))
-    _check_count(len(prompts_of(body.prompt)), desk)
     ids = [await ids_of(prompt, desk) for prompt in prompts_of(body.prompt)]
-    return _repeated(ids, params, n=1, watched=False, desk=desk)
+    return _repeated(ids, params, n=1, watched=False)
 
 
 def prompts_of(prompt: str | list[int] | list[str] | list[list[int]]) -> Sequence[str | list[int]]:
@@ -137,23 +149,14 @@ def _check_model(body: OpenAISampling, desk: Desk) -> None:
         )
 
 
-def _check_count(count: int, desk: Desk) -> None:
-    most = desk.options.limits.max_n
-    if count > most:
-        raise ApiError(400, f"{count} answers are asked for, but one request may ask for {most}.", param="n")
-
-
 def _refuse(*asked: tuple[str, bool]) -> None:
     for name, wanted in asked:
         if wanted:
             raise ApiError(400, f"{name} is not supported by this server; leave it out.", param=name)
 
 
-def _repeated(
-    prompts: Sequence[Sequence[int]], params: SamplingParams, *, n: int, watched: bool, desk: Desk
-) -> list[Ask]:
+def _repeated(prompts: Sequence[Sequence[int]], params: SamplingParams, *, n: int, watched: bool) -> list[Ask]:
     """Each prompt `n` times; with a seed, each time with the next one, as the same would give the same answer."""
-    _check_count(len(prompts) * n, desk)
     return [
         Ask(prompt=tuple(ids), params=_reseeded(params, index), watched=watched)
         for ids in prompts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 import uuid
@@ -24,7 +23,8 @@ from diffulex_serve.stream.fold import Fold, Wishes
 from diffulex_serve.stream.protocol import Frame
 from diffulex_serve.texts import Texts
 
-_log = logging.getLogger(__name__)
+READERS_GRACE = 30.0
+"""Seconds that a client has to read what is left of its answer once the time of its request is over."""
 
 
 @attrs.frozen(kw_only=True)
@@ -138,6 +138,12 @@ class Desk:
         """Answers that are being made or wait."""
         return self._inside
 
+    @property
+    def stream_seconds(self) -> float | None:
+        """How long a stream may take in all, slow readers included; None = without end."""
+        timeout = self.options.limits.request_timeout
+        return None if timeout is None else timeout + READERS_GRACE
+
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
         """Room for so many answers.
@@ -175,6 +181,8 @@ class Desk:
     async def open(self, asks: Sequence[Ask]) -> AsyncIterator[list[Reply]]:
         """Hand in answers that belong together; leaving ends those that are not done.
 
+        Room for them is asked for before, with `admit`, so that a full server does not even encode prompts.
+
         Raises:
             ApiError, RequestRefused, EngineUnavailable: one cannot be served; none is.
         """
@@ -186,12 +194,10 @@ class Desk:
                 )
         timeout = limits.request_timeout
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        with self.admit(len(asks)):
-            async with AsyncExitStack() as stack:
-                replies = [await self._submit(ask, deadline, stack) for ask in asks]
-                yield replies
-            took = time.monotonic() - began
-            self._usual += 0.2 * (took - self._usual)
+        async with AsyncExitStack() as stack:
+            yield [await self._submit(ask, deadline, stack) for ask in asks]
+        took = time.monotonic() - began
+        self._usual += 0.2 * (took - self._usual)
 
     async def _submit(self, ask: Ask, deadline: float | None, stack: AsyncExitStack) -> Reply:
         request_id = uuid.uuid4().hex
@@ -212,6 +218,7 @@ class Desk:
             stop=ask.params.stop,
             wishes=ask.wishes,
             load=lambda: self.client.load,
+            alone=self.texts.bare if ask.params.skip_special_tokens else self.texts.alone,
         )
         return Reply(answer, fold, ask=ask, deadline=deadline, desk=self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from typing import Any, Literal
@@ -12,11 +13,13 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from diffulex_core.errors import DiffulexError
-from diffulex_serve.http.asking import asks_of_job
+from diffulex_serve.http.asking import asks_of_job, count_of
 from diffulex_serve.http.desk import Desk
 from diffulex_serve.http.errors import ApiError, as_api_error, json_response
 from diffulex_serve.http.native import answer
 from diffulex_serve.http.schemas import Job
+
+_log = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "cancelled", "failed"]
 
@@ -60,7 +63,7 @@ class Jobs:
         Raises:
             ApiError, RequestError, EngineUnavailable: it cannot be served, or too many are kept.
         """
-        asks = await asks_of_job(body, self._desk)
+        count = count_of(body, self._desk)
         self._expire()
         most = self._desk.options.jobs.max_jobs
         if len(self._jobs) >= most:
@@ -78,17 +81,20 @@ class Jobs:
 
         async def run() -> None:
             try:
-                async with self._desk.open(asks) as replies:
-                    if not taken.done():
-                        taken.set_result(None)
-                    job.results = [answer(reply, await reply.finish()) for reply in replies]
+                with self._desk.admit(count):
+                    async with self._desk.open(await asks_of_job(body, self._desk)) as replies:
+                        if not taken.done():
+                            taken.set_result(None)
+                        job.results = [answer(reply, await reply.finish()) for reply in replies]
                 job.status = "finished"
             except asyncio.CancelledError:
                 job.status = "cancelled"
-            except (ApiError, DiffulexError) as error:
+            except Exception as error:  # noqa: BLE001 - the boundary of a job, which reports it
                 job.status, job.error = "failed", as_api_error(error).body()["error"]
                 if not taken.done():
                     taken.set_exception(error)
+                elif not isinstance(error, (ApiError, DiffulexError)):
+                    _log.exception("job %s failed", job.id)
             finally:
                 job.done_at = time.monotonic()
 

@@ -28,10 +28,10 @@ def native_routes(desk: Desk) -> APIRouter:
     @router.post("/generate", response_model=None)
     async def generate(body: Generate, request: Request) -> Response:
         """Answer a prompt; streams show the canvas (`denoise`), final text (`block_append`) or all (`events`)."""
-        ask = await ask_of_generate(body, desk)
         stack = AsyncExitStack()
         try:
-            [reply] = await unless_left(request, stack.enter_async_context(desk.open([ask])))
+            stack.enter_context(desk.admit(1))
+            reply = await unless_left(request, _open(body, desk, stack))
             if not body.stream:
                 ended = await unless_left(request, reply.finish())
                 content = answer(reply, ended)
@@ -42,11 +42,12 @@ def native_routes(desk: Desk) -> APIRouter:
             raise
         match body.stream_mode:
             case "events":
-                return EventStream(_events(reply), stack)
+                return EventStream(_events(reply), stack, seconds=desk.stream_seconds)
             case "block_append":
-                return EventStream(_appended(reply), stack)
+                return EventStream(_appended(reply), stack, seconds=desk.stream_seconds)
             case "denoise":
-                return EventStream(_snapshots(reply, desk.texts, body.mask_symbol), stack)
+                snapshots = _snapshots(reply, desk.texts, body.mask_symbol)
+                return EventStream(snapshots, stack, seconds=desk.stream_seconds)
 
     @router.delete("/v1/requests/{request_id}", response_model=None)
     async def abort(request_id: str) -> Response:
@@ -84,6 +85,11 @@ def native_routes(desk: Desk) -> APIRouter:
             return json_response({"status": "ok", "files": await desk.client.stop_profile()})
 
     return router
+
+
+async def _open(body: Generate, desk: Desk, stack: AsyncExitStack) -> Reply:
+    [reply] = await stack.enter_async_context(desk.open([await ask_of_generate(body, desk)]))
+    return reply
 
 
 def answer(reply: Reply, ended: Ended) -> dict[str, Any]:

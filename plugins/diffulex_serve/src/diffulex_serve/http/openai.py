@@ -15,10 +15,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from diffulex_serve.engine.messages import Ended, Logprob
-from diffulex_serve.http.asking import asks_of_chat, asks_of_completion
-from diffulex_serve.http.desk import Ask, Desk, Reply
+from diffulex_serve.http.asking import asks_of_chat, asks_of_completion, count_of
+from diffulex_serve.http.desk import Desk, Reply
 from diffulex_serve.http.errors import ApiError, json_response
-from diffulex_serve.http.schemas import ChatCompletion, Completion, OpenAISampling
+from diffulex_serve.http.schemas import ChatCompletion, Completion
 from diffulex_serve.http.streams import EventStream, interleaved, unless_left
 from diffulex_serve.stream.fold import finish_reason, usage
 from diffulex_serve.stream.protocol import BlockCommit, End, Error
@@ -37,14 +37,12 @@ def openai_routes(desk: Desk) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletion, request: Request) -> Response:
         """Answer a conversation."""
-        asks = await asks_of_chat(body, desk)
-        return await _answer("chat", body, asks, desk, request, told=bool(body.logprobs))
+        return await _answer("chat", body, desk, request, told=bool(body.logprobs))
 
     @router.post("/v1/completions", response_model=None)
     async def completions(body: Completion, request: Request) -> Response:
         """Answer one or several prompts."""
-        asks = await asks_of_completion(body, desk)
-        return await _answer("text", body, asks, desk, request, told=body.logprobs is not None)
+        return await _answer("text", body, desk, request, told=body.logprobs is not None)
 
     @router.get("/v1/models", response_model=None)
     async def models() -> Response:
@@ -64,12 +62,13 @@ def openai_routes(desk: Desk) -> APIRouter:
 
 
 async def _answer(
-    kind: Kind, body: OpenAISampling, asks: Sequence[Ask], desk: Desk, request: Request, *, told: bool
+    kind: Kind, body: ChatCompletion | Completion, desk: Desk, request: Request, *, told: bool
 ) -> Response:
     writer = _Writer(kind=kind, model=desk.model, texts=desk.texts, told=told)
     stack = AsyncExitStack()
     try:
-        replies = await unless_left(request, stack.enter_async_context(desk.open(asks)))
+        stack.enter_context(desk.admit(count_of(body, desk)))
+        replies = await unless_left(request, _open(body, desk, stack))
         if not body.stream:
             ends = await unless_left(request, _all(replies))
             content = writer.whole(replies, ends)
@@ -79,7 +78,12 @@ async def _answer(
         await stack.aclose()
         raise
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    return EventStream(_chunks(writer, replies, with_usage=with_usage), stack)
+    return EventStream(_chunks(writer, replies, with_usage=with_usage), stack, seconds=desk.stream_seconds)
+
+
+async def _open(body: ChatCompletion | Completion, desk: Desk, stack: AsyncExitStack) -> list[Reply]:
+    asks = await (asks_of_chat(body, desk) if isinstance(body, ChatCompletion) else asks_of_completion(body, desk))
+    return await stack.enter_async_context(desk.open(asks))
 
 
 async def _all(replies: Sequence[Reply]) -> list[Ended]:

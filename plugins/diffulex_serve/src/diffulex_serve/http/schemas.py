@@ -14,6 +14,7 @@ from diffulex_serve.stream.protocol import Detail
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 """What fits a message to the engine."""
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Stops = str | Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 LONGEST_TOKEN_ID = 10
 """Digits."""
@@ -34,11 +35,11 @@ class Sampling(BaseModel):
     top_k: Whole | None = None
     min_p: Number | None = None
     seed: Whole | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop: Stops | None = None
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
     confidence: str | None = None
-    thresholds: dict[str, Number] | None = None
-    logit_bias: dict[str, Number] | None = None
+    thresholds: dict[str, Number] | None = Field(default=None, max_length=32)
+    logit_bias: dict[str, Number] | None = Field(default=None, max_length=1024)
     logprobs: Whole | None = None
     skip_special_tokens: bool | None = None
     sparse: dict[str, Any] | None = None
@@ -115,9 +116,9 @@ class OpenAISampling(BaseModel):
     top_p: Number | None = None
     max_tokens: Whole | None = None
     n: Whole | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    stop: Stops | None = None
     seed: Whole | None = None
-    logit_bias: dict[str, Number] | None = None
+    logit_bias: dict[str, Number] | None = Field(default=None, max_length=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Number | None = None
@@ -128,8 +129,8 @@ class OpenAISampling(BaseModel):
     max_nfe: Whole | None = None
     max_repetition_run: Whole | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[TokenId] | None = None
-    thresholds: dict[str, Number] | None = None
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
+    thresholds: dict[str, Number] | None = Field(default=None, max_length=32)
     skip_special_tokens: bool | None = None
     gen_length: Whole | None = None
     steps: Whole | None = None

@@ -28,15 +28,17 @@ class EventStream(Response):
     """Server-sent events: each item is a `data:` line of JSON, and `[DONE]` comes last.
 
     The stack is closed when the stream ends, however it does; closing it aborts what is not done. A client that leaves
-    ends the stream at once.
+    ends the stream at once, and one that does not read ends it when its time is over.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, items: AsyncGenerator[Any, None], stack: AsyncExitStack) -> None:
+    def __init__(self, items: AsyncGenerator[Any, None], stack: AsyncExitStack, *, seconds: float | None) -> None:
+        """`seconds`: for all of it; None = no limit."""
         super().__init__(media_type=self.media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._items = items
         self._stack = stack
+        self._seconds = seconds
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +46,8 @@ class EventStream(Response):
             writing = asyncio.create_task(self._write(send))
             leaving = asyncio.create_task(left(receive))
             try:
-                await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                tasks = {writing, leaving}
+                await asyncio.wait(tasks, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
                 if writing.done():
                     writing.result()
             finally:

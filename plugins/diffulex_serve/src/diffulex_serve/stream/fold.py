@@ -27,7 +27,7 @@ from diffulex_serve.stream.protocol import (
     Snapshot,
     Start,
 )
-from diffulex_serve.stream.spelling import HALF, Spell
+from diffulex_serve.stream.spelling import Spell
 
 METRICS_EVERY = 0.5
 """Seconds."""
@@ -61,7 +61,7 @@ class Wishes:
 
 
 class Fold:
-    """One request's events, in order.
+    """One request's events, in order. `alone` tells a token's own text, where nothing is known of its neighbours.
 
     Attributes:
         prompt_tokens: as it was told.
@@ -79,12 +79,13 @@ class Fold:
         stop: Sequence[str],
         wishes: Wishes,
         load: Callable[[], Load],
+        alone: Callable[[int], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._id = request_id
         self._info = info
         self.prompt_tokens = prompt_tokens
-        self._spell = spell
+        self._alone = alone or (lambda token: spell([token]))
         self._wishes = wishes
         self._load = load
         self._clock = clock
@@ -237,14 +238,9 @@ class Fold:
             return {"text": ()}
         confident = self._wishes.detail == "tokens+confidence"
         return {
-            "text": tuple(self._text_alone(token) for _, token, _ in written),
+            "text": tuple(self._alone(token) for _, token, _ in written),
             "confidence": _column(written, 2) if confident else None,
         }
-
-    def _text_alone(self, token: int) -> str:
-        """A token's own text; that of a part of a character is empty."""
-        text = self._spell([token])
-        return "" if HALF in text else text
 
     def _commit(self, final: int) -> Iterator[BlockCommit]:
         if final <= self._final:
