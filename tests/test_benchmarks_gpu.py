@@ -154,6 +154,7 @@ def test_steps_of_a_small_network_are_measured_on_the_cpu() -> None:
     assert one["steps"] > 5
     assert two["rows"] == 2 * one["rows"] == 64
     assert one["seconds"]["median"] == 1
+    assert one["ways"] == {"eager": one["steps"]}
     read = 4 * (2 * (4 * 32 * 32 + 3 * 32 * 48) + 5 * 32 + 512 * 32)
     assert read < one["bytes"] < read + 4 * 2 * 2 * 32 * (84 + 64)
 
@@ -251,7 +252,7 @@ def test_the_page_has_a_table_for_each_part_and_names_what_failed() -> None:
         "3": {"part": "attention", "name": "full", "rival": "flash-attn", "of_rival": 0.5, **timed},
         "4": {
             "part": "steps", "name": "LLaDA", "rows": 32, "seconds": {"median": 0.004}, "bytes": 8e9, "bound": "memory",
-            "share": 0.75,
+            "share": 0.75, "ways": {"replayed": 38, "eager": 2},
         },
     }  # fmt: skip
     text = page.render(results)
@@ -259,7 +260,7 @@ def test_the_page_has_a_table_for_each_part_and_names_what_failed() -> None:
     assert "| gate | 2.0 | 8.0 | 4.0 | 50% | 0.25 |" in text
     assert "- norm: failed, ValueError: torn" in text
     assert "| full | 2.0 | 50% | 1.0 (flash-attn) | 50% | 0.25 |" in text
-    assert "| LLaDA | 32 | 4.00 | 8.00 | memory | 75% |" in text
+    assert "| LLaDA | replayed 38, eager 2 | 32 | 4.00 | 8.00 | memory | 75% |" in text
 
 
 def test_small_problems_agree_with_their_twins_in_the_interpreter() -> None:
@@ -274,6 +275,6 @@ def test_small_problems_agree_with_their_twins_in_the_interpreter() -> None:
     )
     assert found.returncode == 0, found.stderr
     shares = json.loads(found.stdout)
-    assert len(shares) == len(layer_cases.KERNELS) + len(attention_cases.HEADS)
+    assert len(shares) == len(layer_cases.KERNELS) + 2 * len(attention_cases.HEADS), "attention beside SDPA, too"
     assert all(share <= 1 for share in shares.values()), shares
     assert sum(shares.values()) > 0, "two ways to compute never agree to the last bit"

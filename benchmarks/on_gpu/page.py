@@ -100,6 +100,7 @@ def _steps(records: Sequence[Record]) -> str:
     rows = [
         (
             record["name"],
+            ", ".join(f"{way} {count}" for way, count in record["ways"].items()),
             f"{record['rows']:.0f}",
             f"{record['seconds']['median'] * 1e3:.2f}",
             f"{record['bytes'] / 1e9:.2f}",
@@ -108,7 +109,7 @@ def _steps(records: Sequence[Record]) -> str:
         )
         for record in records
     ]
-    return _table(("network", "rows", "ms", "GB", "bound by", "share"), rows)
+    return _table(("network", "steps", "rows", "ms", "GB", "bound by", "share"), rows)
 
 
 def _us(seconds: float) -> str:

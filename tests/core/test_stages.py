@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from torch.profiler import ProfilerAction
 
 from diffulex_core.config.sections import ProfilerConfig
@@ -82,6 +82,7 @@ def plan(step: int) -> StepPlan:
 @given(
     seconds=st.lists(st.floats(0, 10), max_size=12), capacity=st.integers(1, 5), wanted=st.none() | st.integers(0, 9)
 )
+@example(seconds=[1.0, 2.0, 3.0, 4.0, 5.0], capacity=4, wanted=2)
 def test_the_ring_keeps_the_latest_steps_in_order(seconds: Sequence[float], capacity: int, wanted: int | None) -> None:
     ring = StepRing(capacity)
     for number, each in enumerate(seconds):

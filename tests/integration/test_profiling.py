@@ -15,6 +15,7 @@ from diffulex_core.cli.app import build_cli
 from diffulex_core.config import ProfilerConfig
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import ConfigError, NoProfiler
+from diffulex_core.profiling.session import ProfileSession, Recording
 from diffulex_core.profiling.stages import STAGES
 from diffulex_core.sampling_params import SamplingParams
 from tests.integration.engines import CHECKPOINT, engine, host, prompt
@@ -83,6 +84,13 @@ def test_a_recording_ends_by_itself_and_repeats(ready: Diffulex, tmp_path: Path)
     assert [file.name for file in files] == ["r.engine.trace.json", "r.engine.2.trace.json"]
     for file in files:
         assert ranges(file)["forward"] == 2
+
+
+def test_a_session_is_over_with_its_last_step(tmp_path: Path) -> None:
+    config = ProfilerConfig(profiler="torch", torch_profiler_dir=str(tmp_path), formats=(), max_iterations=2, repeat=2)
+    session = ProfileSession(Recording(config=config, name="s"), "engine")
+    assert [session.step() for _ in range(5)] == [True, True, True, False, False]
+    assert session.stop() == ()
 
 
 def test_what_a_profile_cannot_be_is_said_before_it_starts(ready: Diffulex, tmp_path: Path) -> None:
