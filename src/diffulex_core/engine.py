@@ -31,8 +31,8 @@ from diffulex_core.protocols import Req
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.stop_strings import StopSearch, first_stop, readable, settled, tokens_of
 from diffulex_core.tokenizer import decode
-from diffulex_core.tracking import Ticket
-from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan
+from diffulex_core.tracking import Forward, Ticket
+from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -410,26 +410,20 @@ class Diffulex:
     def _record(
         self, plan: StepPlan, output: StepOutput, canvases: Mapping[int, Canvas], began: float, ended: float
     ) -> None:
-        for window, decision in zip(plan.windows, output.decisions, strict=True):
-            self._tickets[window.request_id].note(
-                window,
-                decision,
-                step=plan.step,
-                began=began,
-                ended=ended,
-                trace=canvases.get(window.request_id),
-            )
+        forward = Forward.of(plan, output, began=began, ended=ended)
+        for at, request_id in enumerate(forward.windows.request_ids):
+            self._tickets[request_id].note(forward, at, canvases.get(request_id))
 
     def _stop_on_strings(self, plan: StepPlan) -> list[int]:
         """Take requests whose answer holds a stop string by now from the scheduler; returns their ids."""
         stopped = []
-        for window in plan.windows:
-            ticket = self._tickets[window.request_id]
+        for request_id in Windows.of(plan.windows).request_ids:
+            ticket = self._tickets[request_id]
             if ticket.stops is None or ticket.request.completion is not None:
                 continue
             if ticket.stops.finds(ticket.request.output_tokens):
-                self._open.scheduler.abort(window.request_id, CompletionReason.STOP_STRING)
-                stopped.append(window.request_id)
+                self._open.scheduler.abort(request_id, CompletionReason.STOP_STRING)
+                stopped.append(request_id)
         return stopped
 
     def _finish(self, request_id: int, now: float) -> CompletionReason:

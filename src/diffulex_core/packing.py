@@ -11,14 +11,15 @@ import numpy as np
 from diffulex_core.asked_rows import AskedRows, Guided
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray, Phase
 from diffulex_core.types import (
+    NO_ROW,
     BoolArray,
     FloatArray,
     Refresh,
     RowRuns,
     SamplingBatch,
-    Span,
+    Spans,
     StepPlan,
-    Window,
+    Windows,
 )
 
 Array = TypeVar("Array", IntArray, BoolArray)
@@ -115,54 +116,49 @@ class PackedStep:
     refreshes: tuple[PackedRefresh, ...]
 
 
-def pack(plan: StepPlan, pattern: AttentionPattern, windows: Sequence[int | None], page_size: int) -> PackedStep:
+def pack(plan: StepPlan, pattern: AttentionPattern, widths: Sequence[int | None], page_size: int) -> PackedStep:
     """Lay out the rows of `plan`.
 
     Args:
         plan: at least one window, each with at least one row.
         pattern: who sees whom.
-        windows: sliding-window width of each layer kind, None for full attention.
+        widths: sliding-window width of each layer kind, None for full attention.
         page_size: slots per page.
     """
-    sequences = _sequences(plan)
-    spans = [window.span for window in sequences]
-    lengths = np.array([len(span.tokens) for span in spans])
+    windows = Windows.of(plan.windows)
+    fed = _sequences(windows)
+    spans = fed.spans
+    lengths = spans.end - spans.start
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     total = int(offsets[-1])
     padded = round_up(total)
     owners = np.repeat(np.arange(len(spans)), lengths)
-    positions = np.arange(total) + _each(np.array([span.start for span in spans]) - offsets[:-1], owners)
-    final = positions < _each([span.store_until for span in spans], owners)
-    page_tables = _page_tables(sequences)
-    slots = _slots(spans, positions, owners, page_tables, page_size)
-    asked = AskedRows(plan, _first_rows(sequences, plan, offsets))
-    kept = {
-        window.request_id: offset + window.span.keep - window.span.start
-        for window, offset in zip(sequences, offsets.tolist(), strict=False)
-        if window.span.keep is not None
-    }
-    recalled = [index for index, window in enumerate(plan.windows) if window.span.recall]
-    remembered = [index for index, window in enumerate(plan.windows) if window.span.remember]
+    positions = np.arange(total) + np.repeat(spans.start - offsets[:-1], lengths)
+    page_tables = _page_tables(fed.page_tables)
+    asked = AskedRows(windows, _first_rows(windows, offsets))
+    keeping = np.flatnonzero(spans.keep != NO_ROW)
+    recalled = [index for index, span in windows.spans.special.items() if span.recall]
+    remembered = [index for index, span in windows.spans.special.items() if span.remember]
     return PackedStep(
-        input_ids=_pad(np.concatenate([span.tokens for span in spans]), padded, 0),
+        input_ids=_pad(spans.tokens, padded, 0),
         positions=_pad(positions, padded, 0),
-        slots=_pad(slots, padded, -1),
+        slots=_pad(_slots(spans, positions, owners, page_tables, page_size), padded, -1),
         row_sequence=_pad(owners, padded, 0),
-        final=_pad(final, padded, False),
+        final=_pad(positions < np.repeat(spans.store_until, lengths), padded, False),
         page_tables=page_tables,
-        visibility=tuple(_visibility(sequences, pattern, windows, positions, owners)),
+        visibility=tuple(_visibility(fed, pattern, widths, positions, owners)),
         head_rows=asked.head_rows,
         carried=asked.carried,
         guided=asked.guided(),
         sampling=asked.batch(),
-        kept_rows=np.array([*kept.values()], dtype=np.int64),
-        kept=tuple(kept),
-        blended=_blended(sequences, offsets),
+        kept_rows=(offsets[:-1] + spans.keep - spans.start)[keeping],
+        kept=tuple([fed.request_ids[index] for index in keeping.tolist()]),
+        blended=_blended(spans, offsets),
         recalled_rows=asked.head_rows[asked.of(recalled)],
-        recalled=tuple(plan.windows[index].request_id for index in recalled),
+        recalled=tuple([windows.request_ids[index] for index in recalled]),
         remembered_rows=asked.of(remembered),
         remembered=asked.counts(remembered),
-        refreshes=tuple(_refreshes(sequences, offsets, page_size)),
+        refreshes=tuple(_refreshes(fed, offsets, page_size)),
     )
 
 
@@ -191,78 +187,80 @@ def round_up(rows: int) -> int:
 
 
 def _pad(values: Array, length: int, fill: int) -> Array:
+    if len(values) == length:
+        return values
     padded = np.full(length, fill, dtype=values.dtype)
     padded[: len(values)] = values
     return padded
 
 
-def _each(values: Sequence[int] | IntArray, owners: IntArray) -> IntArray:
-    """[rows] the value of each row's owner."""
-    return np.asarray(values, dtype=np.int64).take(owners)
-
-
-def _sequences(plan: StepPlan) -> Sequence[Window]:
+def _sequences(windows: Windows) -> Windows:
     """The plan's windows, and behind each one of its own for its second sequence, which samples nothing."""
-    if not [window for window in plan.windows if window.span.guidance is not None]:
-        return plan.windows
-    windows = []
-    for window in plan.windows:
-        windows.append(window)
+    if all(span.guidance is None for span in windows.spans.special.values()):
+        return windows
+    fed = []
+    for window in windows:
+        fed.append(window)
         span = window.span
         if span.guidance is not None:
             assert window.second_table is not None, "guidance needs pages of its own"
             second = attrs.evolve(span, tokens=span.guidance.tokens, groups=(), keep=None, guidance=None)
-            windows.append(attrs.evolve(window, span=second, page_table=window.second_table, second_table=None))
-    return windows
+            fed.append(attrs.evolve(window, span=second, page_table=window.second_table, second_table=None))
+    return Windows.of(fed)
 
 
-def _first_rows(sequences: Sequence[Window], plan: StepPlan, offsets: IntArray) -> IntArray:
-    """[windows] where each of the plan's windows begins."""
-    sizes = [1 if window.span.guidance is None else 2 for window in plan.windows]
-    first: IntArray = offsets[np.cumsum([0, *sizes])[:-1]]
+def _first_rows(windows: Windows, offsets: IntArray) -> IntArray:
+    """[windows] where each of the plan's windows begins, those for second sequences between them."""
+    sizes = np.ones(len(windows), dtype=np.int64)
+    sizes[[index for index, span in windows.spans.special.items() if span.guidance is not None]] = 2
+    first: IntArray = offsets[np.cumsum(sizes) - sizes]
     return first
 
 
-def _page_tables(sequences: Sequence[Window]) -> IntArray:
+def _page_tables(tables: Sequence[IntArray]) -> IntArray:
     """[sequences, pages] -1 where a table ends."""
-    tables = [window.page_table for window in sequences]
     filled = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
-    for row, table in enumerate(tables):
-        filled[row, : len(table)] = table
+    for row, table in zip(filled, tables, strict=True):
+        row[: len(table)] = table
     return filled
 
 
-def _slots(
-    spans: Sequence[Span], positions: IntArray, owners: IntArray, page_tables: IntArray, page_size: int
-) -> IntArray:
+def _slots(spans: Spans, positions: IntArray, owners: IntArray, page_tables: IntArray, page_size: int) -> IntArray:
     """[rows] physical slot of each row, -1 where nothing is stored."""
-    shifts = [0 if span.packed is None else span.packed - span.first_stored for span in spans]
-    logical = positions + _each(shifts, owners) if any(shifts) else positions
-    stored = np.ones(len(positions), dtype=np.bool_)
-    if [span for span in spans if span.store_from > span.start]:
-        stored = positions >= _each([span.store_from for span in spans], owners)
+    stored, logical = None, positions
+    if (spans.store_from > spans.start).any():
+        stored = positions >= spans.store_from[owners]
+    packed = {index: span for index, span in spans.special.items() if span.packed is not None}
+    if packed:
+        shifts = np.zeros(len(spans), dtype=np.int64)
+        shifts[[*packed]] = [(span.packed or 0) - span.first_stored for span in packed.values()]
+        logical = positions + shifts[owners]
+    if stored is not None:
         logical = np.where(stored, logical, 0)
     pages = logical // page_size
     # One index into the flat tables: two would cost three times as much.
     physical = page_tables.ravel().take(owners * page_tables.shape[1] + pages)
-    return np.where(stored, (physical - pages) * page_size + logical, -1)
+    slots: IntArray = (physical - pages) * page_size + logical
+    return slots if stored is None else np.where(stored, slots, -1)
 
 
 def _visibility(
-    sequences: Sequence[Window],
+    windows: Windows,
     pattern: AttentionPattern,
-    windows: Sequence[int | None],
+    widths: Sequence[int | None],
     positions: IntArray,
     owners: IntArray,
 ) -> Iterator[Visibility]:
     """The keys of all rows, layer kind by layer kind. The pattern is asked once for all rows of a phase."""
-    spans = [window.span for window in sequences]
-    prompts = _each([window.prompt_len for window in sequences], owners)
-    finals = _each([span.store_until for span in spans], owners)
-    ends = _each([span.slots if span.visible_end is None else span.visible_end for span in spans], owners)
+    spans = windows.spans
+    lengths = spans.end - spans.start
+    last = spans.end.copy()
+    for index, span in spans.special.items():
+        last[index] = span.slots if span.visible_end is None else span.visible_end
+    prompts, finals, ends = (np.repeat(each, lengths) for each in (windows.prompt_lens, spans.store_until, last))
     extents = list[tuple[slice | BoolArray, Extent]]()
     for phase in Phase:
-        mine = [span.phase is phase for span in spans]
+        mine = [each is phase for each in spans.phases]
         if any(mine):
             rows = slice(None) if all(mine) else np.array(mine)[owners]
             extent = Extent(prompt_len=prompts[rows], phase=phase, final_end=finals[rows], end=ends[rows])
@@ -271,13 +269,13 @@ def _visibility(
     key_end = np.zeros(padded, dtype=np.int64)
     for rows, extent in extents:
         key_end[: len(positions)][rows] = np.minimum(pattern.key_end(positions[rows], extent), extent.end)
-    packed = np.array([span.packed is not None for span in spans])
-    if packed.any():
-        key_end[: len(positions)] = np.where(packed[owners], ends, key_end[: len(positions)])
-    for width in windows:
+    packed = [index for index, span in spans.special.items() if span.packed is not None]
+    if packed:
+        key_end[: len(positions)] = np.where(np.isin(owners, packed), ends, key_end[: len(positions)])
+    for width in widths:
         key_start = np.zeros(padded, dtype=np.int64)
         if width is not None:
-            assert not packed.any(), "slots of kept K/V are no positions, so a sliding window cannot find its own"
+            assert not packed, "slots of kept K/V are no positions, so a sliding window cannot find its own"
             for rows, extent in extents:
                 key_start[: len(positions)][rows] = pattern.key_start(positions[rows], extent, width)
         yield Visibility(
@@ -287,26 +285,21 @@ def _visibility(
         )
 
 
-def _bounds(offsets: IntArray) -> tuple[list[int], list[int]]:
-    """The first row of each sequence, and the row after its last."""
-    return offsets[:-1].tolist(), offsets[1:].tolist()
+def _refreshes(windows: Windows, offsets: IntArray, page_size: int) -> Iterator[PackedRefresh]:
+    for index, span in windows.spans.special.items():
+        if span.refresh is not None:
+            start, end = offsets[index : index + 2].tolist()
+            at = np.arange(span.refresh.keep)
+            slots = windows.page_tables[index][at // page_size] * page_size + at % page_size
+            yield PackedRefresh(start=start, end=end, slots=slots, refresh=span.refresh)
 
 
-def _refreshes(windows: Sequence[Window], offsets: IntArray, page_size: int) -> Iterator[PackedRefresh]:
-    for window, start, end in zip(windows, *_bounds(offsets), strict=True):
-        refresh = window.span.refresh
-        if refresh is not None:
-            at = np.arange(refresh.keep)
-            slots = window.page_table[at // page_size] * page_size + at % page_size
-            yield PackedRefresh(start=start, end=end, slots=slots, refresh=refresh)
-
-
-def _blended(windows: Sequence[Window], offsets: IntArray) -> BlendedRows | None:
-    """The windows' blends as rows of the batch; those with fewer ids are filled up with weight 0."""
+def _blended(spans: Spans, offsets: IntArray) -> BlendedRows | None:
+    """The spans' blends as rows of the batch; those with fewer ids are filled up with weight 0."""
     found = [
-        (window.span.blends, offset - window.span.start)
-        for window, offset in zip(windows, offsets.tolist(), strict=False)
-        if window.span.blends is not None
+        (span.blends, int(offsets[index]) - span.start)
+        for index, span in spans.special.items()
+        if span.blends is not None
     ]
     if not found:
         return None

@@ -6,7 +6,7 @@ Importing this module imports no torch; tensor types are named in annotations on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import attrs
 
@@ -19,9 +19,11 @@ from diffulex_core.types import (
     CompletionReason,
     Decision,
     KVGeometry,
+    Outline,
     Refresh,
     SamplingBatch,
     Span,
+    Spans,
     StepOutput,
     StepPlan,
 )
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from diffulex_core.profiling.stages import StageClock
     from diffulex_core.sizing import Capacity
     from diffulex_core.weights.types import LoadContext, ResolvedWeight
+
+KindredReq = TypeVar("KindredReq", contravariant=True)
 
 ForceRule = Literal["after_semi_complete", "always"]
 """When a block decides its most confident token although none passes the threshold: once its predecessor is
@@ -133,6 +137,47 @@ class Req(Protocol):
 
     def finish(self, reason: CompletionReason) -> None:
         """End the request now; its output is the longest decided prefix."""
+        ...
+
+
+@runtime_checkable
+class ReqKind(Protocol[KindredReq]):
+    """What requests of one kind do together: the same as one by one, in fewer operations."""
+
+    def plan(self, requests: Sequence[KindredReq], outlines: Sequence[Outline]) -> Spans:
+        """The spans that some outlines stand for, without changing anything.
+
+        Args:
+            requests: different ones.
+            outlines: what each said that it would feed.
+        """
+        ...
+
+    def apply(self, requests: Sequence[KindredReq], spans: Spans, decisions: Sequence[Decision]) -> None:
+        """As `Req.apply` for each of the requests.
+
+        Args:
+            requests: different ones.
+            spans: what each was fed, planned together or by itself.
+            decisions: one for each.
+        """
+        ...
+
+
+@runtime_checkable
+class JointReq(Req, Protocol):
+    """What a request offers besides `Req` that may be planned and moved on together with others of its kind."""
+
+    @property
+    def kind(self) -> ReqKind[Any] | None:
+        """Those of equal kinds go together; None = it goes by itself. The same throughout its life."""
+        ...
+
+    def outline(self, stored: int) -> Outline | None:
+        """The numbers of what `plan(stored, None)` returns, where no smaller span would be useful.
+
+        None: `plan` is to be asked. It always is for spans that can be cut, or that an outline cannot describe.
+        """
         ...
 
 

@@ -156,7 +156,7 @@ class EagerRunner:
     def _logits(self, chosen: Tensor, step: PackedStep, wanted: IntArray) -> Tensor:
         """[n, columns]: logits of n of the head's rows, ascending, joined with those of their second rows."""
         assert self._model is not None
-        guided = np.flatnonzero(np.isin(step.guided.at, wanted))
+        guided = np.flatnonzero(np.isin(step.guided.at, wanted)) if len(step.guided.at) else step.guided.at
         count, rows = len(wanted), np.concatenate((wanted, len(step.head_rows) + guided))
         padding = np.zeros(round_up(len(rows)) - len(rows), dtype=np.int64)
         logits = self._model.logits(chosen[self._move(np.concatenate((rows, padding)))])

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 import attrs
 
 from diffulex_core.errors import OutOfPages, PromptTooLong
-from diffulex_core.protocols import GuidedReq, KVCacheManager, Req
-from diffulex_core.types import CompletionReason, Span, StepOutput, StepPlan, Window
+from diffulex_core.protocols import GuidedReq, JointReq, KVCacheManager, Req, ReqKind
+from diffulex_core.types import (
+    CompletionReason,
+    Decision,
+    Outline,
+    Span,
+    Spans,
+    StepOutput,
+    StepPlan,
+    Window,
+    Windows,
+)
 
 
 @attrs.define(eq=False)
@@ -19,6 +31,10 @@ class _Entry:
     arrival: int
     sequences: tuple[int, ...]
     """Its sequences in the KV cache."""
+    joint: JointReq | None = None
+    """The request, where it goes together with others of its kind."""
+    kind: ReqKind[Any] | None = None
+    """Its kind, once it runs: one object for all whose kinds are equal."""
     last_step: int = -1
     """Step in which it was fed last; those fed longest ago choose first."""
     preemptions: int = 0
@@ -36,24 +52,32 @@ class _Draft:
     most_refreshed: int | None
     """Most rows of full passes, but for the first of them."""
     refreshed: int = 0
-    spans: dict[int, Span] = attrs.field(factory=dict)
+    spans: dict[int, Span | Outline] = attrs.field(factory=dict)
     prefills: list[tuple[Req, int]] = attrs.field(factory=list)
 
-    def fit(self, request: Req, stored: int) -> Span | None:
+    def fit(self, entry: _Entry, stored: int) -> Span | Outline | None:
         """A request's whole span, or one block's rows of a span that can be cut; None when that does not fit."""
+        if entry.joint is not None:
+            outline = entry.joint.outline(stored)
+            if outline is not None:
+                return outline if outline.end - outline.start <= self.left else None
+        request = entry.request
         span = request.plan(stored, min(self.left, self.block_size) if request.chunkable(stored) else self.left)
         return None if span is not None and self._too_many(span) else span
 
-    def place(self, request: Req, stored: int, span: Span) -> None:
+    def place(self, request: Req, stored: int, span: Span | Outline) -> None:
         """Take in what `fit` found."""
         self.spans[request.request_id] = span
-        self.left -= span.rows
+        rows = span.rows
+        self.left -= rows
+        if isinstance(span, Outline):
+            return
         if span.full_pass:
-            self.refreshed += span.rows
+            self.refreshed += rows
         if request.chunkable(stored):
             self.prefills.append((request, stored))
 
-    def finish(self) -> dict[int, Span]:
+    def finish(self) -> dict[int, Span | Outline]:
         """Let the prefills share what is left of the budget."""
         for request, stored in self.prefills:
             rows = self.spans[request.request_id].rows
@@ -128,7 +152,8 @@ class ContinuousScheduler:
                 f"The request needs {request.most_rows()} rows in one step, but max_num_batched_tokens is "
                 f"{self._budget}. Set it to at least {request.most_rows()}."
             )
-        entry = _Entry(request, self._arrivals, sequences)
+        joint = request if isinstance(request, JointReq) and request.kind is not None else None
+        entry = _Entry(request, self._arrivals, sequences, joint)
         self._arrivals += 1
         self._known[request.request_id] = entry
         heapq.heappush(self._waiting, (entry.arrival, entry))
@@ -145,7 +170,7 @@ class ContinuousScheduler:
         return bool(self._known)
 
     def schedule(self) -> StepPlan | None:
-        spans: dict[int, Span] = {}
+        spans: dict[int, Span | Outline] = {}
         while self._known and not spans:
             draft = _Draft(left=self._budget, block_size=self._block_size, most_refreshed=self._most_refreshed)
             newcomers_first, self._head_waits = self._head_waits, False
@@ -158,32 +183,51 @@ class ContinuousScheduler:
             spans = self._reserve(draft.finish())
         if not spans:
             return None
-        windows = [self._window(self._running[request_id], span) for request_id, span in spans.items()]
-        plan = StepPlan(step=self._step, windows=tuple(windows), ended=tuple(self._ended))
+        plan = StepPlan(step=self._step, windows=self._windows(spans), ended=tuple(self._ended))
         self._ended.clear()
         self._step += 1
         return plan
 
     def update(self, plan: StepPlan, output: StepOutput) -> Sequence[Req]:
-        done = []
-        for window, decision in zip(plan.windows, output.decisions, strict=True):
-            entry = self._running.get(window.request_id)
+        windows = Windows.of(plan.windows)
+        entries = [self._running.get(request_id) for request_id in windows.request_ids]
+        self._apply(entries, windows.spans, output.decisions)
+        done, final_ends = [], windows.spans.store_until.tolist()
+        for index, (entry, decision) in enumerate(zip(entries, output.decisions, strict=True)):
             if entry is None:
                 continue
-            request = entry.request
+            request, stored = entry.request, final_ends[index]
             entry.last_step = plan.step
-            if decision.finite:
-                request.apply(window.span, decision)
-                if len(entry.sequences) == 1:
-                    self._kv.commit(request.request_id, request.known_tokens, window.span.store_until)
-            else:
-                request.finish(CompletionReason.ERROR)
+            # Of a kind whose requests go on together, nothing becomes known but what is stored.
+            moved = entry.kind is None or stored > self._kv.stored(request.request_id)
+            if moved and decision.finite and len(entry.sequences) == 1:
+                self._kv.commit(request.request_id, request.known_tokens, stored)
             if request.completion is not None:
                 self._forget(entry)
                 done.append(request)
+            elif index in windows.spans.special:
+                self._take_back(entry, windows.spans.special[index])
             else:
-                self._take_back(entry, window.span)
+                entry.borrows = False
         return done
+
+    def _apply(self, entries: Sequence[_Entry | None], spans: Spans, decisions: Sequence[Decision]) -> None:
+        """Hand the decisions to their requests, to those of a kind at once."""
+        together: dict[int, list[int]] = {}
+        for index, (entry, decision) in enumerate(zip(entries, decisions, strict=True)):
+            if entry is None:
+                continue
+            if not decision.finite:
+                entry.request.finish(CompletionReason.ERROR)
+            elif entry.kind is None:
+                entry.request.apply(spans[index], decision)
+            else:
+                together.setdefault(id(entry.kind), []).append(index)
+        for indices in together.values():
+            own = [entry for index in indices if (entry := entries[index]) is not None]
+            assert own[0].kind is not None
+            given = [decisions[index] for index in indices]
+            own[0].kind.apply([entry.request for entry in own], spans.some(indices), given)
 
     def check_integrity(self) -> None:
         waiting = {entry.request.request_id for _, entry in self._waiting}
@@ -202,7 +246,7 @@ class ContinuousScheduler:
             if request.request_id in draft.spans:
                 continue
             stored = self._kv.stored(request.request_id)
-            span = draft.fit(request, stored)
+            span = draft.fit(entry, stored)
             if span is None:
                 continue
             if span.held is not None:
@@ -221,7 +265,7 @@ class ContinuousScheduler:
             stored = min(
                 self._kv.open(sequence, request.known_tokens, request.prompt_len) for sequence in entry.sequences
             )
-            span = draft.fit(request, stored)
+            span = draft.fit(entry, stored)
             try:
                 if span is not None:
                     self._reserve_all(entry, len(request.stored_tokens), leaving=borrowed)
@@ -232,15 +276,21 @@ class ContinuousScheduler:
                 return
             draft.place(request, stored, span)
             heapq.heappop(self._waiting)
+            entry.kind = self._kind(entry)
             self._running[request.request_id] = entry
 
-    def _reserve(self, spans: dict[int, Span]) -> dict[int, Span]:
+    def _kind(self, entry: _Entry) -> ReqKind[Any] | None:
+        """The request's kind, as others that run have it."""
+        kind = None if entry.joint is None else entry.joint.kind
+        return next((other.kind for other in self._running.values() if other.kind == kind), kind)
+
+    def _reserve(self, spans: dict[int, Span | Outline]) -> dict[int, Span | Outline]:
         """Pages for the spans, oldest request first, preempting the youngest running one whenever they run out.
 
         The oldest always gets its pages, since it fits alone; a request may have to preempt itself. Others that need
         pages for this step only are left out when the oldest took what they had counted on.
         """
-        granted: dict[int, Span] = {}
+        granted: dict[int, Span | Outline] = {}
         for request_id in sorted(spans, key=lambda request_id: self._running[request_id].arrival):
             entry, span = self._running.get(request_id), spans[request_id]
             while entry is not None and request_id in self._running:
@@ -321,6 +371,32 @@ class ContinuousScheduler:
             self._waiting = [pair for pair in self._waiting if pair[1] is not entry]
             heapq.heapify(self._waiting)
 
+    def _windows(self, granted: Mapping[int, Span | Outline]) -> Windows:
+        """The windows of the plan. What was outlined becomes spans of all requests of a kind at once."""
+        alone = {request_id: span for request_id, span in granted.items() if isinstance(span, Span)}
+        if len(alone) == len(granted):
+            return Windows.of([self._window(self._running[request_id], span) for request_id, span in alone.items()])
+        entries = [self._running[request_id] for request_id in granted]
+        parts = []
+        runs = groupby(zip(entries, granted.values(), strict=True), key=_planner)
+        for kind, run in runs:
+            own, spans = zip(*run, strict=True)
+            parts.append(Spans.of(spans) if kind is None else kind.plan([entry.request for entry in own], spans))
+        return Windows(
+            spans=Spans.joined(parts),
+            request_ids=[*granted],
+            prompt_lens=[entry.request.prompt_len for entry in entries],
+            page_tables=[self._kv.page_table(request_id) for request_id in granted],
+            params=[entry.request.params for entry in entries],
+            draws=[entry.request.draws for entry in entries],
+            preemptions=[entry.preemptions for entry in entries],
+            second_tables={
+                at: self._kv.page_table(entry.sequences[-1])
+                for at, entry in enumerate(entries)
+                if len(entry.sequences) > 1
+            },
+        )
+
     def _window(self, entry: _Entry, span: Span) -> Window:
         request = entry.request
         return Window(
@@ -333,6 +409,12 @@ class ContinuousScheduler:
             second_table=self._kv.page_table(entry.sequences[-1]) if len(entry.sequences) > 1 else None,
             preemptions=entry.preemptions,
         )
+
+
+def _planner(planned: tuple[_Entry, Span | Outline]) -> ReqKind[Any] | None:
+    """What makes a span of an outline; None where there is a span."""
+    entry, span = planned
+    return entry.kind if isinstance(span, Outline) else None
 
 
 def _sequences(request: Req) -> tuple[int, ...]:

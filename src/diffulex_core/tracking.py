@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import attrs
 import numpy as np
@@ -18,9 +20,83 @@ from diffulex_core.types import (
     StepOutput,
     StepPlan,
     Window,
+    Windows,
 )
 
 _COMPLETE = frozenset({CompletionReason.STOP_EOS, CompletionReason.STOP_TOKEN, CompletionReason.STOP_STRING})
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Forward:
+    """What one step did for each of its requests, read off its plan and output once; times as in `Ticket`.
+
+    Attributes:
+        step: number of the engine step.
+        began, ended: when.
+        windows, decisions: of the requests.
+        accepted: positions that took a token, window by window; those of window i end where `bounds[i + 1]` says.
+        rows, catch_up, advances: of each span.
+        committed: tokens of each answer whose K/V are stored in their final form.
+    """
+
+    step: int
+    began: float
+    ended: float
+    windows: Windows
+    decisions: Sequence[Decision]
+    accepted: Sequence[int]
+    bounds: Sequence[int]
+    rows: Sequence[int]
+    catch_up: Sequence[int]
+    advances: Sequence[bool]
+    committed: Sequence[int]
+
+    @classmethod
+    def of(cls, plan: StepPlan, output: StepOutput, *, began: float, ended: float) -> Forward:
+        """That of a plan with at least one window."""
+        windows = Windows.of(plan.windows)
+        spans, decisions = windows.spans, output.decisions
+        taken = np.flatnonzero(np.concatenate([decision.accepted for decision in decisions]))
+        sizes = [*accumulate((len(decision.positions) for decision in decisions), initial=0)]
+        rows = (spans.end - spans.start).tolist()
+        for index, span in spans.special.items():
+            rows[index] = span.rows
+        return cls(
+            step=plan.step,
+            began=began,
+            ended=ended,
+            windows=windows,
+            decisions=decisions,
+            accepted=np.concatenate([decision.positions for decision in decisions])[taken].tolist(),
+            bounds=taken.searchsorted(sizes).tolist(),
+            rows=rows,
+            catch_up=spans.catch_up.tolist(),
+            advances=spans.advances,
+            committed=(spans.store_until - windows.prompt_lens).tolist(),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
+
+    def cached(self, at: int) -> int:
+        """Tokens of a request that was never fed before which are in its pages already."""
+        spans = self.windows.spans
+        return max(int(spans.start[at]), int(spans.store_from[at]))
+
+
+class _Noted(NamedTuple):
+    """A `ReqStep` in the making: its fields, until somebody reads the record."""
+
+    step_id: int
+    step_time: float
+    is_prefill: bool
+    num_generated_tokens: int
+    rows: int
+    catch_up_rows: int
+    running_token_ids: tuple[int, ...]
+    block_trace: tuple[BlockTrace, ...]
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -32,7 +108,6 @@ class Ticket:
     deliver: Callable[[ReqTrajectory], None]
     """Gets the record when the request ended."""
     cached_tokens: int = 0
-    steps: list[ReqStep] = attrs.field(factory=list)
     written: set[int] = attrs.field(factory=set)
     """Positions that were decided."""
     logprobs: dict[int, TokenLogprob] = attrs.field(factory=dict)
@@ -46,45 +121,45 @@ class Ticket:
     preemptions: int = 0
     stops: StopSearch | None = None
     """Looks for the request's stop strings; None where it has none."""
+    _steps: list[_Noted] = attrs.field(factory=list, init=False)
 
-    def note(
-        self, window: Window, decision: Decision, *, step: int, began: float, ended: float, trace: Canvas | None
-    ) -> None:
+    @property
+    def steps(self) -> tuple[ReqStep, ...]:
+        """Its forwards so far."""
+        return tuple([ReqStep(**step._asdict()) for step in self._steps])
+
+    def note(self, forward: Forward, at: int, trace: Canvas | None = None) -> None:
         """Record one forward.
 
         Args:
+            forward: what the step did.
+            at: which of its windows is the request's.
             trace: the canvas before the step when per-step traces are kept.
         """
-        span = window.span
         if self.admitted is None:
-            self.admitted = began
-            self.cached_tokens = max(span.start, span.store_from)
-        self.preemptions = window.preemptions
-        accepted = decision.positions[decision.accepted].tolist()
+            self.admitted = forward.began
+            self.cached_tokens = forward.cached(at)
+        self.preemptions = forward.windows.preemptions[at]
+        accepted = forward.accepted[forward.bounds[at] : forward.bounds[at + 1]]
         before = len(self.written)
         self.written.update(accepted)
         written = len(self.written) - before
+        decision = forward.decisions[at]
         if decision.logprobs is not None:
             self.logprobs.update(_logprobs(decision, decision.logprobs))
         self.tokens_edited += len(accepted) - written
-        self.tokens_committed = max(self.tokens_committed, span.store_until - self.request.prompt_len)
-        if self.tokens_committed and self.first_commit is None:
-            self.first_commit = ended
+        committed = forward.committed[at]
+        if committed > self.tokens_committed:
+            self.tokens_committed = committed
+            if self.first_commit is None:
+                self.first_commit = forward.ended
         if written:
-            self.first_token = ended if self.first_token is None else self.first_token
-            self.last_token = ended
-        self.steps.append(
-            ReqStep(
-                step_id=step,
-                step_time=ended - began,
-                is_prefill=not span.advances,
-                num_generated_tokens=written,
-                rows=span.rows,
-                catch_up_rows=span.catch_up,
-                running_token_ids=() if trace is None else tuple(span.tokens.tolist()),
-                block_trace=() if trace is None else _blocks(trace, window),
-            )
-        )
+            self.last_token = forward.ended
+            if self.first_token is None:
+                self.first_token = forward.ended
+        prefill, rows, catch_up = not forward.advances[at], forward.rows[at], forward.catch_up[at]
+        shown = ((), ()) if trace is None else _shown(trace, forward.windows[at])
+        self._steps.append(_Noted(forward.step, forward.seconds, prefill, written, rows, catch_up, *shown))
 
     def trajectory(
         self,
@@ -103,7 +178,7 @@ class Ticket:
             text=text,
             completion_reason=reason,
             error=error,
-            trajectory=tuple(self.steps),
+            trajectory=self.steps,
             prompt_tokens=self.request.prompt_len,
             cached_tokens=self.cached_tokens,
             tokens_written=len(self.written),
@@ -148,13 +223,14 @@ class Totals:
     head_rows: int = 0
 
     def plus(self, plan: StepPlan, output: StepOutput, seconds: float) -> Totals:
-        known = sum(window.span.catch_up for window in plan.windows)
-        share = known / plan.rows
+        spans = Windows.of(plan.windows).spans
+        known = int(spans.catch_up.sum())
+        share = known / spans.rows
         return Totals(
             steps=self.steps + 1,
             prefill_rows=self.prefill_rows + known,
             prefill_time=self.prefill_time + seconds * share,
-            decode_rows=self.decode_rows + plan.rows - known,
+            decode_rows=self.decode_rows + spans.rows - known,
             decode_time=self.decode_time + seconds * (1 - share),
             head_rows=self.head_rows + output.head_rows,
         )
@@ -185,6 +261,11 @@ def _logprobs(decision: Decision, told: LogProbabilities) -> Iterator[tuple[int,
                 top=tuple((token, logprob) for token, logprob in pairs if logprob > -np.inf),
             ),
         )
+
+
+def _shown(canvas: Canvas, window: Window) -> tuple[tuple[int, ...], tuple[BlockTrace, ...]]:
+    """What was fed, and the fed blocks."""
+    return tuple(window.span.tokens.tolist()), _blocks(canvas, window)
 
 
 def _blocks(canvas: Canvas, window: Window) -> tuple[BlockTrace, ...]:

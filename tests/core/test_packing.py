@@ -217,7 +217,7 @@ def test_sampled_rows_know_their_request_their_group_and_its_rule(step: Step) ->
         number = batch.group_of_row[at]
         assert groups[number] is group
         assert (batch.accept_threshold[number], batch.force_one[number]) == (group.accept_threshold, group.force_one)
-    assert batch.windows == step.plan.windows
+    assert tuple(batch.windows) == step.plan.windows
     assert next(carried, None) is None
 
 

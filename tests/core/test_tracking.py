@@ -11,8 +11,8 @@ from diffulex_core.blocks import BlockRequest
 from diffulex_core.outputs import ReqTrajectory, TokenLogprob
 from diffulex_core.pattern import FullPrefix
 from diffulex_core.testing.fakes import MASK
-from diffulex_core.tracking import Ticket, Totals
-from diffulex_core.types import CompletionReason, LogProbabilities, Window
+from diffulex_core.tracking import Forward, Ticket, Totals
+from diffulex_core.types import CompletionReason, Decision, LogProbabilities, StepOutput, StepPlan, Window
 from tests.core.oracles import Ask, Setting
 from tests.core.serving import PLAIN, Service, ask, asks, request_of, settings_of_engines
 from tests.core.traces import accept_first, make_request
@@ -31,15 +31,9 @@ def serve(
         canvases = {window.request_id: tickets[window.request_id].request.canvas for window in plan.windows}
         output = service.runner.execute(plan)
         done = service.scheduler.update(plan, output)
-        for window, decision in zip(plan.windows, output.decisions, strict=True):
-            tickets[window.request_id].note(
-                window,
-                decision,
-                step=plan.step,
-                began=float(plan.step),
-                ended=plan.step + 0.5,
-                trace=canvases[window.request_id] if traces else None,
-            )
+        forward = Forward.of(plan, output, began=float(plan.step), ended=plan.step + 0.5)
+        for at, window in enumerate(plan.windows):
+            tickets[window.request_id].note(forward, at, canvases[window.request_id] if traces else None)
         totals = totals.plus(plan, output, 0.5)
         for finished in done:
             assert finished.completion is not None
@@ -118,8 +112,7 @@ def test_a_preemption_counts_although_all_that_was_lost_is_found_in_the_cache() 
     while (plan := service.scheduler.schedule()) is not None:
         output = service.runner.execute(plan)
         service.scheduler.update(plan, output)
-        [window], [decision] = plan.windows, output.decisions
-        ticket.note(window, decision, step=plan.step, began=0.0, ended=0.0, trace=None)
+        ticket.note(Forward.of(plan, output, began=0.0, ended=0.0), 0)
         counts.append(ticket.preemptions)
         if len(counts) == 2:
             service.scheduler._preempt(service.scheduler._running[0])
@@ -153,7 +146,7 @@ def test_a_replayed_prompt_shows_no_block_that_it_did_not_feed_whole() -> None:
             preemptions=min(number, 1),
         )
         decision = accept_first(span, 1)
-        ticket.note(window, decision, step=number, began=0.0, ended=1.0, trace=request.canvas)
+        ticket.note(_alone(window, decision, number), 0, request.canvas)
         request.apply(span, decision)
     assert [step.is_prefill for step in ticket.steps] == [False, True, False]
     assert [[block.num_mask_tokens for block in step.block_trace] for step in ticket.steps] == [[2, 4], [], [1, 4]]
@@ -177,7 +170,7 @@ def test_log_probabilities_are_those_of_the_tokens_that_positions_took_last() ->
                 most=np.array([[-0.5]], dtype=np.float32),
             ),
         )
-        ticket.note(window, decision, step=0, began=0.0, ended=1.0, trace=None)
+        ticket.note(_alone(window, decision, 0), 0)
 
     def told(*tokens: int) -> tuple[TokenLogprob | None, ...] | None:
         record = ticket.trajectory(
@@ -187,3 +180,9 @@ def test_log_probabilities_are_those_of_the_tokens_that_positions_took_last() ->
 
     assert told(6) == (TokenLogprob(token_id=6, logprob=-2.0, top=((4, -0.5),)),)
     assert told(5, 7) == (None, None)
+
+
+def _alone(window: Window, decision: Decision, step: int) -> Forward:
+    """A step with a single window, from second 0 to second 1."""
+    output = StepOutput(decisions=(decision,), head_rows=0)
+    return Forward.of(StepPlan(step=step, windows=(window,)), output, began=0.0, ended=1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from diffulex_core.pattern import IntArray
 from diffulex_core.protocols import AutoNFE
 from diffulex_core.sampling_params import SamplingParams
@@ -27,13 +29,16 @@ class StopRules:
         self._prompt_len = prompt_len
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
         self._stop_ids = self._eos.union(params.stop_token_ids)
-        self._auto_nfe = auto_nfe if params.max_nfe is None else None
+        self.nfe_cap = _nfe_cap(params, auto_nfe)
+        """Most forwards that the request may take."""
         by_tokens = prompt_len + params.max_tokens
         self.limit = min(by_tokens, max_model_len)
         """Position that the answer may not reach."""
         self._limit_reason = (
             CompletionReason.LENGTH_TOKENS if by_tokens <= max_model_len else CompletionReason.LENGTH_CONTEXT
         )
+        self._tokens_alone = self.nfe_cap == inf and params.max_repetition_run is None
+        """Whether neither forwards nor repetition end it."""
         self.first_stop: int | None = None
         """First decided position that holds a stop token."""
 
@@ -59,6 +64,8 @@ class StopRules:
             rereads: those of them that only fed known tokens, as many as the schedule cut them into. The automatic cap
                 leaves them out.
         """
+        if frontier < self.limit and self.first_stop is None and self._tokens_alone:
+            return None
         end = self.output_end(frontier)
         if self.first_stop is not None and end == self.first_stop < self.limit and self.first_stop < frontier:
             eos = int(tokens[self.first_stop]) in self._eos
@@ -66,17 +73,16 @@ class StopRules:
         if end == self.limit:
             return self._limit_reason
         generated = end - self._prompt_len
-        if nfe - (rereads if self._params.max_nfe is None else 0) >= self.nfe_cap():
+        if nfe - (rereads if self._params.max_nfe is None else 0) >= self.nfe_cap:
             return CompletionReason.NFE_LIMIT
         run = self._params.max_repetition_run
         if run is not None and generated >= run and (tokens[end - run : end] == tokens[end - 1]).all():
             return CompletionReason.REPETITION
         return None
 
-    def nfe_cap(self) -> float:
-        """Most forwards that the request may take."""
-        if self._params.max_nfe is not None:
-            return self._params.max_nfe
-        if self._auto_nfe is None:
-            return float("inf")
-        return max(self._auto_nfe.warmup_steps, self._params.max_tokens / self._auto_nfe.tpf_floor)
+
+def _nfe_cap(params: SamplingParams, auto_nfe: AutoNFE | None) -> float:
+    """Most forwards that a request may take."""
+    if params.max_nfe is not None:
+        return params.max_nfe
+    return inf if auto_nfe is None else max(auto_nfe.warmup_steps, params.max_tokens / auto_nfe.tpf_floor)

@@ -6,13 +6,14 @@ from typing import Final
 
 import numpy as np
 
+from diffulex_core.blocks.filling import Filling
 from diffulex_core.blocks.limits import StopRules
 from diffulex_core.blocks.rule import BlockRule, Fill
 from diffulex_core.blocks.state import BlockState, BlockTable
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.protocols import ReqContext
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Canvas, CompletionReason, Decision, Span
+from diffulex_core.types import NO_ROW, Canvas, CompletionReason, Decision, Outline, Span
 
 
 class BlockRequest:
@@ -42,8 +43,15 @@ class BlockRequest:
         self.request_id: Final = request_id
         self.params: Final = params
         self._context = context
+        self._block_size = block_size
         self._thresholds = params.resolve_thresholds(context.thresholds)
-        self._rule = rule or Fill(thresholds=self._thresholds, force_rule=context.force_rule)
+        fill = Fill(thresholds=self._thresholds, force_rule=context.force_rule)
+        self._rule: BlockRule = rule or fill
+        self._shifted = context.shifted
+        # What a derived class does may differ.
+        together = rule is None and type(self) is BlockRequest
+        self.kind: Final = Filling(fill=fill, block_size=block_size, shifted=context.shifted) if together else None
+        """Requests that fill masks by the same rule go on together."""
         self.prompt_len: Final = len(prompt)
         self._stop = StopRules(
             params,
@@ -58,6 +66,7 @@ class BlockRequest:
             capacity=-(-self._stop.limit // block_size) * block_size,
             fill_token=context.mask_token_id,
         )
+        self._two_phase = context.pattern.two_phase
         self._nfe = 0
         self._draws = 0
         self._carried: int | None = None
@@ -83,7 +92,7 @@ class BlockRequest:
 
     @property
     def known_tokens(self) -> IntArray:
-        end = 0 if self._context.pattern.two_phase else self._table.start
+        end = 0 if self._two_phase else self._table.start
         return self._table.tokens[: end if self._rule.tokens_suffice else min(end, self._whole_prompt())]
 
     @property
@@ -116,27 +125,33 @@ class BlockRequest:
         running = min(max(2, self._context.buffer_size), len(self._table.masks) - self.prompt_len // block_size)
         first = self.plan(0, None)
         assert first is not None
-        atomic = len(first.tokens) if self._context.pattern.two_phase else 0
-        refed = self._context.shifted and not self._context.pattern.two_phase
+        atomic = len(first.tokens) if self._two_phase else 0
+        refed = self._shifted and not self._two_phase
         return max(atomic, running * block_size + refed)
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
-        if self._context.pattern.two_phase and stored < self._whole_prompt():
+        if self._two_phase and stored < self._whole_prompt():
             return self._replay_prompt(budget) if self._draws else self._prefill(budget)
-        if self._context.pattern.two_phase and not self._draws:
+        if self._two_phase and not self._draws:
             return self._prefill(budget)
         span = self._advance(stored, Phase.DECODE)
         if budget is None or len(span.tokens) <= budget:
             return span
         return self._chunk(stored, budget)
 
+    def outline(self, stored: int) -> Outline | None:
+        if stored < self._table.start or (self._two_phase and not self._draws):
+            return None
+        return self._outline(stored)
+
     def chunkable(self, stored: int) -> bool:
         if stored >= self._table.start:
             return False
-        return not self._context.pattern.two_phase or (stored >= self._whole_prompt() and self._draws > 0)
+        return not self._two_phase or (stored >= self._whole_prompt() and self._draws > 0)
 
     def apply(self, span: Span, decision: Decision) -> None:
         self._check_answers(span, decision)
+        keep = NO_ROW if span.keep is None else span.keep
         if span.advances:
             if span.end > self._table.end:
                 self._table.activate()
@@ -146,12 +161,32 @@ class BlockRequest:
             self._notice_stops(outcome.written)
             self._draws += 1
             self._table.settle(outcome.open)
-        if span.keep is not None:
-            self._carried = span.keep
+        self._went_on(keep, self._final_end())
+
+    def filled(self, positions: IntArray, tokens: IntArray, end: int, keep: int, advances: bool) -> None:
+        """As `apply` under the rule of mask filling.
+
+        Args:
+            positions, tokens: what was accepted, at different positions of running blocks.
+            end, keep, advances: of the span that was fed, as in `Spans`.
+        """
+        table = self._table
+        if advances:
+            if end > table.end:
+                table.activate()
+            if len(positions):
+                table.fill(positions, tokens)
+                self._stop.notice(positions, tokens)
+            self._draws += 1
+            table.settle()
+        self._went_on(keep, table.frontier)
+
+    def _went_on(self, keep: int, final_end: int) -> None:
+        """Count a forward, after which the runner keeps the row of a position, and see whether the request is done."""
+        if keep != NO_ROW:
+            self._carried = keep
         self._nfe += 1
-        self._completion = self._stop.reason(
-            self._table.tokens, self._final_end(), self._nfe, rereads=self._nfe - self._draws
-        )
+        self._completion = self._stop.reason(self._table.tokens, final_end, self._nfe, rereads=self._nfe - self._draws)
 
     def preempted(self) -> None:
         """Nothing to do: a step needs no K/V that is not final."""
@@ -189,50 +224,59 @@ class BlockRequest:
 
     def _starts_block(self) -> bool:
         """Whether the step at hand starts one more block."""
-        table = self._table
-        if table.end >= len(table.tokens) or self._stop.first_stop is not None:
+        table, most = self._table, self._context.buffer_size
+        running = len(table.states)
+        if running >= most > 1 or table.end >= len(table.tokens) or self._stop.first_stop is not None:
             return False
-        if not table.states:
+        if not running:
             return True
-        if len(table.states) >= self._context.buffer_size:
-            return self._context.buffer_size == 1 and table.states == [BlockState.TO_CACHE]
-        last = table.head + len(table.states) - 1
+        if running >= most:
+            return table.states == [BlockState.TO_CACHE]
+        last = table.head + running - 1
         return (
             table.progress(last) >= self._thresholds.add_block_threshold
             and self._rule.stability(table, last) >= self._thresholds.token_stability_threshold
         )
 
-    def _advance(self, start: int, phase: Phase) -> Span:
-        """Everything from `start` through the running blocks: one step of the block machine."""
-        table = self._table
-        last = table.head + len(table.states) + self._starts_block()
+    def _outline(self, start: int) -> Outline:
+        """The numbers of everything from `start` through the running blocks: one step of the block machine."""
+        table, size = self._table, self._block_size
+        states, head = table.states, table.head
+        last = head + len(states) + self._starts_block()
         if self._stop.first_stop is not None and not self._rule.revises:
-            last = min(last, self._stop.first_stop // table.block_size + 1)
-        end = last * table.block_size
-        first_active = min(table.head + table.states.count(BlockState.TO_CACHE), last)
-        store_until = first_active * table.block_size
-        first = start - 1 if self._lacks_row_before(start) else start
-        origin = first + 1 if self._context.shifted else first  # of the first row, the one before it is CARRIED
+            last = min(last, self._stop.first_stop // size + 1)
+        store_until = min(head + states.count(BlockState.TO_CACHE), last) * size
+        first = start - 1 if self._shifted and self._lacks_row_before(start) else start
+        keep = store_until - 1 if self._shifted and store_until > first else NO_ROW
+        return Outline(first, last * size, table.start - first, start, store_until, keep)
+
+    def _advance(self, start: int, phase: Phase) -> Span:
+        """Everything from `start` through the running blocks."""
+        table, size = self._table, self._block_size
+        outline = self._outline(start)
+        active = range(outline.store_until // size, outline.end // size)
+        # Of the first row of a shifted family, the row before it is CARRIED.
+        origin = outline.start + 1 if self._shifted else outline.start
         return Span(
-            start=first,
-            tokens=table.tokens[first:end].copy(),
-            catch_up=table.start - first,
-            store_from=start,
-            store_until=store_until,
-            keep=self._row_to_keep(first, store_until),
+            start=outline.start,
+            tokens=table.tokens[outline.start : outline.end].copy(),
+            catch_up=outline.catch_up,
+            store_from=outline.store_from,
+            store_until=outline.store_until,
+            keep=None if outline.keep == NO_ROW else outline.keep,
             phase=phase,
-            groups=self._rule.groups(table, range(first_active, last), origin),
+            groups=self._rule.groups(table, active, origin),
             advances=True,
-            blends=self._rule.blends(first, end),
+            blends=self._rule.blends(outline.start, outline.end),
         )
 
     def _lacks_row_before(self, position: int) -> bool:
-        """Whether `position` is decided next by the row before it, and that row is neither fed nor kept."""
-        return self._context.shifted and not self._table.decided[position] and self._carried != position - 1
+        """Whether `position` is decided next, by the row before it, and that row is neither fed nor kept."""
+        return not self._table.decided[position] and self._carried != position - 1
 
     def _row_to_keep(self, start: int, store_until: int) -> int | None:
         """The last row that is final after a span from `start`, if the span feeds it."""
-        return store_until - 1 if self._context.shifted and store_until > start else None
+        return store_until - 1 if self._shifted and store_until > start else None
 
     def _prefill(self, budget: int | None) -> Span | None:
         """First forward of a two-phase pattern: the whole prompt and the blocks that run behind it."""

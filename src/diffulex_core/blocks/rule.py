@@ -77,12 +77,21 @@ class Fill:
     Attributes:
         thresholds: those of the request.
         force_rule: when a block decides its most confident position although none is confident enough.
+        forcing, waiting: the terms of a block that does, and of one that does not.
     """
 
     thresholds: DecodingThresholds
     force_rule: ForceRule
-    _forcing: Terms = attrs.field(init=False, repr=False, default=attrs.Factory(lambda self: self._terms(True), True))
-    _waiting: Terms = attrs.field(init=False, repr=False, default=attrs.Factory(lambda self: self._terms(False), True))
+    forcing: Terms = attrs.field(init=False, eq=False, repr=False)
+    waiting: Terms = attrs.field(init=False, eq=False, repr=False)
+
+    @forcing.default
+    def _forcing(self) -> Terms:
+        return Terms(accept_threshold=self.thresholds.accept_threshold, force_one=True)
+
+    @waiting.default
+    def _waiting(self) -> Terms:
+        return attrs.evolve(self.forcing, force_one=False)
 
     @property
     def revises(self) -> bool:
@@ -103,7 +112,7 @@ class Fill:
             sizes=[table.masks[block] for block in asked],
             positions=positions,
             rows=positions - origin,
-            terms=[self._forcing if self._forces_one(table, block) else self._waiting for block in asked],
+            terms=[self.forcing if self._forces_one(table, block) else self.waiting for block in asked],
         )
 
     def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
@@ -124,9 +133,6 @@ class Fill:
         if self.force_rule == "always" or block == 0:
             return True
         return table.progress(block - 1) >= self.thresholds.semi_complete_threshold
-
-    def _terms(self, force_one: bool) -> Terms:
-        return Terms(accept_threshold=self.thresholds.accept_threshold, force_one=force_one)
 
 
 def proposals(groups: Sequence[SampleGroup], decision: Decision) -> list[slice]:

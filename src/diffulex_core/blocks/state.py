@@ -54,6 +54,11 @@ class BlockTable:
         """Share of decided positions of a block; prompt tokens count."""
         return (self.block_size - self.masks[block]) / self.block_size
 
+    def masks_from(self, start: int, end: int) -> list[int]:
+        """Undecided positions of the block before `start`, 0 where there is none, and of those up to `end`."""
+        first, last = start // self.block_size, end // self.block_size
+        return self.masks[first - 1 : last] if first else [0, *self.masks[:last]]
+
     def open_positions(self, blocks: range) -> IntArray:
         """[n] undecided positions of consecutive blocks, ascending."""
         inside = slice(blocks.start * self.block_size, blocks.stop * self.block_size)
@@ -75,19 +80,27 @@ class BlockTable:
         Raises:
             ValueError: a position is decided already or lies outside the buffer; nothing changed.
         """
-        # Every position is decided once, so what is done for each costs an answer no more than its length.
-        every, end = positions.tolist(), self.end
+        every = positions.tolist()
         if not every:
             return
-        outside = min(every) < self.start or max(every) >= end
-        if outside or len(set(every)) != len(every) or np.count_nonzero(self.decided[positions]):
+        if min(every) < self.start or max(every) >= self.end or len(set(every)) != len(every):
+            raise ValueError(f"positions {every} are not all undecided positions of running blocks")
+        self.fill(positions, tokens)
+
+    def fill(self, positions: IntArray, tokens: IntArray) -> None:
+        """As `decide`, for positions that are known to be different and of running blocks."""
+        # Every position is decided once, so what is done for each costs an answer no more than its length.
+        decided, masks, size, every = self.decided, self.masks, self.block_size, positions.tolist()
+        if True in decided[positions].tolist():
             raise ValueError(f"positions {every} are not all undecided positions of running blocks")
         self.tokens[positions] = tokens
-        self.decided[positions] = True
+        decided[positions] = True
         for position in every:
-            self.masks[position // self.block_size] -= 1
-        while self.frontier < end and self.decided[self.frontier]:
-            self.frontier += 1
+            masks[position // size] -= 1
+        frontier, end = self.frontier, self.end
+        while frontier < end and decided[frontier]:
+            frontier += 1
+        self.frontier = frontier
 
     def write(self, positions: IntArray, tokens: IntArray) -> None:
         """Set tokens, whether one is decided already or not.

@@ -96,7 +96,7 @@ class CanvasRequest:
     @property
     def steps_left(self) -> int | None:
         left = self._rule.left(self._open())
-        return None if left is None else int(min(left, self._stop.nfe_cap() - self._nfe))
+        return None if left is None else int(min(left, self._stop.nfe_cap - self._nfe))
 
     @property
     def draws(self) -> int:

@@ -113,7 +113,8 @@ def _few(facts: Facts, batch: SamplingBatch, held: Range, tp: Communicator) -> _
     at = torch.from_numpy(rows).to(facts.best.device)
     columns, order = facts.top_columns[at].sort(dim=1)
     values = facts.top[at].gather(1, order)
-    owners = [batch.windows[index].params for index in batch.window_of_row[rows]]
+    params = batch.params
+    owners = [params[index] for index in batch.window_of_row[rows]]
     temperature = np.array([each.temperature for each in owners])
     temperature[batch.greedy[batch.group_of_row[rows]]] = 0.0
     drawn = temperature > 0
@@ -209,7 +210,8 @@ def _best(facts: Facts, most: int, held: Range, rows: Tensor | None = None) -> t
 def _most(batch: SamplingBatch, vocab_size: int) -> int:
     """How many of the most probable tokens anybody needs."""
     narrow = np.unique(batch.window_of_row[ways(batch).narrow])
-    needed = [min(batch.windows[index].params.top_k or 0, vocab_size) for index in narrow]
+    params = batch.params
+    needed = [min(params[index].top_k or 0, vocab_size) for index in narrow]
     report = asking(batch)
     if report is not None and len(report[0]):
         needed.append(report[1])

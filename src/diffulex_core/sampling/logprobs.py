@@ -56,7 +56,7 @@ class Reported:
 
 def asking(batch: SamplingBatch) -> tuple[NDArray[np.int64], int] | None:
     """Rows whose requests ask, and how many tokens the one that asks for most gets; None when none does."""
-    wanted = [window.params.logprobs for window in batch.windows]
+    wanted = [params.logprobs for params in batch.params]
     if all(most is None for most in wanted):
         return None
     asks = np.array([most is not None for most in wanted])

@@ -51,7 +51,7 @@ class PackedSampler:
 
     def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         """[3, rows] float64: token, confidence, whether the row is finite; then what questions and requests ask for."""
-        params = [window.params for window in batch.windows]
+        params = batch.params
         row_params = batch.window_of_row
         held = self._held(logits.shape[1])
         scores = logits[:, : max(held.length, 1)].to(torch.float32, copy=True)
@@ -130,7 +130,7 @@ class PackedSampler:
         bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
         decisions = []
         asked = 3 + (0 if batch.questions is None else 1 + 2 * batch.questions.most)
-        for window, (begin, end) in zip(batch.windows, pairwise(bounds.tolist()), strict=True):
+        for params, (begin, end) in zip(batch.params, pairwise(bounds.tolist()), strict=True):
             rows = slice(begin, end)
             decisions.append(
                 Decision(
@@ -142,7 +142,7 @@ class PackedSampler:
                     alternatives=alternatives(host[3:asked, rows], batch.questions),
                     watched=watched(host[3:, rows], batch.questions),
                     watched_log=watched_log(host[3:, rows], batch.questions),
-                    logprobs=reported(host[asked:, rows], window.params),
+                    logprobs=reported(host[asked:, rows], params),
                 )
             )
         return decisions
@@ -152,7 +152,7 @@ def _clean_rows(batch: SamplingBatch) -> Tensor:
     """[n] rows whose confidence is another distribution's than that which their token is chosen from."""
     if batch.clean_confidence is None or not batch.clean_confidence.any():
         return torch.empty(0, dtype=torch.int64)
-    changes = [_tempers(window.params) or is_limited(window.params) for window in batch.windows]
+    changes = [_tempers(params) or is_limited(params) for params in batch.params]
     return torch.from_numpy(
         np.flatnonzero(batch.clean_confidence[batch.group_of_row] & np.array(changes)[batch.window_of_row])
     )

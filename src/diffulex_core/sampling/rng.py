@@ -14,8 +14,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def numbers(batch: SamplingBatch, rows: IntArray | BoolArray) -> NDArray[np.float64]:
     """One number in [0, 1) for each of these rows, by its request's seed and counter and its own position."""
-    seeds = np.array([(window.params.seed or 0) & _SEED_BITS for window in batch.windows], dtype=np.int64)
-    draws = np.array([window.draw for window in batch.windows], dtype=np.int64)
+    seeds = np.array([(params.seed or 0) & _SEED_BITS for params in batch.params], dtype=np.int64)
+    draws = np.array(batch.draws, dtype=np.int64)
     owners = batch.window_of_row[rows]
     return uniform(seeds[owners], draws[owners], batch.positions[rows])
 

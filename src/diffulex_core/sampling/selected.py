@@ -30,7 +30,7 @@ class Ways:
 def ways(batch: SamplingBatch) -> Ways:
     """What suffices for each row. A row that is neither plain nor narrow needs its logits."""
     cold, biased, limited, narrowed = (
-        np.array([fits(window.params) for window in batch.windows], dtype=np.bool_)[batch.window_of_row]
+        np.array([fits(params) for params in batch.params], dtype=np.bool_)[batch.window_of_row]
         for fits in (is_cold, is_biased, is_limited, is_narrowed)
     )
     clean = np.zeros(len(batch.positions), dtype=np.bool_)
@@ -62,7 +62,7 @@ def selectable(batch: SamplingBatch) -> BoolArray:
 
 def measures(batch: SamplingBatch) -> NDArray[np.str_]:
     """[rows] what each row's confidence is."""
-    kinds = np.array([window.params.confidence for window in batch.windows], dtype=object)[batch.window_of_row]
+    kinds = np.array([params.confidence for params in batch.params], dtype=object)[batch.window_of_row]
     for group, measure in enumerate(batch.measure):
         if measure is not None:
             kinds[batch.group_of_row == group] = measure

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 
 from diffulex_core.testing.check import CheckFailed
-from diffulex_core.types import StepPlan, Window
+from diffulex_core.types import StepPlan, Window, Windows
 
 
 def fingerprint(plan: StepPlan) -> object:
@@ -16,9 +16,11 @@ def fingerprint(plan: StepPlan) -> object:
 
 
 def travels(plan: StepPlan) -> None:
-    """Raise CheckFailed unless a plan is made of tuples and comes out of pickling as it went in."""
-    if not isinstance(plan.windows, tuple) or not isinstance(plan.ended, tuple):
-        raise CheckFailed("a plan's `windows` and `ended` are tuples; lists can be changed after the fact.")
+    """Raise CheckFailed unless a plan is made of frozen values and comes out of pickling as it went in."""
+    if not isinstance(plan.windows, (tuple, Windows)) or not isinstance(plan.ended, tuple):
+        raise CheckFailed(
+            "a plan's `ended` is a tuple, and its `windows` are one or `Windows`; lists can be changed after the fact."
+        )
     try:
         copy: StepPlan = pickle.loads(pickle.dumps(plan))
     except (pickle.PicklingError, TypeError, AttributeError) as error:
