@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from diffulex_core.transfer import on_device
+
 _FIRST_CAPACITY = 8
 
 
@@ -48,8 +50,8 @@ class HiddenRows:
                 self._free.append(place)
 
     def _places(self, requests: Sequence[int]) -> Tensor:
-        places = torch.tensor([self._place[request] for request in requests], dtype=torch.int64)
-        return places if self._table is None else places.to(self._table.device, non_blocking=True)
+        device = torch.device("cpu") if self._table is None else self._table.device
+        return on_device([self._place[request] for request in requests], device, torch.int64)
 
     def _grown(self, like: Tensor) -> Tensor:
         """A larger table with the same rows, and its new places free."""

@@ -27,6 +27,7 @@ from diffulex_core.protocols import (
     SoftInputNetwork,
 )
 from diffulex_core.sampling.facts import SelectingNetwork, SelectingSampler
+from diffulex_core.transfer import on_device
 from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
 
 
@@ -164,7 +165,7 @@ class EagerRunner:
         if len(guided) == 0:
             return own
         at = self._move(np.searchsorted(wanted, step.guided.at[guided]))
-        weight = torch.from_numpy(step.guided.scale[guided]).to(own.device)[:, None] + 1
+        weight = on_device(step.guided.scale[guided], own.device)[:, None] + 1
         own = own.float()
         return own.index_copy(0, at, without + weight * (own[at] - without))
 
@@ -197,7 +198,7 @@ class EagerRunner:
         return SoftInputs(rows=self._move(step.recalled_rows), embeddings=self._beliefs.take(step.recalled))
 
     def _blend(self, blended: BlendedRows) -> SoftInputs:
-        model, weights = self._model, torch.from_numpy(blended.weights).to(self._device, non_blocking=True)
+        model, weights = self._model, on_device(blended.weights, self._device)
         assert isinstance(model, SoftInputNetwork), "a strategy that blends requires soft_inputs"
         embeddings = model.blend(self._move(blended.ids), weights, self._move(blended.match_norm))
         return SoftInputs(rows=self._move(blended.rows), embeddings=embeddings[: len(blended.rows)])
@@ -238,7 +239,7 @@ class EagerRunner:
         )
 
     def _move(self, values: IntArray | BoolArray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        return on_device(values, self._device)
 
 
 def _nothing() -> Decision:

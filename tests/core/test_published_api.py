@@ -41,6 +41,7 @@ PUBLIC_MODULES = (
     "diffulex_core.plugin",
     "diffulex_core.sampling",
     "diffulex_core.testing",
+    "diffulex_core.transfer",
     "diffulex_core.weights",
 )
 

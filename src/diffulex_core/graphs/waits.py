@@ -80,7 +80,12 @@ class WaitsAreRefused(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        reason = wait_of(func, args, kwargs or {})
+        given = dict(kwargs or {})
+        with self:  # in inference mode operations come whole that are made of others
+            whole = func.decompose(*args, **given)
+        if whole is not NotImplemented:
+            return whole
+        reason = wait_of(func, args, given)
         if reason is not None:
             raise self._error(reason)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **given)

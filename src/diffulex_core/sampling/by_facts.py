@@ -22,6 +22,7 @@ from diffulex_core.sampling.questions import answered, ranked
 from diffulex_core.sampling.rng import numbers
 from diffulex_core.sampling.selected import measures, needs, ways
 from diffulex_core.sampling.sums import log_sum
+from diffulex_core.transfer import on_device
 from diffulex_core.types import Questions, SamplingBatch
 
 
@@ -60,7 +61,7 @@ def score(
     few = _few(facts, batch, held, tp)
     offer, own = _offer(facts, few, held)
     said = [
-        Said(measure=measure, rows=torch.from_numpy(rows).to(own.device), told=_told(measure, rows, facts, few))
+        Said(measure=measure, rows=on_device(rows, own.device), told=_told(measure, rows, facts, few))
         for measure, rows in asked(measures(batch))
     ]
     settled = agree(offer, said, tp)
@@ -69,7 +70,7 @@ def score(
         parts.append(_answers(facts, batch.questions, held, excluded, tp))
     report = asking(batch)
     if report is not None:
-        rows, most = torch.from_numpy(report[0]).to(own.device), report[1]
+        rows, most = on_device(report[0], own.device), report[1]
         if len(rows):
             chosen = own.masked_fill(offer.token != settled.tokens, -torch.inf)[rows]
             found = ranked(facts.log_sum[rows], chosen, *_best(facts, most, held, rows), tp)
@@ -110,7 +111,7 @@ def _few(facts: Facts, batch: SamplingBatch, held: Range, tp: Communicator) -> _
         return None
     assert facts.top is not None
     assert facts.top_columns is not None
-    at = torch.from_numpy(rows).to(facts.best.device)
+    at = on_device(rows, facts.best.device)
     columns, order = facts.top_columns[at].sort(dim=1)
     values = facts.top[at].gather(1, order)
     params = batch.params
@@ -118,12 +119,12 @@ def _few(facts: Facts, batch: SamplingBatch, held: Range, tp: Communicator) -> _
     temperature = np.array([each.temperature for each in owners])
     temperature[batch.greedy[batch.group_of_row[rows]]] = 0.0
     drawn = temperature > 0
-    divisor = torch.from_numpy(np.where(drawn, temperature, 1.0)).to(values.device, torch.float32)
+    divisor = on_device(np.where(drawn, temperature, 1.0), values.device, torch.float32)
     scores = restrict(values / divisor[:, None], *limits(owners, held.size, values.device), tp)
     chosen = choose.greedy(scores)
     if drawn.any():
-        lots = torch.from_numpy(numbers(batch, rows[drawn])).to(values.device)
-        which = torch.from_numpy(np.flatnonzero(drawn)).to(values.device)
+        lots = on_device(numbers(batch, rows[drawn]), values.device)
+        which = on_device(np.flatnonzero(drawn), values.device)
         chosen[which] = choose.draw(scores[which], lots, tp)
     place = np.full(len(batch.positions), -1, dtype=np.int64)
     place[rows] = np.arange(len(rows))
@@ -137,8 +138,8 @@ def _offer(facts: Facts, few: _Few | None, held: Range) -> tuple[Offer, Tensor]:
     best, token = facts.best.double(), facts.column.double() + held.start
     if few is None:
         return Offer(score=best, token=token, log_sum=facts.log_sum, weighed=best), best
-    at = torch.from_numpy(few.rows).to(best.device)
-    clean = torch.from_numpy(few.clean).to(best.device)
+    at = on_device(few.rows, best.device)
+    clean = on_device(few.clean, best.device)
     ids = few.columns.gather(1, few.chosen.clamp(min=0)[:, None]).squeeze(1).double() + held.start
     offered, plain = (at_columns(each, few.chosen).double() for each in (few.scores, few.values))
     own = best.index_copy(0, at, plain)
@@ -152,7 +153,7 @@ def _offer(facts: Facts, few: _Few | None, held: Range) -> tuple[Offer, Tensor]:
 
 def _told(measure: Measure, rows: NDArray[np.int64], facts: Facts, few: _Few | None) -> Tensor:
     """What this process says for a measure of these rows: of the tokens that are left where confidence is theirs."""
-    at = torch.from_numpy(rows).to(facts.best.device)
+    at = on_device(rows, facts.best.device)
     here = np.empty(0, dtype=np.int64) if few is None else few.place[rows]
     narrow = np.flatnonzero(here >= 0) if few is not None else here
     if few is not None:
@@ -162,8 +163,8 @@ def _told(measure: Measure, rows: NDArray[np.int64], facts: Facts, few: _Few | N
     else:
         told = facts.log_sum.new_zeros(1, len(rows))
     if few is not None and len(narrow):
-        among = torch.from_numpy(here[narrow]).to(at.device)
-        told[:, torch.from_numpy(narrow).to(at.device)] = measure.told(few.scores[among]).double()
+        among = on_device(here[narrow], at.device)
+        told[:, on_device(narrow, at.device)] = measure.told(few.scores[among]).double()
     return told
 
 
@@ -175,12 +176,10 @@ def _answers(facts: Facts, questions: Questions, held: Range, excluded: Sequence
     penalty = np.where(local == _local(questions.discouraged, held), questions.penalty, 0).astype(np.float32)
     hidden = np.isin(local, excluded)
     if questions.raw is not None and questions.raw.any():
-        raw = torch.from_numpy(questions.raw).to(told.device)
+        raw = on_device(questions.raw, told.device)
         penalty[questions.raw], hidden[questions.raw] = 0, False
         log_sums = torch.where(raw, _with_all(facts, questions), log_sums)
-    told = (told - torch.from_numpy(penalty).to(told.device)).masked_fill(
-        torch.from_numpy(hidden).to(told.device), -torch.inf
-    )
+    told = (told - on_device(penalty, told.device)).masked_fill(on_device(hidden, told.device), -torch.inf)
     return answered(*ranked(log_sums, told, *_best(facts, questions.most, held), tp))
 
 
@@ -191,7 +190,7 @@ def _with_all(facts: Facts, questions: Questions) -> Tensor:
     """
     assert facts.watched is not None
     others = facts.watched[:, 1:].double().clone()
-    penalty = torch.from_numpy(questions.penalty).to(others.device, torch.float64)
+    penalty = on_device(questions.penalty, others.device, torch.float64)
     others[:, -1] += (-torch.expm1(-penalty)).log()
     return torch.cat((facts.log_sum[:, None], others), dim=1).logsumexp(dim=1)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffulex_core.distributed import Communicator
 from diffulex_core.sampling.facts import Facts
 from diffulex_core.sampling.sums import log_sum, never_alone
+from diffulex_core.transfer import on_device
 
 
 class Measure(Protocol):
@@ -159,7 +160,7 @@ def settle(
     )
     said = list[Said]()
     for measure, at in asked(kinds):
-        rows = torch.from_numpy(at).to(scores.device)
+        rows = on_device(at, scores.device)
         said.append(Said(measure=measure, rows=rows, told=measure.told(basis[rows]).double()))
     return agree(offer, said, tp)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffulex_core.pattern import IntArray
+from diffulex_core.transfer import on_device
 from diffulex_core.types import BoolArray, Decision, FloatArray, SamplingBatch
 
 T = TypeVar("T", bound=np.generic)
@@ -183,9 +184,9 @@ def facts_of(logits: Tensor, wanted: Wanted) -> Facts:
     watched = None if wanted.watched is None else _values_at(scores, wanted.watched)
     if wanted.lowered is not None and wanted.penalty is not None:
         rows = np.flatnonzero((wanted.lowered >= 0) & (wanted.lowered < scores.shape[1]))
-        at = torch.from_numpy(rows), torch.from_numpy(wanted.lowered[rows])
-        scores[at] -= torch.from_numpy(wanted.penalty[rows]).to(scores.device, torch.float32)
-    scores[:, list(wanted.excluded)] = -torch.inf
+        at = on_device(rows, scores.device), on_device(wanted.lowered[rows], scores.device)
+        scores[at] -= on_device(wanted.penalty[rows], scores.device, torch.float32)
+    scores.index_fill_(1, on_device(wanted.excluded, scores.device, torch.int64), -torch.inf)
     best = scores.amax(dim=1)
     columns = torch.arange(scores.shape[1], device=scores.device)
     column = torch.where((scores == best[:, None]) & (scores > -torch.inf), columns, 0).amax(dim=1)
@@ -217,7 +218,7 @@ def facts_of(logits: Tensor, wanted: Wanted) -> Facts:
 
 def _values_at(scores: Tensor, columns: IntArray) -> Tensor:
     """[rows, n] the scores at columns [rows, n], minus infinity where there is no such column."""
-    at = torch.from_numpy(columns).to(scores.device)
+    at = on_device(columns, scores.device)
     missing = (at < 0) | (at >= scores.shape[1])
     return scores.gather(1, at.masked_fill(missing, 0)).masked_fill(missing, -torch.inf)
 

@@ -10,14 +10,15 @@ from torch import Tensor
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.sampling import divided
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.transfer import on_device
 
 
 def limits(params: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """top_p, top_k and min_p as `restrict` takes them, for rows with these parameters."""
     return (
-        torch.tensor([each.top_p for each in params], device=device),
-        torch.tensor([min(each.top_k or vocab_size, vocab_size) for each in params], device=device),
-        torch.tensor([each.min_p for each in params], device=device),
+        on_device([each.top_p for each in params], device, torch.float32),
+        on_device([min(each.top_k or vocab_size, vocab_size) for each in params], device, torch.int64),
+        on_device([each.min_p for each in params], device, torch.float32),
     )
 
 

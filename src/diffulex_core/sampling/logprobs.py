@@ -12,6 +12,7 @@ from diffulex_core.distributed import Communicator
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.sampling.questions import log_probabilities
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.transfer import on_device
 from diffulex_core.types import LogProbabilities, SamplingBatch
 
 
@@ -35,7 +36,7 @@ class Reported:
         found = asking(batch)
         if found is None:
             return None
-        rows = torch.from_numpy(found[0]).to(scores.device)
+        rows = on_device(found[0], scores.device)
         return cls(rows=rows, scores=scores[rows], most=found[1])
 
     def measure(self, chosen: Tensor, held: Range, tp: Communicator) -> Tensor:

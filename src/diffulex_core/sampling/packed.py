@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.distributed.ranges import Range
+from diffulex_core.pattern import IntArray
 from diffulex_core.sampling import by_facts, choose
 from diffulex_core.sampling.accept import accept
 from diffulex_core.sampling.confidence import Settled, settle
@@ -22,6 +23,7 @@ from diffulex_core.sampling.questions import alternatives, answer, discourage, r
 from diffulex_core.sampling.rng import numbers
 from diffulex_core.sampling.selected import is_limited, measures, selectable
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.transfer import on_device
 from diffulex_core.types import BoolArray, Decision, SamplingBatch
 
 
@@ -56,17 +58,17 @@ class PackedSampler:
         held = self._held(logits.shape[1])
         scores = logits[:, : max(held.length, 1)].to(torch.float32, copy=True)
         scores[:, held.length :] = -torch.inf  # of a process that holds no real id, one column is left
-        scores[:, _columns(self._forbidden, held)] = -torch.inf
+        scores.index_fill_(1, on_device(_columns(self._forbidden, held), scores.device, torch.int64), -torch.inf)
         for index, each in enumerate(params):
             if each.logit_bias:
-                self._bias(scores, held, torch.from_numpy(np.flatnonzero(row_params == index)), each)
+                self._bias(scores, held, np.flatnonzero(row_params == index), each)
 
         if batch.questions is not None:
             discourage(scores, held, batch.questions)
         temperature = np.array([each.temperature for each in params])[row_params]
         temperature[batch.greedy[batch.group_of_row]] = 0.0
         drawn = temperature > 0
-        clean = _clean_rows(batch)
+        clean = on_device(_clean_rows(batch), scores.device)
         asked = None if batch.questions is None else scores.clone()
         untouched = scores[clean]
         report = Reported.of(batch, scores)
@@ -74,8 +76,8 @@ class PackedSampler:
         scores = self._restrict(scores, params, row_params)
         columns = choose.greedy(scores)
         if drawn.any():
-            rows = torch.from_numpy(np.flatnonzero(drawn)).to(scores.device)
-            lots = torch.from_numpy(numbers(batch, drawn)).to(scores.device)
+            rows = on_device(np.flatnonzero(drawn), scores.device)
+            lots = on_device(numbers(batch, drawn), scores.device)
             columns[rows] = choose.draw(scores[rows], lots, self._tp)
         basis = scores.index_copy(0, clean, untouched) if len(clean) else scores
         settled = settle(scores, columns, measures(batch), held.start, self._tp, basis)
@@ -107,17 +109,17 @@ class PackedSampler:
         start = self._tp.rank * columns
         return Range(start, min(max(self._vocab_size - start, 0), columns), self._vocab_size)
 
-    def _bias(self, scores: Tensor, held: Range, rows: Tensor, params: SamplingParams) -> None:
-        columns = torch.tensor(_columns(params.logit_bias, held), dtype=torch.int64)
-        values = [params.logit_bias[held.start + int(column)] for column in columns]
-        rows, columns = rows.to(scores.device), columns.to(scores.device)
-        scores[rows[:, None], columns] += torch.tensor(values, dtype=torch.float32).to(scores.device)
+    def _bias(self, scores: Tensor, held: Range, rows: IntArray, params: SamplingParams) -> None:
+        columns = _columns(params.logit_bias, held)
+        values = [params.logit_bias[held.start + column] for column in columns]
+        at = on_device(rows, scores.device)[:, None], on_device(columns, scores.device, torch.int64)
+        scores[at] += on_device(values, scores.device, torch.float32)
 
     def _restrict(self, scores: Tensor, params: Sequence[SamplingParams], row_params: NDArray[np.int64]) -> Tensor:
         limited = np.array([is_limited(each) for each in params])[row_params]
         if not limited.any():
             return scores
-        rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
+        rows = on_device(np.flatnonzero(limited), scores.device)
         owners = [params[index] for index in row_params[limited]]
         scores[rows] = restrict(scores[rows], *limits(owners, self._vocab_size, scores.device), self._tp)
         return scores
@@ -148,14 +150,12 @@ class PackedSampler:
         return decisions
 
 
-def _clean_rows(batch: SamplingBatch) -> Tensor:
+def _clean_rows(batch: SamplingBatch) -> IntArray:
     """[n] rows whose confidence is another distribution's than that which their token is chosen from."""
     if batch.clean_confidence is None or not batch.clean_confidence.any():
-        return torch.empty(0, dtype=torch.int64)
+        return np.empty(0, dtype=np.int64)
     changes = [_tempers(params) or is_limited(params) for params in batch.params]
-    return torch.from_numpy(
-        np.flatnonzero(batch.clean_confidence[batch.group_of_row] & np.array(changes)[batch.window_of_row])
-    )
+    return np.flatnonzero(batch.clean_confidence[batch.group_of_row] & np.array(changes)[batch.window_of_row])
 
 
 def _scored(settled: Settled) -> Tensor:
@@ -167,7 +167,7 @@ def _tempers(params: SamplingParams) -> bool:
 
 
 def _column(values: NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device, torch.float32)[:, None]
+    return on_device(values, like.device, torch.float32)[:, None]
 
 
 def _columns(ids: Iterable[int], held: Range) -> list[int]:

@@ -13,6 +13,7 @@ from diffulex_core.distributed import Communicator
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.sampling.choose import greedy
 from diffulex_core.sampling.sums import log_sum
+from diffulex_core.transfer import on_device
 from diffulex_core.types import Alternatives, FloatArray, Questions
 
 
@@ -21,9 +22,9 @@ def discourage(scores: Tensor, held: Range, questions: Questions) -> None:
     local = questions.discouraged - held.start
     rows = np.flatnonzero((local >= 0) & (local < held.length))
     if len(rows):
-        at = torch.from_numpy(rows).to(scores.device)
-        penalty = torch.from_numpy(questions.penalty[rows].astype(np.float32)).to(scores.device)
-        scores[at, torch.from_numpy(local[rows]).to(scores.device)] -= penalty
+        at = on_device(rows, scores.device)
+        penalty = on_device(questions.penalty[rows].astype(np.float32), scores.device)
+        scores[at, on_device(local[rows], scores.device)] -= penalty
 
 
 def restore(scores: Tensor, logits: Tensor, held: Range, questions: Questions) -> None:
@@ -36,7 +37,7 @@ def restore(scores: Tensor, logits: Tensor, held: Range, questions: Questions) -
     """
     if questions.raw is None or not questions.raw.any():
         return
-    rows = torch.from_numpy(np.flatnonzero(questions.raw)).to(scores.device)
+    rows = on_device(np.flatnonzero(questions.raw), scores.device)
     scores[rows, : held.length] = logits[rows, : held.length].float()
 
 
@@ -52,9 +53,7 @@ def answer(scores: Tensor, held: Range, questions: Questions, tp: Communicator) 
         [1 + 2 * questions.most, rows] float64: log probability of the watched token, then the most probable tokens,
         then their probabilities.
     """
-    tokens, logs = log_probabilities(
-        scores, held, torch.from_numpy(questions.watched).to(scores.device), questions.most, tp
-    )
+    tokens, logs = log_probabilities(scores, held, on_device(questions.watched, scores.device), questions.most, tp)
     return answered(tokens, logs)
 
 

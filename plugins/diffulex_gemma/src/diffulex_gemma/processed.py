@@ -8,8 +8,9 @@ from torch import Tensor
 
 from diffulex_core.distributed import Communicator
 from diffulex_core.distributed.ranges import Range
-from diffulex_core.plugin import SamplingBatch, SamplingParams
+from diffulex_core.plugin import IntArray, SamplingBatch, SamplingParams
 from diffulex_core.sampling.filters import restrict
+from diffulex_core.transfer import on_device
 
 COLDEST = 1e-10
 """What temperature 0 stands for: softmax is the most probable token, evenly among equals."""
@@ -32,7 +33,7 @@ def biased(logits: Tensor, batch: SamplingBatch, held: Range) -> Tensor:
     if any(each.logit_bias for each in params):
         scores = scores.clone()
         for index, each in enumerate(params):
-            _add_bias(scores, held, torch.from_numpy(np.flatnonzero(batch.window_of_row == index)), each)
+            _add_bias(scores, held, np.flatnonzero(batch.window_of_row == index), each)
     return scores
 
 
@@ -53,15 +54,15 @@ def processed(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicato
     scores = _restrict(scores, batch, held, tp)
     scheduled = [group.temperature for window in batch.windows for group in window.span.groups]
     temperature = np.array([1.0 if each is None else max(each, COLDEST) for each in scheduled])[batch.group_of_row]
-    return scores / torch.from_numpy(temperature).to(scores.device, torch.float32)[:, None]
+    return scores / on_device(temperature, scores.device, torch.float32)[:, None]
 
 
-def _add_bias(scores: Tensor, held: Range, rows: Tensor, params: SamplingParams) -> None:
+def _add_bias(scores: Tensor, held: Range, rows: IntArray, params: SamplingParams) -> None:
     chosen = {token - held.start: bias for token, bias in params.logit_bias.items()}
     columns = [column for column in chosen if 0 <= column < held.length]
     if columns:
-        at = rows.to(scores.device)[:, None], torch.tensor(columns, device=scores.device)
-        scores[at] += torch.tensor([chosen[column] for column in columns], device=scores.device)
+        at = on_device(rows, scores.device)[:, None], on_device(columns, scores.device, torch.int64)
+        scores[at] += on_device([chosen[column] for column in columns], scores.device, torch.float32)
 
 
 def _restrict(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicator) -> Tensor:
@@ -70,13 +71,13 @@ def _restrict(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicato
     limited = limited[batch.window_of_row]
     if not limited.any():
         return scores
-    rows = torch.from_numpy(np.flatnonzero(limited)).to(scores.device)
+    rows = on_device(np.flatnonzero(limited), scores.device)
     owners = [params[index] for index in batch.window_of_row[limited]]
     narrowed = restrict(
         scores[rows],
-        torch.tensor([each.top_p for each in owners], device=scores.device),
-        torch.tensor([min(each.top_k or held.size, held.size) for each in owners], device=scores.device),
-        torch.tensor([each.min_p for each in owners], device=scores.device),
+        on_device([each.top_p for each in owners], scores.device, torch.float32),
+        on_device([min(each.top_k or held.size, held.size) for each in owners], scores.device, torch.int64),
+        on_device([each.min_p for each in owners], scores.device, torch.float32),
         tp,
     )
     return scores.index_copy(0, rows, narrowed)

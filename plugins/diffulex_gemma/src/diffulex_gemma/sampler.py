@@ -14,6 +14,7 @@ from diffulex_core.distributed.ranges import Range
 from diffulex_core.plugin import Decision, SamplingBatch
 from diffulex_core.sampling import choose
 from diffulex_core.sampling.logprobs import Reported, reported
+from diffulex_core.transfer import on_device
 from diffulex_gemma.decision import CanvasDecision
 from diffulex_gemma.draws import COUNTER, Draws, seed_of
 from diffulex_gemma.processed import biased, processed
@@ -57,7 +58,7 @@ class CanvasSampler:
         held = Range(start, min(max(self._vocab_size - start, 0), logits.shape[1]), self._vocab_size)
         own = biased(logits, batch, held)
         scores = processed(own, batch, held, self._tp)
-        numbers = torch.from_numpy(self._numbers(batch)).to(scores.device)
+        numbers = on_device(self._numbers(batch), scores.device)
         told = _settle(scores, choose.draw(scores, numbers, self._tp), held.start, self._tp)
         report = Reported.of(batch, own)
         if report is not None:
