@@ -220,7 +220,14 @@ class Desk:
             load=lambda: self.client.load,
             alone=self.texts.bare if ask.params.skip_special_tokens else self.texts.alone,
         )
-        return Reply(answer, fold, ask=ask, deadline=deadline, desk=self)
+        reply = Reply(answer, fold, ask=ask, deadline=deadline, desk=self)
+        stack.callback(self._note_abort, reply)
+        return reply
+
+    def _note_abort(self, reply: Reply) -> None:
+        """Count an answer for which nobody waited, or that came to no end."""
+        if reply.ended is None:
+            self.metrics.ended.labels("aborted").inc()
 
     def _note(self, load: Load) -> None:
         self.metrics.note_load(load)
