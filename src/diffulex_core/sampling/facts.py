@@ -141,7 +141,7 @@ class SelectingSampler(Protocol):
     """What a sampler offers besides `Sampler` that can decide rows by their facts, others by their logits."""
 
     def selectable(self, batch: SamplingBatch) -> BoolArray:
-        """[rows] rows that facts suffice for; none where anybody asks for more than a token and its confidence."""
+        """[rows] rows that facts suffice for, also for all that is asked of them besides a token and its confidence."""
         ...
 
     def wanted(self, columns: int, batch: SamplingBatch) -> Wanted:
