@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from diffulex_core.columns import Windows
 from diffulex_core.context import ForwardContext
 from diffulex_core.graphs.buckets import Bucket, Limits
 from diffulex_core.graphs.buffers import StaticInputs
@@ -107,7 +108,7 @@ class StaticForward:
             rows=len(ctx.slots),
             sequences=sequences,
             pages=pages,
-            prefill=any(window.span.catch_up for window in plan.windows),
+            prefill=bool(Windows.of(plan.windows).spans.catch_up.any()),
             soft=ctx.soft is not None,
         )
 
