@@ -94,7 +94,7 @@ def kernel_cases(part: str, timer: Timer, limits: Limits, *, rounds: int) -> dic
     pairs = module.cases(timer.device, torch.bfloat16)
 
     def measured(make: Callable[[], compare.Pair]) -> Record:
-        with torch.inference_mode():
+        with torch.no_grad():
             return compare.measure(timer, make(), limits, rounds=rounds)
 
     return {name: partial(measured, make) for name, make in pairs.items()}

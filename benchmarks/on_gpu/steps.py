@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 from collections import Counter
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
+import torch
 from benchmarks.bench.networks import write_words
 from benchmarks.on_gpu.records import Record
 from benchmarks.on_gpu.timing import Cost, Limits
@@ -92,8 +94,6 @@ class Weights:
 
 def weights_of(model: Model, host: Host) -> Weights:
     """Read from the network's own shapes; nothing is allocated."""
-    import torch
-
     config = resolve("shape", dict(model.settings), host=host, checkpoint=model.config, tokenizer_mask_id=0)
     build = host.load(config.family.build, provenance=host.models.entry(config.family.name).provenance)
     network = build(model.config, BuildContext(dtype=torch.bfloat16, device=torch.device("meta")))
@@ -179,6 +179,9 @@ class Engines:
         """The engine of a network with room for `most` requests."""
         if self._engine is None or self._key != (model.name, eager):
             self._open.close()
+            self._engine = None
+            gc.collect()
+            torch.cuda.empty_cache()  # what torch keeps of earlier cases would be missing in the pages
             folder = self._open.enter_context(TemporaryDirectory())
             write_folder(model, Path(folder))
             options: dict[str, Any] = {
