@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from math import inf
 from typing import Protocol
 
 import attrs
@@ -139,3 +140,38 @@ def proposals(groups: Sequence[SampleGroup], decision: Decision) -> list[slice]:
     """The part of a decision's arrays that answers each group."""
     ends = list(accumulate(len(group.positions) for group in groups))
     return [slice(begin, end) for begin, end in pairwise([0, *ends])]
+
+
+def revision(
+    table: BlockTable,
+    block: int,
+    origin: int,
+    *,
+    discouraged: IntArray | None = None,
+    penalty: float = 0.0,
+    watched: IntArray | None = None,
+    measure: str | None = None,
+    alternatives: int = 0,
+) -> SampleGroup:
+    """Everything of a block that is not prompt, decided or not, for a rule that judges the answers by itself.
+
+    Args:
+        table: the tokens as they are before the step.
+        block: its index.
+        origin: as for `BlockRule.groups`.
+        discouraged, penalty, watched, measure, alternatives: as in `SampleGroup`.
+    """
+    positions = table.editable_positions(block)
+    return SampleGroup(
+        block=block,
+        positions=positions,
+        rows=positions - origin,
+        accept_threshold=inf,
+        force_one=False,
+        clean_confidence=True,
+        discouraged=discouraged,
+        penalty=penalty,
+        watched=watched,
+        measure=measure,
+        alternatives=alternatives,
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals
+from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals, revision
 from diffulex_core.plugin import (
     Alternatives,
     AttentionPattern,
@@ -64,7 +64,8 @@ class DMaxRule:
 
     def groups(self, table: BlockTable, blocks: range, origin: int) -> list[SampleGroup]:
         """All positions that are not prompt."""
-        return [self._group(table, block, origin) for block in blocks]
+        probable = self._merges.alternatives
+        return [revision(table, block, origin, measure="prob", alternatives=probable) for block in blocks]
 
     def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
         """Judge block by block, and remember what is to be fed of it."""
@@ -103,19 +104,6 @@ class DMaxRule:
     def blends(self, start: int, end: int) -> Blends | None:
         """The descriptors of the positions, those of stored blocks included."""
         return self._merges.between(start, end, self._block_size)
-
-    def _group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
-        positions = table.editable_positions(block)
-        return SampleGroup(
-            block=block,
-            positions=positions,
-            rows=positions - origin,
-            accept_threshold=np.inf,
-            force_one=False,
-            clean_confidence=True,
-            measure="prob",
-            alternatives=self._merges.alternatives,
-        )
 
 
 def _of(alternatives: Alternatives | None, rows: slice) -> Alternatives | None:

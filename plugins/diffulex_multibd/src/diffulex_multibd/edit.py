@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals
+from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals, revision
 from diffulex_core.plugin import Blends, Decision, DecodingThresholds, IntArray, ReqContext, SampleGroup, SamplingParams
 from diffulex_multibd.joint_threshold import Limits, Proposal, judge
 from diffulex_multibd.options import EditOptions
@@ -107,13 +107,10 @@ class EditRule:
 
     def _group(self, table: BlockTable, block: int, origin: int) -> SampleGroup:
         positions = table.editable_positions(block)
-        return SampleGroup(
-            block=block,
-            positions=positions,
-            rows=positions - origin,
-            accept_threshold=np.inf,
-            force_one=False,
-            clean_confidence=True,
+        return revision(
+            table,
+            block,
+            origin,
             discouraged=self._tokens_before(table, positions) if self._penalty else None,
             penalty=self._penalty,
             watched=table.tokens[positions] if self._limits.remask is not None else None,
