@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 import attrs
 import pytest
@@ -24,18 +24,29 @@ from diffulex_serve.engine.messages import Ended, Load, Logprob, Stepped, Submit
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.stream.fold import Fold, Wishes
 
+T = TypeVar("T")
 PROMPT = (52, 30, 38)
 LONG = {"temperature": 0.0, "max_tokens": 440, "ignore_eos": True}
 
 
+@attrs.frozen
+class Loop:
+    """An event loop in which nothing may wait for ever."""
+
+    runner: asyncio.Runner
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(asyncio.wait_for(work, 60))
+
+
 @pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.Runner]:
+def loop() -> Iterator[Loop]:
     with asyncio.Runner() as runner:
-        yield runner
+        yield Loop(runner)
 
 
 @pytest.fixture(scope="module")
-def client(loop: asyncio.Runner) -> Iterator[Client]:
+def client(loop: Loop) -> Iterator[Client]:
     made = inline_client(EngineSpec(model="tiny/llada").open)
     loop.run(made.start())
     yield made
@@ -54,7 +65,7 @@ async def idle(client: Client) -> Load:
 
 
 def test_an_abort_is_answered_when_the_pages_are_free_and_the_request_ends_with_what_is_final(
-    loop: asyncio.Runner, client: Client
+    loop: Loop, client: Client
 ) -> None:
     async def scene() -> None:
         async with await client.submit(submit("a")) as answer:
@@ -72,7 +83,7 @@ def test_an_abort_is_answered_when_the_pages_are_free_and_the_request_ends_with_
     loop.run(scene())
 
 
-def test_leaving_an_answer_aborts_it(loop: asyncio.Runner, client: Client) -> None:
+def test_leaving_an_answer_aborts_it(loop: Loop, client: Client) -> None:
     async def scene() -> None:
         began = client.load.step
         async with await client.submit(submit("b")):
@@ -84,7 +95,7 @@ def test_leaving_an_answer_aborts_it(loop: asyncio.Runner, client: Client) -> No
     loop.run(scene())
 
 
-def test_cancelling_a_submission_aborts_it(loop: asyncio.Runner, client: Client) -> None:
+def test_cancelling_a_submission_aborts_it(loop: Loop, client: Client) -> None:
     async def scene() -> None:
         task = asyncio.create_task(client.submit(submit("c")))
         await asyncio.sleep(0)
@@ -109,7 +120,7 @@ def test_cancelling_a_submission_aborts_it(loop: asyncio.Runner, client: Client)
     ],
 )
 def test_a_request_that_cannot_be_served_fails_alone(
-    loop: asyncio.Runner, client: Client, prompt: tuple[int, ...], params: dict[str, Any], kind: str
+    loop: Loop, client: Client, prompt: tuple[int, ...], params: dict[str, Any], kind: str
 ) -> None:
     async def scene() -> None:
         async with await client.submit(submit("good", max_tokens=8, temperature=0.0, ignore_eos=True)) as good:
@@ -124,7 +135,7 @@ def test_a_request_that_cannot_be_served_fails_alone(
 
 
 def test_what_the_engine_did_not_expect_of_a_request_fails_it_alone_and_tells_no_internals(
-    loop: asyncio.Runner, client: Client
+    loop: Loop, client: Client
 ) -> None:
     async def scene() -> None:
         with pytest.raises(RequestRefused, match="failed to take") as refused:
@@ -135,7 +146,7 @@ def test_what_the_engine_did_not_expect_of_a_request_fails_it_alone_and_tells_no
     loop.run(scene())
 
 
-def test_two_live_requests_cannot_have_one_id(loop: asyncio.Runner, client: Client) -> None:
+def test_two_live_requests_cannot_have_one_id(loop: Loop, client: Client) -> None:
     async def scene() -> None:
         async with await client.submit(submit("twin")):
             with pytest.raises(RequestRefused, match="twin"):
@@ -145,7 +156,7 @@ def test_two_live_requests_cannot_have_one_id(loop: asyncio.Runner, client: Clie
     loop.run(scene())
 
 
-def test_a_request_that_nobody_watches_tells_its_end_alone(loop: asyncio.Runner, client: Client) -> None:
+def test_a_request_that_nobody_watches_tells_its_end_alone(loop: Loop, client: Client) -> None:
     async def scene() -> None:
         quiet = attrs.evolve(submit("quiet", max_tokens=12, temperature=0.0), watched=False)
         async with await client.submit(quiet) as answer:
@@ -156,7 +167,7 @@ def test_a_request_that_nobody_watches_tells_its_end_alone(loop: asyncio.Runner,
     loop.run(scene())
 
 
-def test_a_profiler_that_is_not_there_is_said_and_the_engine_goes_on(loop: asyncio.Runner, client: Client) -> None:
+def test_a_profiler_that_is_not_there_is_said_and_the_engine_goes_on(loop: Loop, client: Client) -> None:
     async def scene() -> None:
         with pytest.raises(CallRejected, match="profiler"):
             await client.start_profile()
@@ -165,7 +176,7 @@ def test_a_profiler_that_is_not_there_is_said_and_the_engine_goes_on(loop: async
     loop.run(scene())
 
 
-def test_an_engine_that_cannot_load_says_why(loop: asyncio.Runner) -> None:
+def test_an_engine_that_cannot_load_says_why(loop: Loop) -> None:
     def broken() -> Diffulex:
         raise ConfigError(["there is no such model"])
 
@@ -180,7 +191,7 @@ def test_an_engine_that_cannot_load_says_why(loop: asyncio.Runner) -> None:
     loop.run(scene())
 
 
-def test_an_engine_that_breaks_in_a_step_fails_everybody_who_waits(loop: asyncio.Runner) -> None:
+def test_an_engine_that_breaks_in_a_step_fails_everybody_who_waits(loop: Loop) -> None:
     def fragile() -> Diffulex:
         engine = EngineSpec(model="tiny/llada").open()
         step, left = engine.step, iter(range(3))
@@ -210,7 +221,7 @@ def test_an_engine_that_breaks_in_a_step_fails_everybody_who_waits(loop: asyncio
     loop.run(scene())
 
 
-def test_closing_ends_all_requests_and_may_be_repeated(loop: asyncio.Runner) -> None:
+def test_closing_ends_all_requests_and_may_be_repeated(loop: Loop) -> None:
     async def scene() -> None:
         made = inline_client(EngineSpec(model="tiny/llada").open)
         await made.start()
@@ -322,7 +333,7 @@ STORIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("model", "options", "extra"), STORIES)
 def test_what_every_strategy_tells_step_by_step_is_its_answer(
-    loop: asyncio.Runner, model: str, options: dict[str, Any], extra: dict[str, Any]
+    loop: Loop, model: str, options: dict[str, Any], extra: dict[str, Any]
 ) -> None:
     question = "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?"
     given_params = {"temperature": 0.0, "max_tokens": 40, "seed": 1, **extra}
