@@ -81,7 +81,7 @@ def test_heads_of_every_published_width_are_served(head_dim: int, dtype: torch.d
     assert off(problem_of(wanted, ([0] * 4, [37] * 4), ([0, 0], [1, 2]))) <= 1
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_few_rows_over_many_keys_are_divided_and_put_together(rows: int) -> None:
     wanted = case(page_size=32)
     problem = problem_of(wanted, ([0] * rows, [900 - 300 * (row % 2) for row in range(rows)]), ([0], [3]), padding=2)

@@ -19,6 +19,7 @@ from diffulex_core.sampling_params import SamplingParams
 from tests.integration.engines import engine, vectors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LARGE = pytest.param(600, 2, 64, marks=pytest.mark.slow)
 # rows, slots, experts, hidden, size: none; one of everything; more than a tile each way, odd; tiles of 64 rows.
 SHAPES = ((0, 2, 3, 8, 5), (1, 1, 1, 8, 5), (9, 4, 4, 70, 65), (100, 2, 3, 20, 12))
 
@@ -59,7 +60,7 @@ def test_every_row_is_the_weighted_sum_over_its_experts(dtype: torch.dtype, boun
 
 
 @pytest.mark.parametrize("tile", [1, 16, 64])
-@pytest.mark.parametrize(("rows", "slots", "experts"), [(0, 2, 3), (1, 1, 1), (5, 3, 7), (300, 4, 5), (600, 2, 64)])
+@pytest.mark.parametrize(("rows", "slots", "experts"), [(0, 2, 3), (1, 1, 1), (5, 3, 7), (300, 4, 5), LARGE])
 def test_slots_are_sorted_as_the_twin_sorts_them(rows: int, slots: int, experts: int, tile: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     ids = torch.randint(-1, experts, (rows, slots), generator=generator).int()

@@ -20,7 +20,7 @@ from diffulex_core.sampling.filters import limits, restrict
 from diffulex_core.sampling.logprobs import asking, spread
 from diffulex_core.sampling.questions import answered, ranked
 from diffulex_core.sampling.rng import numbers
-from diffulex_core.sampling.selected import measures, needs, ways
+from diffulex_core.sampling.selected import is_narrowed, measures, needs, ways
 from diffulex_core.sampling.sums import log_sum
 from diffulex_core.transfer import on_device
 from diffulex_core.types import Questions, SamplingBatch
@@ -105,6 +105,8 @@ class _Few:
 
 def _few(facts: Facts, batch: SamplingBatch, held: Range, tp: Communicator) -> _Few | None:
     """Temper, limit and choose; tokens stand in the order of their ids, as in a whole row."""
+    if not any(map(is_narrowed, batch.params)):
+        return None
     way = ways(batch)
     rows = np.flatnonzero(way.narrow)
     if len(rows) == 0:
@@ -208,9 +210,10 @@ def _best(facts: Facts, most: int, held: Range, rows: Tensor | None = None) -> t
 
 def _most(batch: SamplingBatch, vocab_size: int) -> int:
     """How many of the most probable tokens anybody needs."""
-    narrow = np.unique(batch.window_of_row[ways(batch).narrow])
-    params = batch.params
-    needed = [min(params[index].top_k or 0, vocab_size) for index in narrow]
+    needed, params = list[int](), batch.params
+    if any(map(is_narrowed, params)):
+        narrow = np.unique(batch.window_of_row[ways(batch).narrow])
+        needed += [min(params[index].top_k or 0, vocab_size) for index in narrow]
     report = asking(batch)
     if report is not None and len(report[0]):
         needed.append(report[1])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from diffulex_core.sampling.confidence import MEASURES, FactMeasure
 from diffulex_core.sampling.facts import MOST_TOP
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import BoolArray, SamplingBatch
+
+KNOWN = frozenset({"prob", *(name for name, measure in MEASURES.items() if isinstance(measure, FactMeasure))})
+"""Measures that facts suffice for."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -37,8 +43,7 @@ def ways(batch: SamplingBatch) -> Ways:
     if batch.clean_confidence is not None:
         clean = batch.clean_confidence[batch.group_of_row]
     greedy = cold | batch.greedy[batch.group_of_row]
-    kinds = measures(batch)
-    known = np.array([kind == "prob" or isinstance(MEASURES[kind], FactMeasure) for kind in kinds], dtype=np.bool_)
+    known = _by_row(batch, [params.confidence in KNOWN for params in batch.params], lambda kind: kind in KNOWN)
     # The most probable token passes every limit, and clean confidence does not heed them.
     plain = greedy & (~limited | clean) & known & ~biased
     narrow = narrowed & ~plain & (known | ~clean) & ~biased
@@ -62,16 +67,23 @@ def selectable(batch: SamplingBatch) -> BoolArray:
 
 def measures(batch: SamplingBatch) -> NDArray[np.str_]:
     """[rows] what each row's confidence is."""
-    kinds = np.array([params.confidence for params in batch.params], dtype=object)[batch.window_of_row]
+    kinds = np.array([params.confidence for params in batch.params], dtype=object)
+    return _by_row(batch, kinds, lambda kind: kind).astype(np.str_)
+
+
+def _by_row(batch: SamplingBatch, of_window: ArrayLike, of_group: Callable[[str], object]) -> NDArray[Any]:
+    """[rows] what is said of each row's window, or of the measure of its group where that has one."""
+    found: NDArray[Any] = np.asarray(of_window)[batch.window_of_row]
     for group, measure in enumerate(batch.measure):
         if measure is not None:
-            kinds[batch.group_of_row == group] = measure
-    return kinds.astype(np.str_)
+            found[batch.group_of_row == group] = of_group(measure)
+    return found
 
 
 def needs(batch: SamplingBatch) -> tuple[bool, bool]:
-    """Whether a selectable row of the batch needs the second value, and whether one needs the entropy."""
-    chosen = [MEASURES[kind] for kind in set(measures(batch).tolist()) - {"prob"}]
+    """Whether a row of the batch's windows may need the second value, and whether one may need the entropy."""
+    asked = {*(params.confidence for params in batch.params), *(each for each in batch.measure if each is not None)}
+    chosen = [MEASURES[kind] for kind in asked - {"prob"}]
     facts = [measure for measure in chosen if isinstance(measure, FactMeasure)]
     return any(each.needs_second for each in facts), any(each.needs_entropy for each in facts)
 
