@@ -36,7 +36,7 @@ SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
         {"block_size": 8},
         {"decoding_strategy": "dream_canvas", "alg": "confidence_threshold"},
     ),
-    "gemma": ({}, {"confidence_threshold": 0.05}, {"entropy_bound": 1.0}),
+    "gemma": ({}, {"confidence_threshold": 0.005}),
 })  # fmt: skip
 """Ways to decode that a card's table shows; an empty one is the checkpoint's own defaults."""
 
