@@ -11,6 +11,7 @@ from torch import Tensor
 from diffulex_core.attention.triton.tiles import power_of_two
 from diffulex_core.kernels.on_triton import precision, widened
 from diffulex_core.sampling.facts import Facts, Wanted
+from diffulex_core.transfer import on_device
 
 MOST_LANES = 128
 SPAN = 128
@@ -45,7 +46,7 @@ def select(hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Wanted) 
     keys = torch.empty(rows, tiles, wanted.top, dtype=torch.int64, device=device)
     if rows == 0:
         return _with_top(facts, keys)
-    excluded = torch.tensor(wanted.excluded or (-1,), dtype=torch.int64).to(device, non_blocking=True)
+    excluded = on_device(wanted.excluded or (-1,), device, torch.int64)
     lowered, penalty, watched = (_moved(each, device) for each in (wanted.lowered, wanted.penalty, wanted.watched))
     lanes = min(MOST_LANES // (2 if wide else 1), max(16, power_of_two(rows)))
     with torch.cuda.device_of(hidden):
@@ -83,4 +84,4 @@ def _with_top(facts: Facts, keys: Tensor) -> Facts:
 
 
 def _moved(values: NDArray[np.generic] | None, device: torch.device) -> Tensor | None:
-    return None if values is None else torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+    return None if values is None else on_device(np.ascontiguousarray(values), device)
