@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 import attrs
+import numpy as np
 
 from diffulex_core.errors import OutOfPages, PromptTooLong
 from diffulex_core.protocols import GuidedReq, JointReq, KVCacheManager, Req, ReqKind
@@ -192,21 +193,22 @@ class ContinuousScheduler:
         windows = Windows.of(plan.windows)
         entries = [self._running.get(request_id) for request_id in windows.request_ids]
         self._apply(entries, windows.spans, output.decisions)
-        done, final_ends = [], windows.spans.store_until.tolist()
+        spans, done = windows.spans, []
+        final_ends = spans.store_until.tolist()
+        stores = (spans.store_until > np.maximum(spans.start, spans.store_from)).tolist()
         for index, (entry, decision) in enumerate(zip(entries, output.decisions, strict=True)):
             if entry is None:
                 continue
-            request, stored = entry.request, final_ends[index]
+            request = entry.request
             entry.last_step = plan.step
             # Of a kind whose requests go on together, nothing becomes known but what is stored.
-            moved = entry.kind is None or stored > self._kv.stored(request.request_id)
-            if moved and decision.finite and len(entry.sequences) == 1:
-                self._kv.commit(request.request_id, request.known_tokens, stored)
+            if (stores[index] or entry.kind is None) and decision.finite and len(entry.sequences) == 1:
+                self._kv.commit(request.request_id, request.known_tokens, final_ends[index])
             if request.completion is not None:
                 self._forget(entry)
                 done.append(request)
-            elif index in windows.spans.special:
-                self._take_back(entry, windows.spans.special[index])
+            elif index in spans.special:
+                self._take_back(entry, spans.special[index])
             else:
                 entry.borrows = False
         return done
@@ -377,18 +379,25 @@ class ContinuousScheduler:
         if len(alone) == len(granted):
             return Windows.of([self._window(self._running[request_id], span) for request_id, span in alone.items()])
         entries = [self._running[request_id] for request_id in granted]
+        requests, planned = [entry.request for entry in entries], [*granted.values()]
+        kinds = [
+            entry.kind if isinstance(span, Outline) else None for entry, span in zip(entries, planned, strict=True)
+        ]
         parts = []
-        runs = groupby(zip(entries, granted.values(), strict=True), key=_planner)
-        for kind, run in runs:
-            own, spans = zip(*run, strict=True)
-            parts.append(Spans.of(spans) if kind is None else kind.plan([entry.request for entry in own], spans))
+        for kind, run in groupby(range(len(kinds)), key=kinds.__getitem__):
+            indices = [*run]
+            if kind is None:
+                parts.append(Spans.of([span for at in indices if isinstance(span := planned[at], Span)]))
+            else:
+                outlines = [span for at in indices if isinstance(span := planned[at], Outline)]
+                parts.append(kind.plan([requests[at] for at in indices], outlines))
         return Windows(
             spans=Spans.joined(parts),
             request_ids=[*granted],
-            prompt_lens=[entry.request.prompt_len for entry in entries],
+            prompt_lens=[request.prompt_len for request in requests],
             page_tables=[self._kv.page_table(request_id) for request_id in granted],
-            params=[entry.request.params for entry in entries],
-            draws=[entry.request.draws for entry in entries],
+            params=[request.params for request in requests],
+            draws=[request.draws for request in requests],
             preemptions=[entry.preemptions for entry in entries],
             second_tables={
                 at: self._kv.page_table(entry.sequences[-1])
@@ -409,12 +418,6 @@ class ContinuousScheduler:
             second_table=self._kv.page_table(entry.sequences[-1]) if len(entry.sequences) > 1 else None,
             preemptions=entry.preemptions,
         )
-
-
-def _planner(planned: tuple[_Entry, Span | Outline]) -> ReqKind[Any] | None:
-    """What makes a span of an outline; None where there is a span."""
-    entry, span = planned
-    return entry.kind if isinstance(span, Outline) else None
 
 
 def _sequences(request: Req) -> tuple[int, ...]:
