@@ -9,9 +9,12 @@ import attrs
 import pytest
 
 from diffulex_core.config import EngineConfig
+from diffulex_core.config.checks import check_values
 from diffulex_core.config.convert import choices_of
+from diffulex_core.config.keys import KeyInfo, Origin
 from diffulex_core.config.known_keys import OWNERS, PER_REQUEST, WITHOUT_MEANING
 from diffulex_core.config.schema import KeySpec, build_schema, core_sections
+from diffulex_core.config.settle import Report, Setting
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from tests.core.config_kit import configure, problems_of
 
@@ -358,10 +361,20 @@ def test_one_sampler_serves_both_settings_of_the_vectorized_one() -> None:
 
 
 def test_asking_for_machinery_that_is_missing_by_giving_its_default_warns() -> None:
-    assert not configure().warnings
-    [warning] = configure({"enable_vllm_layers": True}).warnings
-    assert "enable_vllm_layers" in warning
-    assert not configure({"enable_vllm_layers": False}).warnings
+    def warnings(value: bool, origin: Origin) -> list[str]:
+        info = KeyInfo(help="Turns a thing on.", built=False, honoured=(False,))
+        spec = KeySpec(
+            name="thing", section="runtime", owner="core", path=("thing",), kind=bool, default=True, info=info
+        )
+        report = Report()
+        check_values({"thing": Setting(spec=spec, value=value, origin=origin)}, report)
+        assert not report.problems
+        return report.warnings
+
+    [warning] = warnings(True, Origin(source="user"))
+    assert "thing is True" in warning
+    assert not warnings(True, Origin())
+    assert not warnings(False, Origin(source="user"))
     assert not configure({"expert_parallel_size": 1}).warnings
 
 
