@@ -189,8 +189,8 @@ class CacheSection:
         "unified",
         "Memory layout of the pages.",
         built=False,
-        why="split keys and transposed values suit the kernels of Diffulex 0.1, and pages here have the one layout that "
-        "every attention backend and the sparse cache read",
+        why="split keys and transposed values suit the kernels of Diffulex 0.1, and pages here have the one layout "
+        "that every attention backend and the sparse cache read",
         honoured=("unified",),
     )
     kv_cache_dtype: Dtype = key("auto", "Dtype of cached keys and values; auto = the model's.")
