@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from diffulex_core.errors import ConfigError, DiffulexError
+from diffulex_core.plugin import ConfigError, DiffulexError
 from diffulex_serve.engine.client import Client
 from diffulex_serve.engine.inline import inline_client
 from diffulex_serve.engine.process import process_client

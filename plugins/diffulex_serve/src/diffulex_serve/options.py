@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from diffulex_core.config import key
+from diffulex_core.plugin import key
 
 
 @attrs.frozen(kw_only=True)

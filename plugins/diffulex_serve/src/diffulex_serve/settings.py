@@ -12,7 +12,7 @@ from diffulex_core.config.checks import check_values
 from diffulex_core.config.layers import Given, from_environment
 from diffulex_core.config.schema import Section, build_schema
 from diffulex_core.config.settle import Report, settle
-from diffulex_core.errors import ConfigError
+from diffulex_core.plugin import ConfigError
 from diffulex_serve.options import TITLE, ServeOptions
 
 

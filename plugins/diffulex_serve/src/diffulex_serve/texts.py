@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from diffulex_core.errors import InvalidPrompt
+from diffulex_core.plugin import InvalidPrompt
 from diffulex_core.tokenizer import decode
 from diffulex_serve.stream.spelling import HALF, Spell
 

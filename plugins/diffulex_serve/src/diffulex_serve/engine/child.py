@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _serve(line: _SocketLine, spec: str) -> int:
-    from diffulex_core.errors import DiffulexError
+    from diffulex_core.plugin import DiffulexError
     from diffulex_serve.engine.loop import EngineLoop, died
     from diffulex_serve.engine.spec import EngineSpec
 

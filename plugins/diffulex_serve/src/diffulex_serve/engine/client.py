@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Protocol
 
-from diffulex_core.errors import DiffulexError
+from diffulex_core.plugin import DiffulexError
 from diffulex_serve.engine.errors import CallRejected, EngineDied, EngineUnavailable, RequestRefused
 from diffulex_serve.engine.mailbox import Mailbox
 from diffulex_serve.engine.messages import (

@@ -7,8 +7,7 @@ from typing import TypeVar
 import attrs
 import numpy as np
 
-from diffulex_core.pattern import IntArray
-from diffulex_core.types import BoolArray, Canvas
+from diffulex_core.plugin import BoolArray, Canvas, IntArray
 
 A = TypeVar("A", IntArray, BoolArray)
 

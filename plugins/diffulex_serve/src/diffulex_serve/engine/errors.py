@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffulex_core.errors import DiffulexError, RequestError
+from diffulex_core.plugin import DiffulexError, RequestError
 
 
 class RequestRefused(RequestError):

@@ -11,12 +11,17 @@ import attrs
 import numpy as np
 
 from diffulex_core.engine import Diffulex
-from diffulex_core.errors import DiffulexError, RequestError
 from diffulex_core.generation import StepResult
 from diffulex_core.outputs import ReqTrajectory, TokenLogprob
-from diffulex_core.pattern import IntArray
-from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Decision, LogProbabilities, StepPlan
+from diffulex_core.plugin import (
+    Decision,
+    DiffulexError,
+    IntArray,
+    LogProbabilities,
+    RequestError,
+    SamplingParams,
+    StepPlan,
+)
 from diffulex_serve.engine.deltas import CanvasWatch
 from diffulex_serve.engine.messages import (
     Abort,

@@ -11,8 +11,8 @@ import attrs
 
 from diffulex_core.config import ConfigFile, Text
 from diffulex_core.config.load import LoadedConfig, load_config
-from diffulex_core.errors import PluginError
 from diffulex_core.host import Host
+from diffulex_core.plugin import PluginError
 
 if TYPE_CHECKING:
     from diffulex_core.engine import Diffulex

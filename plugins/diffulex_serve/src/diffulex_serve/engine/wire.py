@@ -10,7 +10,7 @@ import msgpack
 from cattrs.preconf.msgpack import make_converter
 from cattrs.strategies import configure_tagged_union
 
-from diffulex_core.errors import DiffulexError
+from diffulex_core.plugin import DiffulexError
 from diffulex_serve.engine.messages import VERSION, Command, Event
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from pydantic import BaseModel
 
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.plugin import SamplingParams
 from diffulex_serve.http.desk import Ask, Desk
 from diffulex_serve.http.errors import ApiError
 from diffulex_serve.http.schemas import ChatCompletion, Completion, Generate, Job, OpenAISampling, sampling_params

@@ -11,8 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import attrs
 
-from diffulex_core.errors import PromptTooLong
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.plugin import PromptTooLong, SamplingParams
 from diffulex_serve.engine.client import Answer, EngineClient, EngineState
 from diffulex_serve.engine.errors import EngineUnavailable, RequestRefused
 from diffulex_serve.engine.messages import Ended, EngineInfo, Load, Submit

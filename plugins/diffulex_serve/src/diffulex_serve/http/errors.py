@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from diffulex_core.errors import InvalidSamplingParams, PromptTooLong, RequestError
+from diffulex_core.plugin import InvalidSamplingParams, PromptTooLong, RequestError
 from diffulex_serve.engine.errors import CallRejected, EngineUnavailable, RequestRefused
 from diffulex_serve.stream.committing import StreamBroken
 

@@ -12,7 +12,7 @@ import attrs
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from diffulex_core.errors import DiffulexError
+from diffulex_core.plugin import DiffulexError
 from diffulex_serve.http.asking import asks_of_job, count_of
 from diffulex_serve.http.desk import Desk
 from diffulex_serve.http.errors import ApiError, as_api_error, json_response

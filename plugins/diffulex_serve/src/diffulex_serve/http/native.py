@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from diffulex_core.errors import DiffulexError
+from diffulex_core.plugin import DiffulexError
 from diffulex_serve.engine.messages import Ended
 from diffulex_serve.http.asking import ask_of_generate
 from diffulex_serve.http.desk import Desk, Reply

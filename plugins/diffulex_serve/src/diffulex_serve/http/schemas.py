@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffulex_core.errors import InvalidSamplingParams
-from diffulex_core.sampling_params import SamplingParams
+from diffulex_core.plugin import InvalidSamplingParams, SamplingParams
 from diffulex_serve.stream.protocol import Detail
 
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]

@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from diffulex_core.errors import DiffulexError
+from diffulex_core.plugin import DiffulexError
 from diffulex_serve.http.desk import Reply
 from diffulex_serve.http.errors import ApiError, as_api_error, json_bytes
 from diffulex_serve.stream.protocol import Frame

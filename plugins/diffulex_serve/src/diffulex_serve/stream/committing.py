@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from diffulex_core.errors import DiffulexError
+from diffulex_core.plugin import DiffulexError
 from diffulex_core.stop_strings import first_stop, settled
 from diffulex_serve.stream.spelling import Spell, Speller
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from diffulex_core.types import CompletionReason
+from diffulex_core.plugin import CompletionReason
 from diffulex_serve.engine.messages import Ended, EngineInfo, Load, Logprob, Stepped
 from diffulex_serve.stream.committing import Commit, Committer, StreamBroken
 from diffulex_serve.stream.protocol import (
