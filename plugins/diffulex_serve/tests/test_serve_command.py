@@ -19,6 +19,7 @@ from diffulex_core.host import Host
 from diffulex_serve.http.middleware import REQUEST_ID
 from diffulex_serve.launch import listen, url_of
 from diffulex_serve.logs import JsonLines, TextLines
+from diffulex_serve.options import ServeOptions
 from diffulex_serve.settings import divide, read_options, serve_schema
 
 
@@ -92,6 +93,22 @@ def test_an_address_is_listened_on_or_the_reason_why_not_is_said() -> None:
         assert url.startswith("http://127.0.0.1:")
         with pytest.raises(ConfigError, match="Nothing can listen"):
             listen("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+def test_no_restart_is_short_for_a_key_and_copies_of_the_model_are_replicas(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    async def run(_: object, options: ServeOptions, **rest: Any) -> None:
+        seen.append((options.recovery.restart, rest["replicas"]))
+
+    monkeypatch.setattr("diffulex_serve.launch.run", run)
+    monkeypatch.setattr("diffulex_serve.logs.configure_logs", lambda _: None)
+    for arguments in (["--no-restart"], ["--data-parallel-size", "2"]):
+        command = ["serve", "--model", "tiny/llada", *arguments]
+        CliRunner().invoke(build_cli(host), command, obj=host, catch_exceptions=False)
+    assert seen == [(False, 1), (True, 2)]
 
 
 def test_logs_say_which_request_they_are_about() -> None:

@@ -151,7 +151,7 @@ def test_the_log_is_json_with_request_ids(server: Running) -> None:
     assert {"time", "logger", "message", "request_id"} <= records[-1].keys()
 
 
-def test_an_engine_that_is_killed_fails_its_requests_and_the_server_says_so(server: Running) -> None:
+def test_an_engine_that_is_killed_fails_its_requests_and_another_takes_its_place(server: Running) -> None:
     """Last of its server."""
     headers = {"Authorization": "Bearer secret"}
     with httpx.Client(base_url=server.url, headers=headers, timeout=60) as http:
@@ -162,11 +162,16 @@ def test_an_engine_that_is_killed_fails_its_requests_and_the_server_says_so(serv
             events = [line for line in lines if line]
         assert json.loads(events[-2].removeprefix("data: "))["event"] == "error"
         ready = http.get("/ready")
-        assert (ready.status_code, ready.json()["engine"]) == (503, "failed")
+        assert (ready.status_code, ready.json()["engine"]) == (503, "restarting")
         refused = http.post("/v1/completions", json={"prompt": Q})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
         assert "retry-after" in refused.headers
         assert http.get("/health").status_code == 200
+        deadline = time.monotonic() + PATIENCE
+        while http.get("/ready").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert http.post("/v1/completions", json={"prompt": Q}).json()["choices"][0]["text"] == ANSWER
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=60) == 0
 

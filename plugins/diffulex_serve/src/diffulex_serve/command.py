@@ -66,7 +66,13 @@ def _key_options() -> list[click.Parameter]:
 
 
 def _run(
-    host: Host, /, model: str | None, config_file: Path | None, settings: Sequence[str], **typed: str | None
+    host: Host,
+    /,
+    model: str | None,
+    config_file: Path | None,
+    settings: Sequence[str],
+    no_restart: bool,
+    **typed: str | None,
 ) -> None:
     """Serve a model over HTTP, with OpenAI's routes and those of diffulex.
 
@@ -80,13 +86,16 @@ def _run(
 
     table, file = divide(None if config_file is None else read_config_file(config_file))
     own, engine = _divide_typed(typed, settings)
+    if no_restart:
+        own["restart"] = "false"
     options = read_options(table=table, file_name=str(config_file), environ=os.environ, typed=own)
     spec = EngineSpec(model=model, texts=engine, config_file=file, manifest=host.manifest())
     loaded = spec.load(host)
     name = options.server.served_model_name or loaded.config.model.model
     configure_logs(options.server)
     spec = attrs.evolve(spec, plugins=tuple(plugin for plugin, _, _ in host.manifest()))
-    asyncio.run(run(spec, options, model=name, texts=Texts(loaded.tokenizer)))
+    replicas = loaded.config.parallel.data_parallel_size
+    asyncio.run(run(spec, options, model=name, texts=Texts(loaded.tokenizer), replicas=replicas))
 
 
 def _divide_typed(typed: Mapping[str, str | None], settings: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -125,6 +134,7 @@ def _common_options() -> list[click.Parameter]:
             metavar="KEY=VALUE",
             help="Set any configuration key; may be repeated.",
         ),
+        click.Option(["--no-restart"], is_flag=True, help="Leave an engine that died dead; short for --restart false."),
     ]
 
 

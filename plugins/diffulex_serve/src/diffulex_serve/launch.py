@@ -10,12 +10,15 @@ import socket
 import time
 from collections.abc import Iterator
 
+import attrs
 import uvicorn
 
 from diffulex_core.plugin import ConfigError, DiffulexError
-from diffulex_serve.engine.client import Client
+from diffulex_serve.engine.client import Client, EngineClient
 from diffulex_serve.engine.inline import inline_client
 from diffulex_serve.engine.process import process_client
+from diffulex_serve.engine.replicas import ReplicatedClient
+from diffulex_serve.engine.restarting import RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.http.app import create_app
 from diffulex_serve.http.desk import Desk
@@ -30,7 +33,7 @@ _LOOKS_PER_SECOND = 20
 """How often a stopping server looks whether its requests are done."""
 
 
-async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Texts) -> None:
+async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Texts, replicas: int = 1) -> None:
     """Serve until a signal ends it.
 
     The first signal lets running requests finish for `drain_timeout` seconds, the second ends them.
@@ -40,6 +43,7 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
         options: the server's keys.
         model: the name under which clients ask for the model.
         texts: the model's tokenizer.
+        replicas: engines that share the requests, where each has a process of its own.
     Raises:
         ConfigError: the address cannot be listened on.
         EngineDied: the engine could not load.
@@ -47,7 +51,7 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
     listener = listen(options.server.host, options.server.port)
     if options.server.host not in LOOPBACK and options.security.api_key is None:
         _log.warning("others can reach %s and no api_key is set: anybody may ask", options.server.host)
-    client = make_client(spec, options)
+    client = make_client(spec, options, replicas)
     desk = Desk(client, texts, options, model=model)
     config = uvicorn.Config(
         create_app(desk), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
@@ -64,15 +68,28 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
             server.should_exit = True
             draining.cancel()
             await asyncio.gather(serving, draining, return_exceptions=True)
-            await client.close()
             texts.close()
             listener.close()
+            await client.close()
     _log.info("stopped")
 
 
-def make_client(spec: EngineSpec, options: ServeOptions) -> Client:
-    """The client that `backend` names."""
-    return inline_client(spec.open) if options.server.backend == "inline" else process_client(spec)
+def make_client(spec: EngineSpec, options: ServeOptions, replicas: int = 1) -> EngineClient:
+    """A client of as many engines as there are to be; an engine in a thread makes its copies itself."""
+    if replicas == 1 or options.server.backend == "inline":
+        return _make_one(spec, options)
+    return ReplicatedClient([_make_one(attrs.evolve(spec, replica=index), options) for index in range(replicas)])
+
+
+def _make_one(spec: EngineSpec, options: ServeOptions) -> RestartingClient:
+    stall_timeout = options.recovery.stall_timeout
+
+    def make() -> Client:
+        if options.server.backend == "inline":
+            return inline_client(spec.open, stall_timeout=stall_timeout)
+        return process_client(spec, stall_timeout=stall_timeout)
+
+    return RestartingClient(make, restart=options.recovery.restart)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -100,7 +117,9 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _load(client: Client, serving: asyncio.Task[None], stopping: asyncio.Event, *, url: str, model: str) -> None:
+async def _load(
+    client: EngineClient, serving: asyncio.Task[None], stopping: asyncio.Event, *, url: str, model: str
+) -> None:
     """Load the engine while the server answers probes already, unless it is to stop."""
     began = time.monotonic()
     _log.info("loading %s; %s/ready tells when it is done", model, url)
@@ -131,6 +150,8 @@ async def _drain(server: _Server, stopping: asyncio.Event, desk: Desk) -> None:
     deadline = time.monotonic() + seconds
     while desk.inside and time.monotonic() < deadline:
         await asyncio.sleep(1 / _LOOKS_PER_SECOND)
+    if desk.inside:
+        server.config.timeout_graceful_shutdown = 0
     server.should_exit = True
 
 

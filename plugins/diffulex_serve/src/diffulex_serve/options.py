@@ -54,6 +54,16 @@ class JobsSection:
 
 
 @attrs.frozen(kw_only=True)
+class RecoverySection:
+    """What happens when an engine fails."""
+
+    restart: bool = key(True, "Start an engine again when it died, or got stuck.")
+    stall_timeout: float | None = key(
+        300.0, "Seconds that an engine with work may say nothing before it counts as stuck; null = any.", above=0
+    )
+
+
+@attrs.frozen(kw_only=True)
 class ServeOptions:
     """All keys of the server."""
 
@@ -61,6 +71,7 @@ class ServeOptions:
     limits: LimitsSection = attrs.field(factory=LimitsSection)
     security: SecuritySection = attrs.field(factory=SecuritySection)
     jobs: JobsSection = attrs.field(factory=JobsSection)
+    recovery: RecoverySection = attrs.field(factory=RecoverySection)
 
 
 TITLE = "serve"

@@ -6,7 +6,7 @@ import asyncio
 import enum
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -32,6 +32,8 @@ from diffulex_serve.engine.messages import (
     StopProfile,
     Submit,
 )
+from diffulex_serve.engine.transport import Transport
+from diffulex_serve.engine.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class EngineState(enum.StrEnum):
     NEW = "new"
     LOADING = "loading"
     READY = "ready"
+    RESTARTING = "restarting"
     FAILED = "failed"
     CLOSED = "closed"
 
@@ -141,40 +144,19 @@ class EngineClient(Protocol):
         ...
 
 
-class Transport(Protocol):
-    """Starts an engine and carries messages; used by one `Client`, from its event loop."""
-
-    async def open(self) -> None:
-        """Start the engine; `Ready`, or `Died`, is its first event."""
-        ...
-
-    def send(self, command: Command) -> None:
-        """Send a command; does not wait."""
-        ...
-
-    async def receive(self) -> Sequence[Event]:
-        """The next events, in order; waits for some.
-
-        Raises:
-            EngineDied: the engine is gone, and everything it said was received.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Wait for the engine to end, end it by force if it does not, and free everything."""
-        ...
-
-
 class Client:
     """An `EngineClient` over a transport: it routes what comes to those who wait for it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, stall_timeout: float | None = None) -> None:
+        """`stall_timeout`: seconds that an engine with work may say nothing; then it counts as dead. None = any."""
         self._transport = transport
+        self._watchdog = Watchdog(stall_timeout, busy=self._is_busy, silent=lambda: self._stall(stall_timeout))
         self._state = EngineState.NEW
         self._info: EngineInfo | None = None
         self._load = Load()
         self._listeners: list[Callable[[Load], None]] = []
         self._ready: asyncio.Future[EngineInfo] | None = None
+        self._death: asyncio.Future[EngineDied] | None = None
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._open: dict[str, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[bool | list[str] | None]] = {}
@@ -204,11 +186,17 @@ class Client:
         """Ids of the requests that were handed in and did not end."""
         return tuple(self._open)
 
+    async def death(self) -> EngineDied:
+        """Wait until the engine, which was started, dies; says why."""
+        assert self._death is not None
+        return await asyncio.shield(self._death)
+
     async def start(self) -> EngineInfo:
         if self._state is not EngineState.NEW:
             raise RuntimeError("a client starts once")
         self._state = EngineState.LOADING
         self._ready = asyncio.get_running_loop().create_future()
+        self._death = asyncio.get_running_loop().create_future()
         try:
             await self._transport.open()
             self._router = asyncio.create_task(self._route())
@@ -226,6 +214,7 @@ class Client:
                 kind="RequestError",
                 user_error=True,
             )
+        self._watchdog.expect()
         taken = self._starting[request_id] = asyncio.get_running_loop().create_future()
         mailbox = self._open[request_id] = Mailbox()
         try:
@@ -257,6 +246,7 @@ class Client:
         was, self._state = self._state, EngineState.CLOSED
         if was is EngineState.READY:
             self._transport.send(Close())
+        self._watchdog.stop()
         await self._transport.close()
         if self._router is not None:
             self._router.cancel()
@@ -283,6 +273,7 @@ class Client:
 
     async def _call(self, make: Callable[[int], Command]) -> bool | list[str] | None:
         self._check_ready()
+        self._watchdog.expect()
         number = next(self._numbers)
         answer: asyncio.Future[bool | list[str] | None] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
@@ -299,7 +290,9 @@ class Client:
     async def _route(self) -> None:
         try:
             while True:
-                for event in await self._transport.receive():
+                events = await self._transport.receive()
+                self._watchdog.heard()
+                for event in events:
                     self._take(event)
         except DiffulexError as error:
             self._lose(error if isinstance(error, EngineDied) else EngineDied(str(error), kind=type(error).__name__))
@@ -341,8 +334,18 @@ class Client:
         if self._state in (EngineState.FAILED, EngineState.CLOSED):
             return
         self._state = EngineState.FAILED
+        self._watchdog.stop()
         _log.error("the engine died: %s: %s", error.kind, error)
+        if self._death is not None and not self._death.done():
+            self._death.set_result(error)
         self._fail(error)
+
+    def _is_busy(self) -> bool:
+        return bool(self._open or self._calls)
+
+    def _stall(self, seconds: float | None) -> None:
+        message = f"The engine has work, but said nothing for {seconds:g} s; stall_timeout allows no more."
+        self._lose(EngineDied(message, kind="EngineStuck"))
 
     def _fail(self, error: EngineUnavailable) -> None:
         if self._ready is not None and not self._ready.done():

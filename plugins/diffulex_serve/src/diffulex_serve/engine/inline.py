@@ -13,17 +13,24 @@ from diffulex_serve.engine.errors import EngineDied
 from diffulex_serve.engine.loop import EngineLoop, died
 from diffulex_serve.engine.messages import Command, Event
 
+ENGINE_THREAD = "diffulex-engine"
+"""Name of the threads that run engines."""
 
-def inline_client(open_engine: Callable[[], Diffulex]) -> Client:
+
+def inline_client(
+    open_engine: Callable[[], Diffulex], *, grace: float = 60.0, stall_timeout: float | None = None
+) -> Client:
     """A client of an engine in a thread of its own, which `open_engine` opens and the client closes."""
-    return Client(InlineTransport(open_engine))
+    return Client(InlineTransport(open_engine, grace=grace), stall_timeout=stall_timeout)
 
 
 class InlineTransport:
     """Messages between an event loop and a thread; nothing is copied."""
 
-    def __init__(self, open_engine: Callable[[], Diffulex]) -> None:
+    def __init__(self, open_engine: Callable[[], Diffulex], *, grace: float = 60.0) -> None:
+        """`grace`: seconds that the thread has to end in `close`."""
         self._open_engine = open_engine
+        self._grace = grace
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._events: asyncio.Queue[Sequence[Event] | None] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -31,7 +38,7 @@ class InlineTransport:
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._serve, name="diffulex-engine", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=ENGINE_THREAD, daemon=True)
         self._thread.start()
 
     def send(self, command: Command) -> None:
@@ -45,7 +52,12 @@ class InlineTransport:
 
     async def close(self) -> None:
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, self._grace)
+            if self._thread.is_alive():
+                raise EngineDied(
+                    f"The engine's thread did not end in {self._grace:g} s and cannot be ended by force. Use the "
+                    "backend 'process' for an engine that may get stuck."
+                )
 
     def _serve(self) -> None:
         """What the thread does. Its errors are told to the frontend and go no further."""

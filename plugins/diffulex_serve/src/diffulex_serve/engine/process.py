@@ -25,9 +25,9 @@ LONGEST_IPC_PATH = 100
 """Bytes; operating systems allow a few more."""
 
 
-def process_client(spec: EngineSpec, *, grace: float = 10.0) -> Client:
+def process_client(spec: EngineSpec, *, grace: float = 10.0, stall_timeout: float | None = None) -> Client:
     """A client of an engine in a new process, which the client ends."""
-    return Client(ProcessTransport(spec, grace=grace))
+    return Client(ProcessTransport(spec, grace=grace), stall_timeout=stall_timeout)
 
 
 class ProcessTransport:

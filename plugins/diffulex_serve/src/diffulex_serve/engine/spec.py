@@ -12,7 +12,7 @@ import attrs
 from diffulex_core.config import ConfigFile, Text
 from diffulex_core.config.load import LoadedConfig, load_config
 from diffulex_core.host import Host
-from diffulex_core.plugin import PluginError
+from diffulex_core.plugin import ConfigError, PluginError
 
 if TYPE_CHECKING:
     from diffulex_core.engine import Diffulex
@@ -34,6 +34,7 @@ class EngineSpec:
         config_file: parsed file with further keys, those of the server left out.
         plugins: names of the plugins to use; None = all that are installed.
         manifest: plugin, distribution and version of everything that must be found; None = whatever there is.
+        replica: which of the copies that `data_parallel_size` asks for this engine is to be; None = all of them.
     """
 
     model: str | None = None
@@ -42,6 +43,7 @@ class EngineSpec:
     config_file: ConfigFile | None = None
     plugins: tuple[str, ...] | None = None
     manifest: Manifest | None = None
+    replica: int | None = None
 
     def load(self, host: Host | None = None) -> LoadedConfig:
         """Resolve the configuration and read the tokenizer; needs neither torch nor the weights.
@@ -76,7 +78,7 @@ class EngineSpec:
             config_file=self.config_file,
             environ=_environ(),
             strict=True,
-            **self._options(),
+            **(self._options() | self._of_replica(host)),
         )
 
     def to_json(self) -> str:
@@ -90,6 +92,7 @@ class EngineSpec:
                 "config_file": file,
                 "plugins": self.plugins,
                 "manifest": self.manifest,
+                "replica": self.replica,
             }
         )
 
@@ -105,10 +108,31 @@ class EngineSpec:
             config_file=None if file is None else ConfigFile(name=file[0], values=file[1]),
             plugins=None if plugins is None else tuple(plugins),
             manifest=None if manifest is None else tuple((name, dist, version) for name, dist, version in manifest),
+            replica=data["replica"],
         )
 
     def _options(self) -> dict[str, Any]:
         return {**self.options, **{name: Text(text) for name, text in self.texts.items()}}
+
+    def _of_replica(self, host: Host) -> dict[str, Any]:
+        """The keys in which this replica differs from all of them: its devices, and where its processes meet."""
+        if self.replica is None:
+            return {}
+        import torch
+
+        parallel = self.load(host).config.parallel
+        ranks, first = parallel.tensor_parallel_size, self.replica * parallel.tensor_parallel_size
+        keys: dict[str, Any] = {"data_parallel_size": 1}
+        if parallel.master_port:
+            keys["master_port"] = parallel.master_port + self.replica
+        if parallel.device in ("auto", "cuda") and (parallel.device_ids or torch.cuda.is_available()):
+            devices = parallel.device_ids or tuple(range(torch.cuda.device_count()))
+            keys["device_ids"] = devices[first : first + ranks]
+            if len(keys["device_ids"]) < ranks:
+                sizes = f"data_parallel_size {parallel.data_parallel_size} and tensor_parallel_size {ranks}"
+                there = f"{sizes} need more than the {len(devices)} CUDA devices that there are"
+                raise ConfigError([f"{there}. Lower one of the two, or use device='cpu'."])
+        return keys
 
 
 def _environ() -> dict[str, str]:
