@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from diffulex_core.testing import parametrize_with_checks
 from diffulex_core.testing.copying import COPYING
-from diffulex_core.testing.engines import POISONED, SHARP
+from diffulex_core.testing.engines import POISONED, SHARP, STATIC
 from diffulex_core.testing.reference import plugin as reference
 
 
@@ -21,7 +21,7 @@ def test_the_core(check: Callable[[], None]) -> None:
         "check_plugin_discovery_is_light": "it is a part of the kit, which imports torch",
         **{
             f"check_executor_decides_as_one_process_does[executor {name}]": "it changes the network on purpose"
-            for name in (SHARP, POISONED, COPYING)
+            for name in (SHARP, POISONED, COPYING, STATIC)
         },
     },
 )

@@ -398,7 +398,7 @@ def test_auto_takes_torch_on_the_cpu_and_triton_on_a_gpu() -> None:
 
 
 def test_auto_takes_torch_on_a_gpu_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffulex_core.kernels.moe.fused.find_spec", lambda name: None)
+    monkeypatch.setattr("diffulex_core.kernels.on_triton.find_spec", lambda name: None)
     assert isinstance(select_experts_kernel("auto", host(), ON_GPU), TorchExperts)
     with pytest.raises(
         IncompatibleError, match=r"'triton' cannot serve here: triton is not installed .*: torch, naive"

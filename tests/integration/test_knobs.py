@@ -241,6 +241,9 @@ IDLE: Mapping[Recipe, Mapping[str, Any]] = {
 }
 """Keys of a strategy that do nothing in a mode of it, and a value that would."""
 
+REFUSED: Mapping[Recipe, frozenset[str]] = {("fast_dllm_v2", "naive"): frozenset({"fdv2_graph_modes"})}
+"""Keys that accept nothing but their default, and say why."""
+
 
 @pytest.fixture(scope="module")
 def checkpoints() -> Iterator[Checkpoints]:
@@ -278,7 +281,7 @@ def keys(recipe: Recipe) -> set[str]:
 
 @pytest.mark.parametrize("recipe", CASE_OF, ids=" ".join)
 def test_every_threshold_and_key_of_a_strategy_is_in_the_inventory(recipe: Recipe) -> None:
-    assert {*KNOBS[recipe], *IDLE.get(recipe, {})} == keys(recipe)
+    assert {*KNOBS[recipe], *IDLE.get(recipe, {}), *REFUSED.get(recipe, ())} == keys(recipe)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import httpx
 import pytest
 
+from diffulex_core.engine import Diffulex
 from diffulex_core.errors import DiffulexError
+from diffulex_core.generation import StepResult
 from diffulex_serve.engine.errors import EngineDied
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.launch import run
@@ -97,9 +100,16 @@ def test_a_signal_lets_running_requests_finish_and_takes_no_new_ones(
 
 @pytest.mark.parametrize(("drain", "signals"), [(0.05, 1), (60.0, 2)])
 def test_requests_end_when_their_time_is_over_or_a_second_signal_comes(
-    caplog: pytest.LogCaptureFixture, texts: Texts, drain: float, signals: int
+    caplog: pytest.LogCaptureFixture, texts: Texts, monkeypatch: pytest.MonkeyPatch, drain: float, signals: int
 ) -> None:
     caplog.set_level(logging.INFO, "diffulex_serve")
+    step = Diffulex.step
+
+    def slow(engine: Diffulex) -> StepResult:
+        time.sleep(0.02)  # More than a hundred of these: the answer takes seconds, whatever else the machine does.
+        return step(engine)
+
+    monkeypatch.setattr(Diffulex, "step", slow)
     given = options(drain_timeout=drain)
     lines = within(60, lambda: stopped_while_it_streams(caplog, texts, given, signals=signals))
     assert not any('"length_tokens"' in line for line in lines)
