@@ -20,6 +20,7 @@ TORCH = next(line for line in (ROOT / "requirements-dev.txt").read_text().splitl
 KINDS = ("family", "strategy", "backend")
 DATA = {
     "diffulex_core": (ROOT / "src", "diffulex_core/_template/**/*"),
+    "diffulex_serve": (ROOT / "plugins/diffulex_serve/src", "diffulex_serve/page/assets/**/*"),
     "diffulex_tiny": (ROOT / "plugins/diffulex_tiny/src", "diffulex_tiny/checkpoints/**/*"),
 }
 """Files that are no modules, by the package that ships them: where they stand, and which they are."""
@@ -145,6 +146,21 @@ def tutorials(session: nox.Session) -> None:
     """The tutorials to the letter, conformance checks included."""
     session.install("-r", "requirements-dev.txt")
     arguments = session.posargs or ("-q", "tests/test_docs_tutorials.py", "tests/thirdparty")
+    session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The server's page in a real Chromium; `-- picture` takes docs/serving.png instead."""
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.skip("There is no Chromium, so NOTHING of the page was tested. `apt-get install chromium` brings one.")
+    session.install("-r", "requirements-dev.txt")
+    session.install("-e", "plugins/diffulex_serve[browser]")
+    folder = ROOT / "plugins/diffulex_serve/tests/browser"
+    if session.posargs == ["picture"]:
+        session.run("python", str(folder / "picture.py"), str(ROOT / "docs/serving.png"))
+        return
+    arguments = session.posargs or ("-q", str(folder / "on_page.py"))
     session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
 
 

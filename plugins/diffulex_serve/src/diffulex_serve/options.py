@@ -39,7 +39,7 @@ class SecuritySection:
     """Who may ask."""
 
     api_key: str | None = key(
-        None, "Key that every route but /health demands; better set as DIFFULEX_SERVE__API_KEY than typed."
+        None, "Key that all routes but /health and the page demand; better set as DIFFULEX_SERVE__API_KEY than typed."
     )
     cors_origins: tuple[str, ...] = key((), "Web origins whose pages may ask; none = only pages of the server's own.")
     enable_profiling: bool = key(False, "Offer /start_profile and /stop_profile.")

@@ -13,9 +13,10 @@ from diffulex_serve.http.desk import Desk
 from diffulex_serve.http.errors import add_handlers
 from diffulex_serve.http.health import health_routes
 from diffulex_serve.http.jobs import Jobs, job_routes
-from diffulex_serve.http.middleware import ApiKey, BodyLimit, RequestLog
+from diffulex_serve.http.middleware import OPEN_ROUTES, ApiKey, BodyLimit, RequestLog
 from diffulex_serve.http.native import native_routes
 from diffulex_serve.http.openai import openai_routes
+from diffulex_serve.page.routes import PAGE_PATHS, page_routes
 
 
 def create_app(desk: Desk) -> FastAPI:
@@ -40,12 +41,13 @@ def create_app(desk: Desk) -> FastAPI:
             )
         )
     if options.security.api_key is not None:
-        middleware.append(Middleware(ApiKey, key=options.security.api_key))
+        middleware.append(Middleware(ApiKey, key=options.security.api_key, open_routes=OPEN_ROUTES | PAGE_PATHS))
     limits = options.limits
     middleware.append(Middleware(BodyLimit, most=limits.max_body_bytes, seconds=limits.body_timeout))
     # The pages about the API would load scripts from elsewhere; the document itself is served.
     app = FastAPI(title="diffulex", docs_url=None, redoc_url=None, lifespan=lifespan, middleware=middleware)
     add_handlers(app)
-    for router in (openai_routes(desk), native_routes(desk), job_routes(desk, jobs), health_routes(desk)):
+    routers = (openai_routes(desk), native_routes(desk), job_routes(desk, jobs), health_routes(desk), page_routes())
+    for router in routers:
         app.include_router(router)
     return app
