@@ -1,4 +1,4 @@
-"""Adds the command `diffulex serve`."""
+"""Adds the commands `diffulex serve` and `diffulex chat`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 @hookimpl
 def diffulex_add_commands(cli: click.Group) -> None:
+    from diffulex_serve.chat.command import chat
     from diffulex_serve.command import serve
 
     cli.add_command(serve)
+    cli.add_command(chat)
