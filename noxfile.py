@@ -173,6 +173,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def load(session: nox.Session) -> None:
+    """A server under load and under attack for some minutes: `nox -s load -- --seconds 10 --replicas 2`."""
+    session.install("-r", "requirements-dev.txt")
+    session.run("python", "benchmarks/serve_load.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Every check on every broken implementation that docs/kill-table.md lacks; `-- --afresh` for all there are."""
     session.install("-r", "requirements-dev.txt")
