@@ -200,7 +200,7 @@ def test_waits_grow_to_a_limit() -> None:
     assert waits == [0.5, 1.0, 2.0, 30.0, 30.0]
 
 
-def test_silence_counts_only_while_a_word_is_due_and_a_word_ends_it() -> None:
+def test_silence_counts_while_a_word_is_due_and_only_a_word_ends_it() -> None:
     async def scene() -> None:
         busy, silences = False, 0
 
@@ -219,17 +219,16 @@ def test_silence_counts_only_while_a_word_is_due_and_a_word_ends_it() -> None:
         await asyncio.sleep(0.3)
         dog.expect()
         busy = True
-        await asyncio.sleep(0.05)
-        dog.expect()
-        assert silences == 0
-        await asyncio.sleep(0.3)
-        assert silences == 1
+        for _ in range(12):
+            await asyncio.sleep(0.05)
+            dog.expect()
+        assert silences >= 1
         dog.stop()
 
     run(scene())
 
 
-def test_new_requests_do_not_make_a_silent_engine_look_alive() -> None:
+def test_an_engine_that_says_nothing_fails_its_requests() -> None:
     async def scene() -> None:
         client = Client(Puppet(), stall_timeout=0.2)
         await client.start()
