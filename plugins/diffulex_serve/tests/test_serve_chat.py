@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -163,6 +163,15 @@ def test_what_was_said_is_remembered_until_it_is_cleared() -> None:
     assert all(body["stream_mode"] == "events" for body in link.asked)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what runs in the background of a shell has interrupts switched off."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_the_answer_and_not_the_conversation() -> None:
     link = FakeLink([[said("A"), signal.SIGINT], [signal.SIGINT], [said("B"), end()]])
     terminal = talk(link, "one", "two", "three", KeyboardInterrupt(), "never read")

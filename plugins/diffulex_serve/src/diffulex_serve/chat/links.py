@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from diffulex_core.errors import DiffulexError, RequestError
+from diffulex_core.plugin import DiffulexError, RequestError
 from diffulex_serve.engine.client import Client
 from diffulex_serve.http.asking import ask_of_generate
 from diffulex_serve.http.desk import Desk

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import aclosing
+from difflib import get_close_matches
 from typing import Any
 
-from diffulex_core.errors import DiffulexError
-from diffulex_core.registry import did_you_mean
+from diffulex_core.plugin import DiffulexError
 from diffulex_serve.chat.links import ChatFailed, Link
 from diffulex_serve.chat.settings import DEFAULT, KNOBS, Settings
 from diffulex_serve.chat.terminal import Terminal
@@ -61,7 +61,8 @@ class Session:
         elif name == "help":
             self._terminal.note(help_text())
         else:
-            hint = did_you_mean(name, [*KNOBS, *_OTHERS])
+            close = get_close_matches(name, [*KNOBS, *_OTHERS], n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else ""
             self._terminal.complain(f"There is no command /{name}. {hint or '/help lists all.'}")
 
     def _turn(self, name: str, value: str) -> None:

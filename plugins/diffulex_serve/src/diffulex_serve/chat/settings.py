@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from diffulex_core.errors import InvalidSamplingParams
+from diffulex_core.plugin import InvalidSamplingParams
 
 DEFAULT = "default"
 """What is typed to leave a setting to the checkpoint again."""
@@ -85,7 +85,7 @@ def _checked(values: Mapping[str, Any]) -> Settings:
     Raises:
         InvalidSamplingParams: one cannot be used.
     """
-    from diffulex_core.sampling_params import SamplingParams
+    from diffulex_core.plugin import SamplingParams
 
     SamplingParams(**values)
     return Settings(values=values)
