@@ -201,7 +201,7 @@ class Client:
             await self._transport.open()
             self._router = asyncio.create_task(self._route())
             return await self._ready
-        except BaseException:
+        except BaseException:  # an engine that does not come up leaves nothing behind, cancelled or failed
             await self.close()
             raise
 
@@ -223,7 +223,7 @@ class Client:
         except asyncio.CancelledError:
             self._forget(request_id)
             raise
-        except BaseException:
+        except BaseException:  # what was not taken is not open, whatever the reason
             self._open.pop(request_id, None)
             raise
         finally:

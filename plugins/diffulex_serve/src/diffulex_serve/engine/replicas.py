@@ -99,7 +99,7 @@ class ReplicatedClient:
         starting = [asyncio.create_task(place.client.start()) for place in self._places]
         try:
             await asyncio.gather(*starting)
-        except BaseException:
+        except BaseException:  # cancelled or failed: the others end too
             for task in starting:
                 task.cancel()
             await asyncio.gather(*starting, return_exceptions=True)

@@ -100,7 +100,7 @@ class RestartingClient:
         self._client.on_load(self._note)
         try:
             self._info = await self._client.start()
-        except BaseException:
+        except BaseException:  # cancelled or failed: it is not started again
             self._state = EngineState.CLOSED
             raise
         self._state = EngineState.READY

@@ -101,7 +101,7 @@ class Jobs:
         job.task = asyncio.create_task(run())
         try:
             await taken
-        except BaseException:
+        except BaseException:  # whoever waited left, or it was refused: nobody knows the job
             job.task.cancel()
             self._jobs.pop(job.id, None)
             raise

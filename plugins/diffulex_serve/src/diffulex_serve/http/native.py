@@ -37,7 +37,7 @@ def native_routes(desk: Desk) -> APIRouter:
                 content = answer(reply, ended)
                 await stack.aclose()
                 return json_response(content)
-        except BaseException:
+        except BaseException:  # gone clients cancel: the request leaves the engine either way
             await stack.aclose()
             raise
         match body.stream_mode:

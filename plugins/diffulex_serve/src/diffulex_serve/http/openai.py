@@ -74,7 +74,7 @@ async def _answer(
             content = writer.whole(replies, ends)
             await stack.aclose()
             return json_response(content)
-    except BaseException:
+    except BaseException:  # gone clients cancel: the requests leave the engine either way
         await stack.aclose()
         raise
     with_usage = body.stream_options is not None and body.stream_options.include_usage
