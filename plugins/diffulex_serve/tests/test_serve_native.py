@@ -122,6 +122,7 @@ def test_a_native_request_that_makes_no_sense_is_refused(served: Any, body: dict
 def finished(served: Any, job: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + 20
     while job["status"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.02)  # Asked without a pause, it would keep the engine's thread from running.
         job = served.get(f"/v1/jobs/{job['id']}").json()
     return job
 
