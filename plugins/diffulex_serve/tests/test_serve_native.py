@@ -145,6 +145,7 @@ def test_a_job_that_runs_is_cancelled_and_its_pages_are_free(served: Any) -> Non
     assert served.get("/ready").json()["requests"] == 0
     deadline = time.monotonic() + 10
     while (pages := served.get("/ready").json()["kv_pages"])["free"] < pages["total"]:
+        time.sleep(0.02)
         assert time.monotonic() < deadline
 
 
