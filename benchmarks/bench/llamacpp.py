@@ -21,8 +21,17 @@ _SCHEDULE = "0.001"
 """The end of a schedule that runs every planned step over the whole canvas; a schedule by blocks runs more."""
 
 
+_TRIES = 30
+"""The tool may end before its log's own thread has written the last lines, as it does for networks that take
+microseconds; such a run is made again."""
+
+
 class LlamaCppFailed(RuntimeError):
     """The tool ended with an error, or said something that this program does not understand."""
+
+
+class _Unfinished(LlamaCppFailed):
+    """The last lines of the tool's log are missing."""
 
 
 class LlamaCpp:
@@ -69,6 +78,14 @@ class LlamaCpp:
         Raises:
             LlamaCppFailed: see there.
         """
+        for _ in range(_TRIES - 1):
+            try:
+                return self._denoised()
+            except _Unfinished:
+                continue
+        return self._denoised()
+
+    def _denoised(self) -> Answer:
         found = subprocess.run(self.command(), capture_output=True, check=False)
         said = (found.stdout + b"\n" + found.stderr).decode(errors="replace")
         if found.returncode:
@@ -95,7 +112,7 @@ def times(said: str) -> tuple[float, float]:
     """
     found = _TIMES.search(said)
     if found is None:
-        raise LlamaCppFailed(f"there is no line with the total time in what the tool said: {said[-2000:]}")
+        raise _Unfinished(f"there is no line with the total time in what the tool said: {said[-2000:]}")
     return float(found[1]), float(found[3])
 
 
@@ -115,4 +132,4 @@ def answer(printed: str, said: str, prompt: Sequence[int], length: int) -> list[
             tokens = tokens[len(prompt) :]
         if len(tokens) == length:
             return tokens
-    raise LlamaCppFailed(f"{length} tokens were expected behind the prompt: {said[-2000:]}")
+    raise _Unfinished(f"{length} tokens were expected behind the prompt: {said[-2000:]}")

@@ -38,7 +38,7 @@ class Clock:
 
 
 def read_clock(now: Callable[[], float]) -> Clock:
-    """Read it; children of this process count as its own."""
+    """Read it; children of this process count as its own, and so do those that have ended, which their parent keeps."""
     times = psutil.cpu_times()
     everybody = sum(times) - times.idle - _waiting(times)
     here = psutil.Process()
@@ -48,7 +48,7 @@ def read_clock(now: Callable[[], float]) -> Clock:
             spent = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        own += spent.user + spent.system
+        own += spent.user + spent.system + spent.children_user + spent.children_system
     return Clock(wall=now(), everybody=everybody, own=own)
 
 
