@@ -19,7 +19,8 @@ from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.plugin import Capability, DecodingStrategy
-from diffulex_core.protocols import Req, ReqContext
+from diffulex_core.protocols import Req
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler

@@ -10,7 +10,7 @@ import numpy as np
 from diffulex_core.descriptors import DecodingStrategy
 from diffulex_core.errors import EmptyPrompt, InvalidPrompt, InvalidSamplingParams, PromptTooLong
 from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

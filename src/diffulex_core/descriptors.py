@@ -12,7 +12,7 @@ import attrs
 import pluggy
 from frozendict import frozendict
 
-from diffulex_core.protocols import ForceRule
+from diffulex_core.req_context import ForceRule
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 
 hookimpl = pluggy.HookimplMarker("diffulex")

@@ -45,12 +45,10 @@ from diffulex_core.pattern import AttentionPattern, BlockCausal, Extent, FullPre
 from diffulex_core.profiling.stages import StageClock, StageSeconds
 from diffulex_core.protocols import (
     AttentionBackend,
-    AutoNFE,
     BelievingSampler,
     CachePolicy,
     DiffusionModel,
     Executor,
-    ForceRule,
     Foreseeing,
     GuidedReq,
     JointReq,
@@ -60,7 +58,6 @@ from diffulex_core.protocols import (
     PartwiseSampler,
     ProfiledExecutor,
     Req,
-    ReqContext,
     ReqFactory,
     ReqKind,
     Sampler,
@@ -70,6 +67,7 @@ from diffulex_core.protocols import (
     StagedRunner,
     WeightResolver,
 )
+from diffulex_core.req_context import AutoNFE, ForceRule, ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.spans import CARRIED, BoolArray, FloatArray
 from diffulex_core.sparse.config import SparseConfig

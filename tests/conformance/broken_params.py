@@ -8,7 +8,7 @@ import attrs
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.pattern import Phase
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import Decision, Span
 

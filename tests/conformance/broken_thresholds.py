@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from diffulex_core.blocks import BlockRequest
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 
 

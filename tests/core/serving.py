@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.testing.fakes import EOS, MASK, WORDS, HashRunner

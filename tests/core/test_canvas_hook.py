@@ -10,7 +10,7 @@ from diffulex_core.canvas.pattern import full_canvas
 from diffulex_core.canvas.request import CanvasRequest, TokensHook
 from diffulex_core.canvas.rule import Region
 from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import BoolArray, CompletionReason, Decision, FloatArray
 

@@ -19,7 +19,8 @@ from diffulex_core.errors import OutOfPages
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import GuidedReq, ReqContext
+from diffulex_core.protocols import GuidedReq
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sparse import SparseConfig

@@ -17,7 +17,7 @@ from diffulex_core.blocks import BlockRequest
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.packing import pack
 from diffulex_core.pattern import BlockCausal
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.types import Decision, StepOutput, Window

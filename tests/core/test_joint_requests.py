@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 from diffulex_core.blocks import BlockRequest, Fill
 from diffulex_core.pattern import BlockCausal, FullPrefix
-from diffulex_core.protocols import JointReq, ReqContext
+from diffulex_core.protocols import JointReq
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.spans import CodedTerms
 from diffulex_core.testing.plans import fingerprint

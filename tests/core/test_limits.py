@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.pattern import BlockCausal, FullPrefix
-from diffulex_core.protocols import AutoNFE
+from diffulex_core.req_context import AutoNFE
 from diffulex_core.sampling_params import DecodingThresholds
 from diffulex_core.types import CompletionReason
 from tests.core.traces import EOS, MASK, accept_first, make_request, run

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffulex_core.blocks import BlockRequest, BlockState
 from diffulex_core.pattern import AttentionPattern, BlockCausal
-from diffulex_core.protocols import AutoNFE, ReqContext
+from diffulex_core.req_context import AutoNFE, ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import Decision, Span
 

@@ -13,7 +13,7 @@ from diffulex_core.attention.cpu import TorchCPU
 from diffulex_core.distributed import ALONE, Communicator
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.kv_store import KVStore
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler

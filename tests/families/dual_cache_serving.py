@@ -9,7 +9,7 @@ import numpy as np
 
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.pattern import BlockCausal
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.testing.fakes import HashRunner

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from diffulex_core.pattern import BlockCausal
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import Alternatives
 from diffulex_dmax import plugin

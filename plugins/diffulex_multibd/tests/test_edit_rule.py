@@ -9,7 +9,7 @@ import pytest
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.pattern import BlockCausal
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.types import CompletionReason, Decision, Span
 from diffulex_multibd.edit import edit_request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import AutoNFE
+from diffulex_core.req_context import AutoNFE
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import CompletionReason
 

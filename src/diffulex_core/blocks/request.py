@@ -11,7 +11,7 @@ from diffulex_core.blocks.limits import StopRules
 from diffulex_core.blocks.rule import BlockRule, Fill
 from diffulex_core.blocks.state import BlockState, BlockTable
 from diffulex_core.pattern import IntArray, Phase
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import NO_ROW, Canvas, CompletionReason, Decision, Outline, Span
 

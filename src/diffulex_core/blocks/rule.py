@@ -11,7 +11,7 @@ import attrs
 
 from diffulex_core.blocks.state import BlockTable
 from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import ForceRule
+from diffulex_core.req_context import ForceRule
 from diffulex_core.sampling_params import DecodingThresholds
 from diffulex_core.types import Blends, Decision, SampleGroup, SampleGroups, Terms
 

@@ -14,7 +14,7 @@ from diffulex_core.canvas.options import CanvasOptions
 from diffulex_core.canvas.rule import CanvasRule, Region
 from diffulex_core.errors import PromptTooLong
 from diffulex_core.pattern import IntArray, Phase
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.sparse.config import SparseConfig
 from diffulex_core.sparse.state import SparseState

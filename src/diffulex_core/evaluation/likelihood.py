@@ -26,7 +26,7 @@ from diffulex_core.evaluation.request import LikelihoodRequest
 from diffulex_core.outputs import ReqTrajectory
 from diffulex_core.pattern import IntArray
 from diffulex_core.progress import Progress
-from diffulex_core.protocols import ReqContext
+from diffulex_core.req_context import ReqContext
 from diffulex_core.types import CompletionReason, FloatArray
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from diffulex_core.config.load import LoadedConfig, load_config
 from diffulex_core.distributed import ALONE
 from diffulex_core.packing import pack
 from diffulex_core.pattern import IntArray
-from diffulex_core.protocols import GuidedReq, Req, ReqContext, ReqFactory, Sampler
+from diffulex_core.protocols import GuidedReq, Req, ReqFactory, Sampler
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.testing.check import CheckFailed

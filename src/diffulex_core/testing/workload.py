@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.canvas.pattern import FullCanvas
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, IntArray
-from diffulex_core.protocols import Req, ReqContext
+from diffulex_core.protocols import Req
+from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.testing.fakes.network import EOS, MASK, WORDS
 from diffulex_core.testing.oracles.alone import Answer, answer_alone
