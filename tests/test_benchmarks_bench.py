@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +15,11 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from benchmarks.bench import cells, machine, networks, picture, render, session
+from benchmarks.bench import cells, machine, networks, picture, render, session, targets
 from benchmarks.bench.authors import bidirectional, denoise, shares
 from benchmarks.bench.child import Child, ChildFailed, Measured, call_in_child
 from benchmarks.bench.limits import fraction, spent
+from benchmarks.bench.llamacpp import LlamaCpp
 from benchmarks.bench.results import Contended, Outcome, Report
 from benchmarks.bench.turns import DifferentTokens, Spread, agreement, check_same, ratios, take_turns
 from benchmarks.bench.work import Answer, Work
@@ -108,6 +112,50 @@ def test_a_busy_machine_is_refused_or_marked() -> None:
     assert not machine.check_idle(0.5, busy_ok=True)
     with pytest.raises(machine.BusyMachine, match=r"50%.*--busy-ok"):
         machine.check_idle(0.5, busy_ok=False)
+
+
+def test_what_a_busy_machine_spoiled_is_measured_again() -> None:
+    log = list[str]()
+
+    def spoiled(times: int) -> str:
+        log.append("run")
+        if log.count("run") <= times:
+            raise machine.BusyMachine("busy.")
+        return "measured"
+
+    def patiently(times: int) -> str:
+        log.clear()
+        return machine.patiently(
+            lambda: spoiled(times), tries=3, wait=lambda: log.append("wait"), tell=lambda text: log.append(text)
+        )
+
+    assert patiently(2) == "measured"
+    assert log == ["run", "busy. Trying again when it is idle.", "wait"] * 2 + ["run"]
+    with pytest.raises(machine.BusyMachine):
+        patiently(3)
+
+
+def test_the_wait_for_an_idle_machine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.time += seconds
+
+    def read_clock(now: Clock) -> machine.Clock:
+        # Others take everything until a hundred seconds have gone.
+        return machine.Clock(wall=now(), everybody=64 * min(now(), 100.0), own=0.0)
+
+    monkeypatch.setattr(machine, "read_clock", read_clock)
+    assert not machine.wait_until_idle(seconds=60, now=clock, sleep=sleep)
+    assert machine.wait_until_idle(seconds=60, now=clock, sleep=sleep)
+    assert 100 < clock.time < 110
+
+
+def test_processes_that_have_ended_are_our_own() -> None:
+    before = machine.read_clock(time.perf_counter)
+    burn = "import time\nwhile time.process_time() < 0.4: pass"
+    subprocess.run((sys.executable, "-c", burn), check=True)
+    assert machine.read_clock(time.perf_counter).own - before.own >= 0.4
 
 
 def test_the_machine_says_what_it_is() -> None:
@@ -349,6 +397,54 @@ def report(*outcomes: Outcome, **changes: Any) -> Report:
         "trained": [], "gemma": [], "outcomes": [*outcomes],
     }  # fmt: skip
     return Report(**{**plain, **changes})
+
+
+def test_a_target_is_reached_by_the_median_of_its_own_cells() -> None:
+    plain = contended("loop", 6.0, 6.0, 6.0)
+    work = attrs.evolve(WORK, prompt=64, output=256)
+    quick = contended("blocks", 1.0, 1.2, 2.0, work=work)
+    cell = outcome(name="blocks-35M", section="blocks", network="35M", contenders=[plain, quick])
+    (found,) = targets.verdicts(report(cell), None)
+    assert (found.where, found.wanted, found.found.median, found.reached) == ("blocks-35M", 5, 5.0, True)
+    slow = attrs.evolve(cell, contenders=[plain, contended("blocks", 1.0, 1.3, 2.0, work=work)])
+    assert not next(targets.verdicts(report(slow), None)).reached
+    others = [attrs.evolve(cell, section="canvas"), attrs.evolve(cell, network="smoke"), outcome()]
+    assert [each.wanted for each in targets.verdicts(report(*others), None)] == [1.25]
+
+
+def test_targets_of_times_are_reached_from_below() -> None:
+    imports = {"import diffulex_core": {"median": 0.2, "low": 0.1, "high": 0.4, "torch": False}}
+    host = {"shapes": [{"label": "4 blocks", "this": {"wall": {"host": {"median": 1600, "low": 1000, "high": 2000}}}}]}
+    start, step = targets.verdicts(report(imports=imports), host)
+    assert (start.reached, step.reached) == (True, False)
+    assert step.found == Spread(median=1.6, low=1.0, high=2.0)
+    text = render.page(report(imports=imports), results="cpu.json", picture=None, host=host)
+    assert "| host time of a step | `64 requests, 4 blocks` | <= 1.5 ms | 1.60 (1.00 to 2.00) ms | **missed** |" in text
+
+
+TOOL = """#!{python}
+import pathlib, sys
+log = pathlib.Path(__file__).with_suffix(".runs")
+runs = int(log.read_text()) if log.exists() else 0
+log.write_text(str(runs + 1))
+if runs >= {cut_off}:
+    sys.stderr.write("total time: 12.00ms, time per step: 3.00ms, sampling time per step: 1.00ms\\n")
+    sys.stderr.write("<|5|><|6|>\\n")
+"""
+
+
+def test_a_run_of_llama_cpp_whose_last_lines_were_lost_is_made_again(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text(TOOL.format(python=sys.executable, cut_off=2))
+    tool.chmod(0o755)
+    (tmp_path / "model-f32.gguf").touch()
+    contender = LlamaCpp(folder=str(tmp_path), config={"mask_token_id": 9}, dtype="float32", cli=str(tool))
+    contender.prepare(Work(prompt=1, output=2, batch=1, steps=4), [[3]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        found = contender.run()
+    assert (found.tokens, found.seconds) == ([[5, 6]], 0.012)
+    assert tool.with_suffix(".runs").read_text() == "3"
 
 
 def test_speed_and_ratios_count_steps_that_were_not_run() -> None:

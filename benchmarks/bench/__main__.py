@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from benchmarks.bench.cells import Cell, choose, default_cells, llamacpp_cells, 
 from benchmarks.bench.child import ChildFailed, call_in_child
 from benchmarks.bench.gemma import measure_gemma
 from benchmarks.bench.imports import measure_imports
-from benchmarks.bench.machine import BusyMachine, check_idle, commit, describe, read_clock
+from benchmarks.bench.machine import BusyMachine, check_idle, commit, describe, patiently, read_clock, wait_until_idle
 from benchmarks.bench.picture import draw
 from benchmarks.bench.render import page
 from benchmarks.bench.results import Outcome, Report
@@ -27,8 +28,11 @@ from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+HOST = RESULTS / "host.json"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "performance.png"
+TRIES = 4
+"""How often a cell is measured at most when other processes run meanwhile."""
 
 
 def main() -> int:
@@ -103,10 +107,20 @@ def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Names
         else call_in_child("benchmarks.bench.limits:measure_limits", threads=settings.threads, cores=cores)
     )
     imports = {} if arguments.smoke else measure_imports()
-    trained = [] if arguments.no_trained or arguments.smoke else measure_trained(settings)
-    gemma = [] if arguments.no_gemma or arguments.smoke else measure_gemma(settings)
     outcomes, failures = list[Outcome](), dict[str, str]()
     console = Console()
+
+    def wait() -> None:
+        wait_until_idle(seconds=600, now=time.perf_counter, sleep=time.sleep)
+
+    def tell(text: str) -> None:
+        console.print(text, markup=False)
+
+    def patient[T](run: Callable[[], T]) -> T:
+        return patiently(run, tries=TRIES, wait=wait, tell=tell)
+
+    trained = [] if arguments.no_trained or arguments.smoke else patient(lambda: measure_trained(settings))
+    gemma = [] if arguments.no_gemma or arguments.smoke else patient(lambda: measure_gemma(settings))
 
     def report() -> Report:
         return Report(
@@ -124,8 +138,8 @@ def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Names
     with Session(settings, limits or None) as session:
         for cell in sorted(cells, key=lambda cell: cell.network):
             try:
-                outcomes.append(session.run(cell))
-            except (ChildFailed, DifferentTokens) as error:
+                outcomes.append(patient(functools.partial(session.run, cell)))
+            except (BusyMachine, ChildFailed, DifferentTokens) as error:
                 failures[cell.name] = f"{type(error).__name__}: {error}"
                 console.print(f"{cell.name}: {failures[cell.name]}", markup=False)
                 session.dismiss()
@@ -151,7 +165,8 @@ def render_page(results: Path) -> int:
         print(error, file=sys.stderr)
         return 1
     drawn = draw(report, PICTURE)
-    PAGE.write_text(page(report, results=results.name, picture=PICTURE.name if drawn else None))
+    host = json.loads(HOST.read_text()) if HOST.exists() else None
+    PAGE.write_text(page(report, results=results.name, picture=PICTURE.name if drawn else None, host=host))
     Console().print(f"Wrote {PAGE}{f' and {PICTURE}' if drawn else ''}.")
     return 0
 

@@ -14,6 +14,8 @@ import psutil
 
 MOST_OTHERS = 0.05
 """Share of the machine's CPU time that others may take before a measurement is of a busy machine."""
+_LOOK = 3.0
+"""Seconds that a machine must be idle for before it counts as such."""
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16")
 
@@ -69,6 +71,36 @@ def check_idle(others: float, *, busy_ok: bool) -> bool:
         f"Other processes take {others:.0%} of this machine. Stop them and try again, or pass --busy-ok, which marks "
         "the results as not citable."
     )
+
+
+def wait_until_idle(*, seconds: float, now: Callable[[], float], sleep: Callable[[float], None]) -> bool:
+    """Wait until nothing else runs for a few seconds; False when `seconds` went by first."""
+    end = now() + seconds
+    while now() < end:
+        before = read_clock(now)
+        sleep(_LOOK)
+        if before.others_until(read_clock(now), psutil.cpu_count() or 1) <= MOST_OTHERS:
+            return True
+    return False
+
+
+def patiently[T](run: Callable[[], T], *, tries: int, wait: Callable[[], object], tell: Callable[[str], object]) -> T:
+    """Measure again, after a wait, what a busy machine spoiled.
+
+    Args:
+        tries: in all; what the last one raises is raised.
+        wait: until the machine is idle.
+        tell: told of each spoiled try.
+    Raises:
+        BusyMachine: all tries were spoiled.
+    """
+    for _ in range(tries - 1):
+        try:
+            return run()
+        except BusyMachine as error:
+            tell(f"{error} Trying again when it is idle.")
+            wait()
+    return run()
 
 
 def describe(threads: int) -> dict[str, Any]:

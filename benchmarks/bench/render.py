@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from typing import Any
 
 from benchmarks.bench.cells import SECTIONS
 from benchmarks.bench.networks import NETWORKS
 from benchmarks.bench.results import Contended, Outcome, Report
+from benchmarks.bench.targets import verdicts
 from benchmarks.bench.turns import Spread
 
 
-def page(report: Report, *, results: str, picture: str | None) -> str:
+def page(report: Report, *, results: str, picture: str | None, host: Mapping[str, Any] | None = None) -> str:
     """Markdown of a report.
 
     Args:
         results: name of the results' file in `benchmarks/results`.
         picture: file name of the picture beside the page; None without one.
+        host: what `benchmarks/host.py` wrote; None without.
     """
-    parts = [_head(report, results)]
+    parts = [_head(report, results), *_targets(report, host)]
     if picture is not None:
         parts.append(f"![Tokens per second of each cell]({picture})")
     if report.trained:
@@ -28,7 +30,7 @@ def page(report: Report, *, results: str, picture: str | None) -> str:
     for section, title in SECTIONS.items():
         outcomes = [outcome for outcome in report.outcomes if outcome.section == section]
         if outcomes:
-            parts.append(f"## {title}\n\n{_cells(outcomes)}{_targets(outcomes)}")
+            parts.append(f"## {title}\n\n{_cells(outcomes)}")
     if report.failures:
         parts.append(
             "## Not measured\n\n" + "\n".join(f"* `{name}`: {_line(why)}" for name, why in report.failures.items())
@@ -117,24 +119,20 @@ def _row(outcome: Outcome, each: Contended) -> tuple[str, ...]:
     )
 
 
-def _targets(outcomes: Sequence[Outcome]) -> str:
-    """A table of the ratios that the project aims at, of the outcomes that have such."""
+def _targets(report: Report, host: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the project aims at, if any of it was measured."""
     rows = [
-        (outcome.name, f"{contended.name} against {base.name}", f"{wanted:g}", _spread(faster, 2), verdict)
-        for outcome in outcomes
-        for base, contended in [(outcome.contenders[0], outcome.contenders[-1])]
-        for wanted in [TARGETS.get((outcome.section, contended.dtype))]
-        if wanted is not None and outcome.contenders[0].planned_steps > 1
-        for faster in [outcome.faster(contended)]
-        for verdict in ["reached" if faster.median >= wanted else "missed"]
+        (
+            verdict.what,
+            f"`{verdict.where}`",
+            f"{'>=' if verdict.at_least else '<='} {verdict.wanted:g}{verdict.unit}",
+            f"{_spread(verdict.found, 2)}{verdict.unit}",
+            "reached" if verdict.reached else "**missed**",
+        )
+        for verdict in verdicts(report, host)
     ]
-    return f"\n\n{_table(('cell', 'what', 'target', 'faster', ''), rows)}" if rows else ""
-
-
-TARGETS: Mapping[tuple[str, str], float] = MappingProxyType(
-    {("llamacpp", "float32"): 1.15, ("llamacpp", "bfloat16"): 1.3}
-)
-"""Section and dtype -> how many times faster the last contender of a cell should be than the first."""
+    if rows:
+        yield f"## Targets\n\n{_table(('what', 'where', 'target', 'found', ''), rows)}"
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
