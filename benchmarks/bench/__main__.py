@@ -17,7 +17,16 @@ from benchmarks.bench.cells import Cell, choose, default_cells, llamacpp_cells, 
 from benchmarks.bench.child import ChildFailed, call_in_child
 from benchmarks.bench.gemma import measure_gemma
 from benchmarks.bench.imports import measure_imports
-from benchmarks.bench.machine import BusyMachine, check_idle, commit, describe, patiently, read_clock, wait_until_idle
+from benchmarks.bench.machine import (
+    BusyMachine,
+    T,
+    check_idle,
+    commit,
+    describe,
+    patiently,
+    read_clock,
+    wait_until_idle,
+)
 from benchmarks.bench.picture import draw
 from benchmarks.bench.render import page
 from benchmarks.bench.results import Outcome, Report
@@ -116,7 +125,7 @@ def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Names
     def tell(text: str) -> None:
         console.print(text, markup=False)
 
-    def patient[T](run: Callable[[], T]) -> T:
+    def patient(run: Callable[[], T]) -> T:
         return patiently(run, tries=TRIES, wait=wait, tell=tell)
 
     trained = [] if arguments.no_trained or arguments.smoke else patient(lambda: measure_trained(settings))

@@ -7,11 +7,12 @@ import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import psutil
 
+T = TypeVar("T")
 MOST_OTHERS = 0.05
 """Share of the machine's CPU time that others may take before a measurement is of a busy machine."""
 _LOOK = 3.0
@@ -84,7 +85,7 @@ def wait_until_idle(*, seconds: float, now: Callable[[], float], sleep: Callable
     return False
 
 
-def patiently[T](run: Callable[[], T], *, tries: int, wait: Callable[[], object], tell: Callable[[str], object]) -> T:
+def patiently(run: Callable[[], T], *, tries: int, wait: Callable[[], object], tell: Callable[[str], object]) -> T:
     """Measure again, after a wait, what a busy machine spoiled.
 
     Args:
