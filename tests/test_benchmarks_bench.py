@@ -19,7 +19,8 @@ from benchmarks.bench import cells, machine, networks, picture, render, session,
 from benchmarks.bench.authors import bidirectional, denoise, shares
 from benchmarks.bench.child import Child, ChildFailed, Measured, call_in_child
 from benchmarks.bench.limits import fraction, spent
-from benchmarks.bench.llamacpp import LlamaCpp
+from benchmarks.bench.llamacpp import LlamaCpp, watch
+from benchmarks.bench.memory import forget_peak, peak_rss
 from benchmarks.bench.results import Contended, Outcome, Report
 from benchmarks.bench.turns import DifferentTokens, Spread, agreement, check_same, ratios, take_turns
 from benchmarks.bench.work import Answer, Work
@@ -239,6 +240,30 @@ def test_a_contender_that_dies_is_named(children: list[Child]) -> None:
         child.run()
 
 
+def test_a_process_has_a_peak_of_its_own(children: list[Child]) -> None:
+    hoard = bytearray(200 * 2**20)  # of the parent, which Linux's own figure would hand on
+    child = echo(children)
+    child.prepare(WORK, [[1]])
+    assert 2**20 < child.run().peak_rss < 150 * 2**20 < len(hoard)
+
+
+def test_a_peak_is_seen_and_forgotten() -> None:
+    hoard = bytearray(100 * 2**20)
+    high = peak_rss()
+    del hoard
+    forget_peak()
+    assert 0 < peak_rss() < high - 50 * 2**20
+    code, printed, noted, peak = watch(
+        (
+            sys.executable,
+            "-c",
+            "import time; x = bytearray(80 * 2**20); print('out'); time.sleep(0.3); raise SystemExit(3)",
+        )
+    )
+    assert (code, printed, noted) == (3, "out\n", "")
+    assert 80 * 2**20 < peak < 150 * 2**20
+
+
 def test_a_child_is_pinned_and_told_how_many_threads_it_has() -> None:
     before = dict(os.environ)
     told = call_in_child("tests.benchmark_echo:surroundings", threads=1, cores=CORES)
@@ -442,6 +467,7 @@ def test_a_run_of_llama_cpp_whose_last_lines_were_lost_is_made_again(tmp_path: P
         patch.setenv("OMP_NUM_THREADS", "1")
         found = contender.run()
     assert (found.tokens, found.seconds) == ([[5, 6]], 0.012)
+    assert found.peak_rss is not None
     assert tool.with_suffix(".runs").read_text() == "3"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import resource
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import attrs
+from benchmarks.bench.memory import forget_peak, peak_rss
 from benchmarks.bench.work import Answer, Work
 
 
@@ -37,7 +37,7 @@ class Measured:
     Attributes:
         answer: what it gave.
         wall, cpu: seconds of the run: of the clock, and of all threads of the process, NaN where that is not known.
-        peak_rss: bytes, the most since the process began, or that a process of its own had.
+        peak_rss: bytes, the most since it was prepared, or that a process of its own had.
     """
 
     answer: Answer
@@ -153,6 +153,7 @@ def _serve(connection: Connection, cores: tuple[int, ...]) -> None:
                     value = made(**keywords)
             elif what == "prepare":
                 _loaded(contender).prepare(*arguments)
+                forget_peak()
             else:
                 value = _measure(_loaded(contender))
         except Exception:  # noqa: BLE001, the process boundary: the parent raises it again
@@ -173,5 +174,4 @@ def _measure(contender: Contender) -> Measured:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if answer.seconds is not None:
         wall, cpu = answer.seconds, math.nan
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return Measured(answer=answer, wall=wall, cpu=cpu, peak_rss=peak * (1 if sys.platform == "darwin" else 1024))
+    return Measured(answer=answer, wall=wall, cpu=cpu, peak_rss=answer.peak_rss or peak_rss())

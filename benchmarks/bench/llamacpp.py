@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.bench.gguf_file import word, write_gguf
+from benchmarks.bench.memory import peak_rss
 from benchmarks.bench.work import Answer, Work
 
 Part = Literal["forwards", "whole"]
@@ -21,6 +24,8 @@ _SCHEDULE = "0.001"
 """The end of a schedule that runs every planned step over the whole canvas; a schedule by blocks runs more."""
 
 
+_LOOK = 0.02
+"""Seconds between two looks at the memory of the tool."""
 _TRIES = 30
 """The tool may end before its log's own thread has written the last lines, as it does for networks that take
 microseconds; such a run is made again."""
@@ -86,12 +91,12 @@ class LlamaCpp:
         return self._denoised()
 
     def _denoised(self) -> Answer:
-        found = subprocess.run(self.command(), capture_output=True, check=False)
-        said = (found.stdout + b"\n" + found.stderr).decode(errors="replace")
-        if found.returncode:
-            raise LlamaCppFailed(f"{self._cli} ended with {found.returncode}: {said[-2000:]}")
+        code, printed, noted, peak = watch(self.command())
+        said = f"{printed}\n{noted}"
+        if code:
+            raise LlamaCppFailed(f"{self._cli} ended with {code}: {said[-2000:]}")
         total, sampling = times(said)
-        tokens = answer(found.stdout.decode(errors="replace"), said, self._prompt, self._work.output)
+        tokens = answer(printed, said, self._prompt, self._work.output)
         work = self._work
         rows = work.steps * (work.prompt + work.output)
         return Answer(
@@ -101,7 +106,23 @@ class LlamaCpp:
             rows=rows,
             head_rows=rows,
             seconds=(total - work.steps * sampling if self._part == "forwards" else total) / 1000,
+            peak_rss=peak,
         )
+
+
+def watch(command: Sequence[str]) -> tuple[int, str, str, int]:
+    """Run it: its exit code, what it printed and noted, and the most memory that it was seen to have, in bytes."""
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as noted:
+        with subprocess.Popen(command, stdout=printed, stderr=noted, stdin=subprocess.DEVNULL) as process:
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, peak_rss(process.pid))
+                time.sleep(_LOOK)
+        texts = []
+        for file in (printed, noted):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+        return process.returncode, texts[0], texts[1], peak
 
 
 def times(said: str) -> tuple[float, float]:

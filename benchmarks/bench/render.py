@@ -114,7 +114,7 @@ def _row(outcome: Outcome, each: Contended) -> tuple[str, ...]:
         f"{each.head_rows / share / each.tokens:.1f}",
         f"{1e3 * statistics.median(each.first_block):.1f}" if each.first_block else "",
         f"{1e3 * statistics.median(each.outside) / each.steps:.2f}" if each.outside else "",
-        f"{each.peak_rss / 2**20:.0f}",
+        "" if each.peak_rss is None else f"{each.peak_rss / 2**20:.0f}",
         "" if each.fraction is None else f"{each.fraction:.0%}",
     )
 

@@ -24,7 +24,7 @@ class Contended:
         rows, head_rows: of the steps that were run.
         first_block: seconds to the first decided block of each round; empty where it is not known.
         outside: seconds of each round in the engine but not in its runner; empty for others.
-        peak_rss: bytes.
+        peak_rss: bytes; None where it was not measured.
         fraction: of what the machine can do at best, of the median round.
     """
 
@@ -40,7 +40,7 @@ class Contended:
     head_rows: int
     first_block: list[float]
     outside: list[float]
-    peak_rss: int
+    peak_rss: int | None
     fraction: float | None
 
     @property

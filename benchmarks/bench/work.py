@@ -38,6 +38,7 @@ class Answer:
         outside: seconds of the steps that were not spent in the runner (scheduling and applying decisions), or None.
         seconds: of the run by the contender's own clock, which counts in place of ours; None = ours does. Then the CPU
             time is not known.
+        peak_rss: bytes that a process of the contender's own had at most; None = it has none.
     """
 
     tokens: list[list[int]]
@@ -48,3 +49,4 @@ class Answer:
     first_block: float | None = None
     outside: float | None = None
     seconds: float | None = None
+    peak_rss: int | None = None
