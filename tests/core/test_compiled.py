@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from diffulex_core.config import EngineConfig
 from diffulex_core.context import ForwardContext
@@ -17,6 +20,7 @@ from diffulex_core.errors import ConfigError
 from diffulex_core.graphs import EagerForward, Graphs, Limits, Rerun, StaticForward
 from diffulex_core.graphs.choose import choose_forward, limits_of
 from diffulex_core.graphs.compiled import CompiledNetwork, require_compiler
+from diffulex_core.graphs.forward import Network
 from diffulex_core.host import Host
 from diffulex_core.testing.forward import DenseAttention, Memory, context, network_of
 from diffulex_core.testing.generate import family_subject
@@ -68,6 +72,57 @@ def test_a_compiled_network_computes_what_the_network_does_step_after_step() -> 
     assert compiled == [network]
     for one, other in zip((*tried.keys, *tried.values), (*trusted.keys, *trusted.values), strict=True):
         assert torch.equal(one, other)
+
+
+BARE = ForwardContext(
+    slots=torch.zeros(2, dtype=torch.int64), key_pages=(), value_pages=(), batches=(), backend=DenseAttention()
+)
+
+
+def refusal(network: Network, mode: str, **options: Any) -> ConfigError:
+    """What is said when a network cannot be compiled."""
+    compiled = CompiledNetwork(network, partial(torch.compile, **options), mode=mode)
+    with pytest.raises(ConfigError, match="enable_cudagraph_torch_compile=False") as caught:
+        compiled(torch.ones(2), torch.arange(2), BARE)
+    return caught.value
+
+
+def test_what_a_backend_cannot_compile_is_an_error_that_names_the_keys_and_the_cause() -> None:
+    def lacking(graph: object, inputs: object) -> None:
+        raise NotImplementedError("no instruction\nfor this")
+
+    error = refusal(lambda ids, positions, ctx: 2.0 * ids, "max-autotune", backend=lacking)
+    assert "torch_compile_mode='max-autotune'" in str(error)
+    assert "NotImplementedError: no instruction for this" in str(error)
+    assert isinstance(error.__cause__, TorchDynamoException)
+
+
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_so_is_what_torchs_own_backend_cannot_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with config.patch({"cpp.cxx": ("no-such-compiler",), "compile_threads": 1, "force_disable_caches": True}):
+        error = refusal(lambda ids, positions, ctx: 2.0 * ids, "default", backend="inductor")
+    assert "InductorError: " in str(error)
+    assert "no-such-compiler" in str(error)
+
+
+def test_code_that_cannot_be_traced_is_an_error_that_names_the_keys() -> None:
+    def breaks(ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        torch._dynamo.graph_break()
+        return ids
+
+    assert "Unsupported: " in str(refusal(breaks, "default", backend="eager", fullgraph=True))
+
+
+def test_an_error_of_the_network_itself_comes_as_it_is() -> None:
+    def fails(ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
+        raise ZeroDivisionError("the network's own")
+
+    compiled = CompiledNetwork(fails, partial(torch.compile, backend="eager"))
+    with pytest.raises(ZeroDivisionError, match="the network's own"):
+        compiled(torch.ones(2), torch.arange(2), BARE)
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def choose_forward(
         require_compiler(device)
         wanted = config.runtime.torch_compile_mode
         mode = wanted if graphs.runs_host else _WITHOUT_CUDAGRAPHS.get(wanted, wanted)
-        captured = CompiledNetwork(network, partial(torch.compile, mode=mode, dynamic=False))
+        captured = CompiledNetwork(network, partial(torch.compile, mode=mode, dynamic=False), mode=wanted)
     return StaticForward(network=network, graphs=graphs, limits=limits, captured=captured)
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import attrs
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from diffulex_core.context import ForwardContext
 from diffulex_core.errors import ConfigError
@@ -28,21 +29,29 @@ class CompiledNetwork:
     one opaque operation for it.
     """
 
-    def __init__(self, network: Network, compile: Callable[[Network], Network]) -> None:
+    def __init__(self, network: Network, compile: Callable[[Network], Network], *, mode: str = "default") -> None:
         """
         Args:
             network: the network.
             compile: `torch.compile` with its mode, or another one.
+            mode: what torch_compile_mode is, for messages.
         """
+        self._mode = mode
         self._ctx: ForwardContext | None = None
         self._attend = _operation(weakref.ref(self))
         self._compiled = compile(network)
 
     def __call__(self, input_ids: Tensor, positions: Tensor, ctx: ForwardContext) -> Tensor:
-        """See `Network`."""
+        """See `Network`.
+
+        Raises:
+            ConfigError: torch.compile cannot compile the network.
+        """
         self._ctx = ctx
         try:
             return self._compiled(input_ids, positions, _shown(ctx, self._attend))
+        except TorchDynamoException as error:
+            raise ConfigError([self._refusal(error)]) from error
         finally:
             self._ctx = None
 
@@ -50,6 +59,16 @@ class CompiledNetwork:
         """What the operation does: attention of the forward that is running."""
         assert self._ctx is not None, "attention belongs to a forward"
         return self._ctx.attend(layer, kind, query, key, value, scale)
+
+    def _refusal(self, error: TorchDynamoException) -> str:
+        # Further paragraphs are advice to those who debug torch.
+        said = " ".join(str(error).strip().split("\n\n")[0].split())
+        return (
+            f"enable_cudagraph_torch_compile is on (torch_compile_mode={self._mode!r}), and torch.compile cannot "
+            f"compile the network: {type(error).__name__}: {said}. Set enable_cudagraph_torch_compile=False (or "
+            "enable_torch_compile=False, which allows it nowhere), or try another torch_compile_mode; the error that "
+            "caused this one has all that torch says."
+        )
 
 
 @attrs.frozen(kw_only=True, eq=False)
