@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.kv_cache import PagedKVCache
-from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix
+from diffulex_core.pattern import AttentionPattern
 from diffulex_core.req_context import ReqContext
-from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
+from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
-from diffulex_core.testing.fakes import EOS, MASK, WORDS, HashRunner
+from diffulex_core.testing import workload
+from diffulex_core.testing.fakes import EOS, MASK, HashRunner
 from tests.core.oracles import Ask, Setting
 
 PLAIN = Setting(
@@ -34,65 +35,46 @@ PLAIN = Setting(
 
 def ask(prompt_len: int, *, seed: int = 0, max_tokens: int = 12, first: int = 0, ignore_eos: bool = True) -> Ask:
     """A request over the prompt `first`, `first + 1`, ..."""
-    prompt = tuple((first + at) % WORDS for at in range(prompt_len))
+    prompt = workload.ask(prompt_len, first=first).prompt
     return Ask(prompt=prompt, seed=seed, max_tokens=max_tokens, ignore_eos=ignore_eos)
 
 
-@st.composite
-def settings_of_engines(draw: st.DrawFn, *, max_model_len: int = 40) -> Setting:
+def settings_of_engines(*, max_model_len: int = 40) -> st.SearchStrategy[Setting]:
     """What the requests of an engine share: multi_bd with one or several blocks, and d2f."""
-    return Setting(
-        block_size=draw(st.sampled_from([1, 2, 4])),
-        buffer_size=draw(st.sampled_from([1, 2, 3])),
-        full_prefix=draw(st.booleans()),
-        mask=MASK,
-        eos=frozenset({EOS}),
-        max_model_len=draw(st.sampled_from([18, max_model_len])),
-        add_block=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
-        semi_complete=draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
-        accept=draw(st.sampled_from([0.3, 0.6, 0.9])),
-        stability=draw(st.sampled_from([0.0, 0.0, 0.5])),
-        always_force=draw(st.booleans()),
-        shifted=draw(st.booleans()),
-    )
+    return workload.settings(max_model_len=max_model_len).map(_as_the_oracle_has_it)
+
+
+def _as_the_oracle_has_it(made: workload.Setting) -> Setting:
+    given = {name: value for name, value in attrs.asdict(made).items() if name != "whole_canvas"}
+    return Setting(**given, mask=MASK, eos=frozenset({EOS}))
 
 
 @st.composite
 def asks(draw: st.DrawFn, *, longest_prompt: int = 14) -> Ask:
     """A request; prompts are few, so that they share prefixes."""
-    same = draw(st.sampled_from([0, 5, longest_prompt]))
-    length = draw(st.one_of(st.sampled_from([4, 8, 8, 11]), st.integers(1, longest_prompt)))
+    made = draw(workload.asks(longest_prompt=longest_prompt))
     return Ask(
-        prompt=tuple(int(at >= same) for at in range(length)),
-        seed=draw(st.integers(0, 3)),
-        max_tokens=draw(st.integers(1, 12)),
-        ignore_eos=draw(st.booleans()),
-        stop=draw(st.sampled_from([frozenset(), frozenset(), frozenset({3, 5})])),
+        prompt=made.prompt,
+        seed=made.seed,
+        max_tokens=made.max_tokens,
+        ignore_eos=made.ignore_eos,
+        stop=made.stop,
         repetition=draw(st.sampled_from([None, None, 2])),
     )
 
 
 def pattern_of(setting: Setting) -> AttentionPattern:
-    kind = FullPrefix if setting.full_prefix else BlockCausal
-    return kind(block_size=setting.block_size)
+    return _as_the_kit_has_it(setting).pattern
 
 
 def context_of(setting: Setting) -> ReqContext:
-    return ReqContext(
-        pattern=pattern_of(setting),
-        buffer_size=setting.buffer_size,
-        mask_token_id=setting.mask,
-        eos_token_ids=setting.eos,
-        max_model_len=setting.max_model_len,
-        thresholds=DecodingThresholds(
-            add_block_threshold=setting.add_block,
-            semi_complete_threshold=setting.semi_complete,
-            accept_threshold=setting.accept,
-            token_stability_threshold=setting.stability,
-        ),
-        shifted=setting.shifted,
-        force_rule="always" if setting.always_force else "after_semi_complete",
-    )
+    made = _as_the_kit_has_it(setting).context
+    return attrs.evolve(made, mask_token_id=setting.mask, eos_token_ids=setting.eos)
+
+
+def _as_the_kit_has_it(setting: Setting) -> workload.Setting:
+    given = {name: value for name, value in attrs.asdict(setting).items() if name not in ("mask", "eos")}
+    return workload.Setting(**given)
 
 
 def request_of(setting: Setting, ask: Ask, request_id: int = 0, max_nfe: int | None = None) -> BlockRequest:

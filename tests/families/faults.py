@@ -1,4 +1,4 @@
-"""Ways in which a checkpoint can be corrupt, each done to a tensor of its own."""
+"""The kit's faults of checkpoints as our own resolvers name them, and two more, each done to a tensor of its own."""
 
 from __future__ import annotations
 
@@ -6,82 +6,20 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import attrs
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.families.layouts import INDEX, Layout, Place, distinct
+from diffulex_core.testing import faults
+from diffulex_core.testing.faults import Extra, Fault, Misshaped, WholeNumbers
+from tests.families.layouts import INDEX, Layout, distinct
 
 
-@attrs.frozen(eq=False)
-class Fault:
-    """One fault.
-
-    Attributes:
-        name: the tensor at fault.
-        place: what it should fill.
-    """
-
-    name: str
-    place: Place
+class Missing(faults.Missing):
+    """Neither the index nor a file has it, and our resolvers can say what it is called."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the one sentence about it must name."""
-        raise NotImplementedError
-
-    @property
-    def target(self) -> str:
-        """The parameter's name in the network, as messages quote it."""
-        return repr(self.place.names[0])
-
-    def damage(self, tensors: dict[str, Tensor]) -> None:
-        """Change the tensors before they are written."""
-
-
-class Missing(Fault):
-    """Neither the index nor a file has it."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return ("Nothing fills", self.target, repr(self.name))
-
-    def damage(self, tensors: dict[str, Tensor]) -> None:
-        del tensors[self.name]
-
-
-class Extra(Fault):
-    """The checkpoint holds another tensor, for which the network has no place."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (repr(f"{self.name}.surprise"), "has no place", ".safetensors")
-
-    def damage(self, tensors: dict[str, Tensor]) -> None:
-        tensors[f"{self.name}.surprise"] = torch.zeros(2, 3)
-
-
-class Misshaped(Fault):
-    """It has one number too many along its first dimension."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (repr(self.name), self.target, "has shape", ".safetensors")
-
-    def damage(self, tensors: dict[str, Tensor]) -> None:
-        tensors[self.name] = torch.cat((tensors[self.name], tensors[self.name][:1]))
-
-
-class WholeNumbers(Fault):
-    """It holds integers."""
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return (repr(self.name), self.target, "I32", ".safetensors")
-
-    def damage(self, tensors: dict[str, Tensor]) -> None:
-        tensors[self.name] = tensors[self.name].to(torch.int32)
+        return (*super().words, repr(self.name))
 
 
 class CopiesDiffer(Fault):
@@ -104,15 +42,16 @@ class StoredTwice(Fault):
     def words(self) -> tuple[str, ...]:
         return (repr(self.name), "stored twice", self.file, "part-")
 
+    def damage(self, tensors: dict[str, Tensor]) -> None:
+        """Leave the tensors: the second file is written beside the others."""
 
-class Truncated(Fault):
-    """Its file is cut off."""
 
-    file = "cut.safetensors"
+class Truncated(faults.Truncated):
+    """Its file is cut off, and nothing else is in it."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        return (repr(self.name), "damaged or cut off", self.file)
+        return (*super().words, repr(self.name))
 
 
 FAULTS: Sequence[type[Fault]] = (Missing, Extra, Misshaped, WholeNumbers, CopiesDiffer, StoredTwice, Truncated)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from diffulex_core.errors import IncompatibleError
 from diffulex_core.kernels.case import KernelCase
+from diffulex_core.kernels.choose import AUTO, Choice
 from diffulex_core.kernels.layers.contract import LayerKernels
 
 if TYPE_CHECKING:
     from diffulex_core.host import Host
 
-AUTO = "auto"
 TORCH = "torch"
 """No kernels: the layers' own code."""
 
@@ -32,25 +31,8 @@ def select_layer_kernels(
     """
     if name == TORCH:
         return None
-    if name == AUTO:
-        able = [found for found in _registered(host, barred) if not found.reasons(case) and found.priority(case) > 0]
-        return max(able, key=lambda found: found.priority(case), default=None)
-    found = _load(name, host)
-    if reasons := found.reasons(case):
-        raise IncompatibleError([_refusal(name, reasons)])
-    return found
-
-
-def _registered(host: Host, barred: Collection[str]) -> list[LayerKernels]:
-    names = [entry.descriptor.name for entry in host.components["layer_kernels"].entries()]
-    return [_load(name, host) for name in names if name not in barred]
-
-
-def _load(name: str, host: Host) -> LayerKernels:
-    entry = host.components["layer_kernels"].entry(name)
-    kernels: LayerKernels = host.load(entry.descriptor.factory, provenance=entry.provenance)()
-    return kernels
-
-
-def _refusal(name: str, reasons: Sequence[str]) -> str:
-    return f"layer_impl={name!r} cannot serve here: {'; '.join(reasons)}. layer_impl='torch' runs everywhere."
+    choice = Choice[LayerKernels](host=host, kind="layer_kernels", key="layer_impl", fallback=TORCH)
+    if name != AUTO:
+        return choice.named(name, case)
+    best = next(iter(choice.able(case, barred=barred).values()), None)
+    return None if best is None or best.priority(case) <= 0 else best
