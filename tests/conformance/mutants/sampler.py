@@ -81,14 +81,14 @@ class ExcludesOneIdOnly(RowSampler):
 
 class EmitsPadding(RowSampler):
     def gathered(self, logits: Tensor) -> FloatArray:
-        return np.array(torch.cat(tuple(self.tp.gather(logits.double())), dim=1))
+        return np.array(torch.cat(tuple(self.tp.gather(logits.double())), dim=1).cpu().numpy())
 
 
 class PaddingSpoilsRows(RowSampler):
     def gathered(self, logits: Tensor) -> FloatArray:
         wide = torch.cat(tuple(self.tp.gather(logits.double())), dim=1)
         bad = ~wide.isfinite().all(dim=1, keepdim=True)
-        return np.array(wide[:, : self.vocab_size].masked_fill(bad, torch.nan))
+        return np.array(wide[:, : self.vocab_size].masked_fill(bad, torch.nan).cpu().numpy())
 
 
 class LowestIdOfEquals(RowSampler):
