@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pluggy
@@ -65,6 +65,16 @@ def diffulex_validate_config(config: EngineConfig) -> Sequence[str]:
     error. An empty sequence means no objection.
     """
     return ()
+
+
+@hookspec
+def diffulex_config_tables() -> Mapping[str, str]:
+    """Called when a config file is read: which of its tables are for the plugin's own commands, and not for an engine.
+
+    Returns for each name of a table a reference to the attrs class of its keys, as in
+    `{"serve": "diffulex_serve.options:ServeOptions"}`. Its fields are keys, or attrs classes of keys.
+    """
+    return {}
 
 
 @hookspec

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
@@ -16,11 +17,14 @@ from diffulex_core.cli.app import build_cli
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.errors import ConfigError, DiffulexError
 from diffulex_core.host import Host
-from diffulex_serve.http.middleware import REQUEST_ID
+from diffulex_serve.chat.options import ChatOptions
+from diffulex_serve.chat.settings import KNOBS
+from diffulex_serve.engine.spec import EngineSpec
+from diffulex_serve.journal import REQUEST_ID
 from diffulex_serve.launch import listen, url_of
 from diffulex_serve.logs import JsonLines, TextLines
 from diffulex_serve.options import ServeOptions
-from diffulex_serve.settings import divide, read_options, serve_schema
+from diffulex_serve.settings import divide, read_chat_options, read_options, serve_schema
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +135,71 @@ def test_discovery_and_the_help_need_neither_a_server_nor_a_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ONE_FILE = "model: tiny/llada\npage_size: 16\nserve:\n  port: 1\nchat:\n  temperature: 0.5\n"
+
+
+def test_one_file_serves_all_commands(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text(ONE_FILE)
+    monkeypatch.setenv("DIFFULEX_SERVE__API_KEY", "k")
+    monkeypatch.setenv("DIFFULEX_CHAT__TOP_K", "3")
+    told = CliRunner().invoke(build_cli(host), ["config", "explain", "--config", str(file), "page_size"], obj=host)
+    assert told.exit_code == 0, told.output
+    assert "16" in told.output
+    seen: list[tuple[int, str | None, str]] = []
+
+    async def run(spec: EngineSpec, options: ServeOptions, *, model: str, **_: Any) -> None:
+        seen.append((options.server.port, options.security.api_key, model))
+        assert spec.load().config.cache.page_size == 16
+
+    monkeypatch.setattr("diffulex_serve.launch.run", run)
+    monkeypatch.setattr("diffulex_serve.logs.configure_logs", lambda _: None)
+    CliRunner().invoke(build_cli(host), ["serve", "--config", str(file)], obj=host, catch_exceptions=False)
+    assert seen == [(1, "k", "tiny/llada")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("serv:\n  port: 1\n", "there is no table serv. Did you mean 'serve'?"),
+        ("cachee:\n  page_size: 16\n", "Did you mean 'cache'?"),
+        ("zzz:\n  a: 1\n", "The tables are "),
+    ],
+)
+def test_a_table_that_nobody_reads_is_refused_with_the_one_that_was_meant(
+    host: Host, tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "all.yaml"
+    file.write_text(f"model: tiny/llada\n{text}")
+    result = CliRunner().invoke(build_cli(host), ["config", "explain", "--config", str(file)], obj=host)
+    assert isinstance(result.exception, ConfigError)
+    assert message in str(result.exception)
+
+
+def test_without_the_plugin_its_table_is_named_with_what_to_install(tmp_path: Path) -> None:
+    without = Host.discover(environ={"DIFFULEX_DISABLE_PLUGINS": "serve"})
+    file = tmp_path / "all.yaml"
+    file.write_text(ONE_FILE)
+    result = CliRunner().invoke(build_cli(without), ["config", "explain", "--config", str(file)], obj=without)
+    assert isinstance(result.exception, ConfigError)
+    assert "diffulex-serve, which is not in use" in str(result.exception)
+
+
+def test_the_schema_of_config_files_knows_the_tables(host: Host) -> None:
+    schema = json.loads(CliRunner().invoke(build_cli(host), ["config", "schema"], obj=host).output)
+    serve, chat = schema["properties"]["serve"], schema["properties"]["chat"]
+    assert {spec.name for spec in serve_schema()} == serve["properties"].keys()
+    assert "temperature" in chat["properties"]
+    assert "port" not in schema["properties"]
+    assert serve["additionalProperties"] is False
+
+
+def test_a_conversation_begins_as_file_environment_and_command_line_say() -> None:
+    table = {"temperature": 0.5, "max_tokens": 9}
+    options = read_chat_options(table=table, file_name="f", environ={"DIFFULEX_CHAT__TOP_K": "3"})
+    assert (options.temperature, options.max_tokens, options.top_k, options.top_p) == (0.5, 9, 3, None)
+    with pytest.raises(ConfigError, match="Did you mean top_p"):
+        read_chat_options(table={"topp": 1}, file_name="f", environ={})
+    assert {field.name for field in attrs.fields(ChatOptions)} == {knob.field for knob in KNOBS.values()}

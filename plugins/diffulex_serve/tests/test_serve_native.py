@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 import attrs
@@ -12,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_serve.http.schemas import Generate, Job, Sampling
 from diffulex_serve.options import JobsSection, SecuritySection, ServeOptions
+from diffulex_serve.settings import read_options
 from diffulex_serve.stream.protocol import Body
 
 Q = "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?"
@@ -215,3 +218,114 @@ def test_the_profiler_is_offered_only_where_it_is_enabled(served: Any) -> None:
     assert server.post("/start_profile", {"profile_prefix": "../x"}).status_code == 400
     assert server.post("/stop_profile", None).json() == {"status": "ok", "files": []}
     assert server.post("/v1/completions", {"prompt": Q}).status_code == 200
+
+
+def test_a_profile_is_configured_when_it_begins_and_checked_as_the_configuration_is(
+    served: Any, tmp_path: Path
+) -> None:
+    server = served.with_options(ServeOptions(security=SecuritySection(enable_profiling=True)))
+    for config, about in (
+        ({"torch_profiler_dir": str(tmp_path), "formats": ["video"]}, "formats"),
+        ({"torch_profiler_dir": str(tmp_path), "delay_iterations": -1}, "delay_iterations"),
+        ({"torch_profiler_dirs": "x"}, "has no key 'torch_profiler_dirs'"),
+    ):
+        refused = server.post("/start_profile", {"profiler_config": config})
+        assert refused.status_code == 400, refused.text
+        assert about in refused.json()["error"]["message"]
+    config = {"torch_profiler_dir": str(tmp_path), "formats": ["stages"], "max_iterations": 2}
+    assert server.post("/start_profile", {"profile_prefix": "p", "profiler_config": config}).json() == {"status": "ok"}
+    server.post("/v1/completions", {"prompt": Q})
+    assert server.post("/stop_profile", None).json()["files"] == [str(tmp_path / "p.engine.stages.csv")]
+
+
+def test_the_whole_canvas_is_told_with_the_answer(served: Any) -> None:
+    body = {"prompt": Q, "stop": [" The"]}
+    told = served.post("/generate", body).json()
+    assert told["full_token_ids"][: len(told["token_ids"])] == told["token_ids"]
+    assert len(told["full_token_ids"]) % 4 == 0
+    assert len(told["full_token_ids"]) > len(told["token_ids"])
+    decided = [token for token in told["full_token_ids"] if token is not None]
+    assert served.post("/detokenize", {"tokens": decided}).json()["prompt"] == told["full_text"]
+    assert told["full_text"].startswith(told["text"] + " The")
+    *_, final = served.stream("/generate", {**body, "stream_mode": "block_append"})
+    assert (final["full_text"], final["full_token_ids"]) == (told["full_text"], told["full_token_ids"])
+
+
+@pytest.mark.parametrize("mode", ["denoise", "block_append"])
+def test_the_speed_of_an_answer_is_told_while_it_is_made(served: Any, mode: str) -> None:
+    *events, final = served.stream("/generate", {"prompt": Q, "stream_mode": mode})
+    spent = [event["engine_decode_time_s"] for event in events]
+    assert spent == sorted(spent)
+    assert 0 < spent[0] <= spent[-1] <= final["engine_decode_time_s"] * 1.001
+    counts = [event["engine_decode_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert events[-1]["engine_decode_tps"] == pytest.approx(counts[-1] / spent[-1])
+
+
+def test_prompts_are_submitted_and_fetched_as_with_dllm_serve(served: Any) -> None:
+    body = {"prompts": [Q, "Q:"], "gen_length": 48}
+    told = served.post("/v1/generate_batch", body).json()
+    assert told["status"] == "submitted"
+    deadline = time.monotonic() + 20
+    results = [served.get(f"/v1/result/{each}").json() for each in told["request_ids"]]
+    while any(each["status"] == "running" for each in results) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        results = [served.get(f"/v1/result/{each}").json() for each in told["request_ids"]]
+    assert [each["status"] for each in results] == ["finished"] * 2
+    assert results[0] == {"request_id": told["request_ids"][0], "status": "finished", "text": ANSWER, "error": None}
+    assert served.get(f"/v1/jobs/{told['request_ids'][1]}").json()["results"][0]["text"] == results[1]["text"]
+    assert served.ask("DELETE", f"/v1/result/{told['request_ids'][0]}").json()["text"] == ANSWER
+    assert served.get(f"/v1/result/{told['request_ids'][0]}").status_code == 404
+    short = served.post("/v1/generate", {"prompt": "Q:"}).json()["request_ids"]
+    job = finished(served, served.get(f"/v1/jobs/{short[0]}").json())
+    assert len(job["results"][0]["token_ids"]) <= 32
+
+
+def test_of_a_batch_that_cannot_be_served_whole_nothing_is(served: Any) -> None:
+    server = served.with_options(ServeOptions(jobs=JobsSection(max_jobs=2)))
+    assert server.post("/v1/generate_batch", {"prompts": ["Q:"] * 3}).status_code == 429
+    assert len(server.post("/v1/generate_batch", {"prompts": ["Q:"] * 2}).json()["request_ids"]) == 2
+
+
+def test_the_configuration_is_told_with_who_set_it_and_without_secrets(served: Any) -> None:
+    options = read_options(
+        table={"max_queue": 9}, file_name="f.yaml", environ={"DIFFULEX_SERVE__API_KEY": "xyzzy"}, typed={"port": "3"}
+    )
+    response = served.with_options(options).get("/v1/config", headers={"Authorization": "Bearer xyzzy"})
+    told = response.json()
+    assert "xyzzy" not in response.text
+    serve = {row["key"]: row for row in told["serve"]}
+    assert serve["max_queue"]["set_by"] == {"source": "file", "detail": "f.yaml"}
+    assert (serve["port"]["value"], serve["port"]["set_by"]["source"]) == (3, "user")
+    assert serve["api_key"]["value"] == "(set)"
+    assert serve["restart"]["set_by"]["source"] == "default"
+    keys = {row["key"]: row for row in told["keys"]}
+    assert (keys["model"]["value"], keys["model"]["set_by"]["source"]) == ("tiny/llada", "user")
+    assert (told["model_family"], told["decoding_strategy"]) == ("llada", "d2f")
+    assert {row["key"]: row["value"] for row in served.get("/v1/config").json()["serve"]}["api_key"] is None
+
+
+def test_each_replica_is_told_of(served: Any) -> None:
+    served.post("/v1/completions", {"prompt": Q})
+    [replica] = served.get("/ready").json()["replicas"]
+    assert (replica["state"], replica["running"], replica["waiting"], replica["loading"]) == ("ready", 0, 0, None)
+    assert (replica["deaths"], replica["restarts"], replica["last_error"]) == (0, 0, None)
+    assert 0 <= replica["last_step_age_s"] < 60
+    assert replica["kv_pages"]["free"] == replica["kv_pages"]["total"] > 0
+    lines = served.get("/metrics").text.splitlines()
+    assert 'diffulex_engine_restarts_total{replica="0"} 0.0' in lines
+    assert 'diffulex_replica_up{replica="0"} 1.0' in lines
+    assert 'diffulex_replica_requests{replica="0",state="running"} 0.0' in lines
+
+
+def test_the_time_of_forwards_is_told_by_stage(served: Any) -> None:
+    server = served.with_options(ServeOptions())
+    server.post("/v1/completions", {"prompt": Q})
+    found = re.findall(
+        r'^diffulex_engine_stage_seconds_total\{stage="(\w+)"\} (\S+)$', server.get("/metrics").text, re.M
+    )
+    stages = {name: float(value) for name, value in found}
+    assert stages.keys() == {"schedule", "pack", "forward", "sample", "copy", "update", "other"}
+    whole = re.search(r"^diffulex_engine_step_seconds_sum (\S+)$", server.get("/metrics").text, re.M)
+    assert whole is not None
+    assert 0 < stages["forward"] < sum(stages.values()) <= float(whole[1]) * 1.01

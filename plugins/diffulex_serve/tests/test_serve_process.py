@@ -177,7 +177,7 @@ def test_an_engine_that_is_killed_fails_its_requests_and_another_takes_its_place
 
 
 def test_an_engine_ends_when_its_server_is_gone() -> None:
-    command = [sys.executable, "-m", "diffulex_serve.engine.child"]
+    command = [sys.executable, "-m", "diffulex_serve.engine.child", "text", "engine"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as engine:
         assert engine.stdin is not None
         spec = EngineSpec(model="tiny/llada").to_json()

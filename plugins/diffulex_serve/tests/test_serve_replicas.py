@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from diffulex_serve.engine.client import Answer, EngineState
 from diffulex_serve.engine.errors import EngineDied, EngineUnavailable
 from diffulex_serve.engine.messages import EngineInfo, Load, Submit
 from diffulex_serve.engine.prefixes import MOST_BLOCKS, TOKENS_PER_BLOCK, SeenPrefixes, prefix_of
+from diffulex_serve.engine.protocols import Answer
 from diffulex_serve.engine.replicas import ReplicatedClient
 from diffulex_serve.engine.restarting import RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
+from diffulex_serve.engine.status import EngineState, ReplicaStatus
+from diffulex_serve.http.metrics import Metrics
 from diffulex_serve.launch import make_client
 from diffulex_serve.options import ServeOptions, ServerSection
 
@@ -89,8 +91,12 @@ class Pretender:
         self.requests.remove(request_id)
         return True
 
-    async def start_profile(self, prefix: str | None = None) -> None:
-        self.profiling = prefix
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        return [ReplicaStatus(state=self.state, load=self.load, restarts=self.restarts)]
+
+    async def start_profile(self, prefix: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+        self.profiling = prefix, config
 
     async def stop_profile(self) -> list[str]:
         return [f"trace-{id(self)}"]
@@ -204,8 +210,8 @@ def test_an_abort_finds_its_replica_and_a_profile_is_of_all() -> None:
     assert run(client.abort("b")) is True
     assert run(client.abort("b")) is False
     assert [each.requests for each in replicas] == [["a"], []]
-    run(client.start_profile("p"))
-    assert [each.profiling for each in replicas] == ["p", "p"]
+    run(client.start_profile("p", {"formats": ["stages"]}))
+    assert [each.profiling for each in replicas] == [("p", {"formats": ["stages"]})] * 2
     assert len(set(run(client.stop_profile()))) == 2
 
 
@@ -266,3 +272,25 @@ def test_the_memory_of_prompts_is_bounded_and_forgets_the_oldest_first() -> None
     assert len(seen) == 10
     assert [seen.matched(prefix) // TOKENS_PER_BLOCK for prefix in prompts] == [0, 0, 2, 4, 4]
     assert len(prefix_of(range(10**5))) == MOST_BLOCKS
+
+
+def test_each_replica_is_told_of_in_its_place() -> None:
+    replicas, client = group(2)
+    replicas[1].state = EngineState.RESTARTING
+    replicas[1].restarts = 3
+    replicas[0].load = Load(requests=2, live=5, pages=10, free_pages=4)
+    first, second = client.replicas
+    assert (first.state, first.running, first.waiting, first.restarts) == (EngineState.READY, 2, 3, 0)
+    assert (second.state, second.restarts) == (EngineState.RESTARTING, 3)
+    lines = told_of(client)
+    assert 'diffulex_replica_up{replica="0"} 1.0' in lines
+    assert 'diffulex_replica_up{replica="1"} 0.0' in lines
+    assert 'diffulex_replica_requests{replica="0",state="waiting"} 3.0' in lines
+    assert 'diffulex_replica_kv_pages{replica="0",state="used"} 6.0' in lines
+    assert 'diffulex_engine_restarts_total{replica="1"} 3.0' in lines
+
+
+def told_of(client: ReplicatedClient) -> list[str]:
+    metrics = Metrics()
+    metrics.watch(client)
+    return metrics.text().decode().splitlines()

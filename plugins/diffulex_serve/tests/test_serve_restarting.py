@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import pytest
+import zmq
+import zmq.asyncio
 
 from diffulex_core.engine import Diffulex
-from diffulex_serve.engine.client import Client, EngineState
+from diffulex_serve.engine.client import Client
 from diffulex_serve.engine.errors import EngineDied, EngineUnavailable
 from diffulex_serve.engine.inline import ENGINE_THREAD, inline_client
 from diffulex_serve.engine.messages import (
@@ -23,13 +27,15 @@ from diffulex_serve.engine.messages import (
     EngineInfo,
     Event,
     Load,
+    Loading,
     Ready,
     Stepped,
     Submit,
 )
-from diffulex_serve.engine.process import process_client
+from diffulex_serve.engine.process import ProcessTransport, process_client
 from diffulex_serve.engine.restarting import Backoff, RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
+from diffulex_serve.engine.status import EngineState
 from diffulex_serve.engine.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -193,6 +199,99 @@ def test_a_client_that_is_closed_while_it_waits_to_start_again_ends() -> None:
         assert (client.state, [each.closed for each in stage.puppets]) == (EngineState.CLOSED, [1])
 
     run(scene())
+
+
+class Silent(Puppet):
+    """Its engine begins to load and is never heard of again."""
+
+    async def open(self) -> None:
+        self.say(Loading(doing="Reading the weights"))
+
+
+def test_an_engine_that_does_not_load_in_time_counts_as_dead_and_says_what_it_did() -> None:
+    async def scene() -> None:
+        puppet = Silent()
+        client = RestartingClient(lambda: Client(puppet, load_timeout=0.1))
+        with pytest.raises(EngineDied, match=r"did not load in 0\.1 s.*Reading the weights") as died:
+            await client.start()
+        assert died.value.kind == "EngineSlow"
+        assert (client.state, puppet.closed) == (EngineState.CLOSED, 1)
+        [status] = client.replicas
+        assert status.deaths == {"EngineSlow": 1}
+
+    run(scene())
+
+
+def test_a_start_that_is_given_up_is_no_engine_that_was_too_slow() -> None:
+    async def scene() -> None:
+        puppet = Silent()
+        client = Client(puppet, load_timeout=30.0)
+        starting = asyncio.create_task(client.start())
+        await until(lambda: client.replicas[0].doing == "Reading the weights")
+        assert client.replicas[0].state is EngineState.LOADING
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert (puppet.closed, client.replicas[0].deaths) == (1, {})
+
+    run(scene())
+
+
+def test_deaths_are_counted_by_what_they_died_of_those_of_starts_included() -> None:
+    async def scene() -> None:
+        stage = Stage(True, False, True)
+        client = RestartingClient(stage.make, backoff=AT_ONCE)
+        await client.start()
+        stage.puppets[0].say(Load(step=0, live=3, pages=9, free_pages=2))
+        await until(lambda: client.replicas[0].waiting == 3)
+        stage.puppets[0].say(Died(kind="WorkerError", message="the device fell off"))
+        await until(lambda: client.state is EngineState.RESTARTING)
+        [status] = client.replicas
+        assert (status.state, status.waiting, status.last_error) == (EngineState.RESTARTING, 0, "the device fell off")
+        await until(lambda: client.restarts == 1)
+        [status] = client.replicas
+        assert (status.deaths, status.restarts) == ({"WorkerError": 1, "Error": 1}, 1)
+        assert (status.state, status.last_error) == (EngineState.READY, "no weights")
+        await client.close()
+
+    run(scene())
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        clients = iter([Client(Puppet()), process_client(SPEC), Client(Puppet())])
+        client = RestartingClient(lambda: next(clients), backoff=AT_ONCE)
+        await client.start()
+        first = client.replicas[0]
+
+        async def none_left(*_: object, **__: object) -> None:
+            raise BlockingIOError("Resource temporarily unavailable")
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+        client._client._lose(EngineDied("gone", kind="Error"))
+        await until(lambda: client.restarts == 1)
+        assert first.deaths == {}
+        assert client.replicas[0].deaths == {"Error": 1, "BlockingIOError": 1}
+        await client.close()
+
+    run(scene())
+
+
+def test_where_no_folder_can_be_made_the_engine_is_reached_over_the_loopback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        transport = ProcessTransport(SPEC)
+        socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        assert transport._bind(socket).startswith("tcp://127.0.0.1:")
+        socket.close(linger=0)
+
+    def full(**_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    run(scene())
+    assert "No space left on device" in caplog.text
 
 
 def test_waits_grow_to_a_limit() -> None:

@@ -22,6 +22,7 @@ from diffulex_core.config.describe import (
     not_built,
     type_name,
 )
+from diffulex_core.config.tables import table_sections
 from diffulex_core.errors import UnknownNameError
 from diffulex_core.host import Host
 from diffulex_core.registry import did_you_mean
@@ -106,7 +107,8 @@ def explain_command(
 @click.pass_obj
 def schema_command(host: Host) -> None:
     """Print the JSON Schema of a config file: all keys that this installation knows."""
-    click.echo(json.dumps(json_schema(installed_sections(host), installed_sizes(host)), indent=2))
+    described = json_schema(installed_sections(host), installed_sizes(host), table_sections(host))
+    click.echo(json.dumps(described, indent=2))
 
 
 def _choose(config: EngineConfig, key: str | None) -> tuple[Explained, ...]:

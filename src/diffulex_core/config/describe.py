@@ -93,10 +93,17 @@ def installed_sizes(host: Host) -> Mapping[object, str]:
     return added_sizes(host.models, host.strategies)
 
 
-def json_schema(sections: Iterable[Section], sizes: Mapping[object, str] | None = None) -> dict[str, Any]:
+def json_schema(
+    sections: Iterable[Section],
+    sizes: Mapping[object, str] | None = None,
+    tables: Mapping[str, Iterable[Section]] | None = None,
+) -> dict[str, Any]:
     """JSON Schema of a config file: every key at the top, or nested under its section's name.
 
-    `sizes` are block and page sizes that plugins allow (`installed_sizes`).
+    Args:
+        sections: of the engine's keys.
+        sizes: block and page sizes that plugins allow (`installed_sizes`).
+        tables: of plugins' commands, whose keys stand nowhere else (`table_sections`).
     """
     flat: dict[str, list[dict[str, Any]]] = {}
     nested: dict[str, Any] = {}
@@ -109,6 +116,10 @@ def json_schema(sections: Iterable[Section], sizes: Mapping[object, str] | None 
             known = nested.get(title, {}).get("properties", {})
             nested[title] = {"type": "object", "properties": {**known, **properties}, "additionalProperties": False}
     properties = {name: values[0] if len(values) == 1 else {"anyOf": values} for name, values in flat.items()}
+    for title, own in (tables or {}).items():
+        nested.setdefault(
+            title, {"type": "object", "properties": _properties(build_schema(own)), "additionalProperties": False}
+        )
     for title, value in nested.items():
         properties[title] = {"anyOf": [properties[title], value]} if title in properties else value
     return {
@@ -162,12 +173,16 @@ def _properties(schema: Schema) -> dict[str, Any]:
         names = [name for name in (spec.name, *spec.other_names) if "." not in name]
         properties.update(dict.fromkeys(names, value))
     for name, leaves in schema.groups.items():
-        properties[name] = {
-            "type": "object",
-            "properties": {leaf: _value_schema(spec) for leaf, spec in leaves.items()},
-            "additionalProperties": False,
-        }
+        within: dict[str, Any] = {leaf: _value_schema(spec) for leaf, spec in leaves.items()}
+        for spec in leaves.values():
+            for table, leaf in (parts[1:] for other in spec.other_names if len(parts := other.split(".")) == 3):
+                within.setdefault(table, _table({}))["properties"][leaf] = _value_schema(spec)
+        properties[name] = _table(within)
     return properties
+
+
+def _table(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _value_schema(spec: KeySpec) -> dict[str, Any]:

@@ -54,6 +54,9 @@ _KEYS_OF_PACKAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+TABLES: Mapping[str, str] = MappingProxyType({"serve": "diffulex-serve", "chat": "diffulex-serve"})
+"""Table of a config file -> the first-party package whose commands read it. Consulted only when no plugin has it."""
+
 OWNERS: Mapping[str, str] = MappingProxyType(
     {name: package for package, names in _KEYS_OF_PACKAGES.items() for name in names}
 )

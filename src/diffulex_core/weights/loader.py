@@ -9,9 +9,9 @@ import attrs
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diffulex_core.errors import CheckpointError, PluginError
+from diffulex_core.progress import Progress
 from diffulex_core.protocols import DiffusionModel, WeightResolver
 from diffulex_core.weights.contents import differ, non_finite
 from diffulex_core.weights.files import take_inventory
@@ -108,13 +108,23 @@ def _copy(folder: Path, claims: list[Claim], *, progress: bool, check: bool) -> 
     by_file: dict[str, list[Claim]] = {}
     for claim in claims:
         by_file.setdefault(claim.stored.file, []).append(claim)
-    with tqdm(total=len(claims), desc="Loading weights", unit="tensor", disable=not progress) as bar, torch.no_grad():
+    shown = Progress(
+        total=len(claims),
+        shown=progress,
+        log_interval=1.0,
+        unit="tensor",
+        doing="Loading weights",
+        done="loaded",
+    )
+    loaded = 0
+    with shown, torch.no_grad():
         for file, held in by_file.items():
             with safe_open(folder / file, framework="pt") as stored:
                 for claim in held:
                     _load(claim, stored)
                     problems += non_finite(claim) if check else ()
-                    bar.update()
+                    loaded += 1
+                    shown.update(done=loaded)
     return problems
 
 

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import shutil
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 import attrs
 import uvicorn
 
 from diffulex_core.plugin import ConfigError, DiffulexError
-from diffulex_serve.engine.client import Client, EngineClient
+from diffulex_serve.engine.client import Client
 from diffulex_serve.engine.inline import inline_client
 from diffulex_serve.engine.process import process_client
+from diffulex_serve.engine.protocols import EngineClient
 from diffulex_serve.engine.replicas import ReplicatedClient
 from diffulex_serve.engine.restarting import RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.http.app import create_app
 from diffulex_serve.http.desk import Desk
+from diffulex_serve.loading import watch_loading
 from diffulex_serve.options import ServeOptions
 from diffulex_serve.texts import Texts
 
 _log = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+_ADVICE: Mapping[int, str] = {
+    errno.EADDRINUSE: "Another program listens there; end it, or choose another --port (0 takes a free one).",
+    errno.EACCES: "Ports below 1024 are for privileged programs; choose another --port.",
+}
+"""What to do when a socket cannot listen, by the number of the error."""
 
 _LOOKS_PER_SECOND = 20
 """How often a stopping server looks whether its requests are done."""
@@ -57,12 +69,12 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
         create_app(desk), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
     )
     server = _Server(config)
-    stopping = asyncio.Event()
-    with _signals(server, stopping):
+    stopping, forced = asyncio.Event(), asyncio.Event()
+    with _signals(server, stopping, forced):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         draining = asyncio.create_task(_drain(server, stopping, desk))
         try:
-            await _load(client, serving, stopping, url=url_of(listener), model=model)
+            await _load(client, serving, stopping, url=url_of(listener), model=model, terminal=_terminal(options))
             await serving
         finally:
             server.should_exit = True
@@ -70,7 +82,7 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
             await asyncio.gather(serving, draining, return_exceptions=True)
             texts.close()
             listener.close()
-            await client.close()
+            await _close(client, forced)
     _log.info("stopped")
 
 
@@ -82,12 +94,17 @@ def make_client(spec: EngineSpec, options: ServeOptions, replicas: int = 1) -> E
 
 
 def _make_one(spec: EngineSpec, options: ServeOptions) -> RestartingClient:
-    stall_timeout = options.recovery.stall_timeout
+    recovery = options.recovery
 
     def make() -> Client:
         if options.server.backend == "inline":
-            return inline_client(spec.open, stall_timeout=stall_timeout)
-        return process_client(spec, stall_timeout=stall_timeout)
+            return inline_client(spec.open, stall_timeout=recovery.stall_timeout, load_timeout=recovery.load_timeout)
+        return process_client(
+            spec,
+            stall_timeout=recovery.stall_timeout,
+            load_timeout=recovery.load_timeout,
+            log_format=options.server.log_format,
+        )
 
     return RestartingClient(make, restart=options.recovery.restart)
 
@@ -98,15 +115,21 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is taken or not ours.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name may stand for several addresses; that of IPv4 is what its clients try, whatever they are.
+        family, _, _, _, address = min(found, key=lambda each: each[0] is not socket.AF_INET)
+        listener = socket.socket(family)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
-        listener.close()
-        raise ConfigError([f"Nothing can listen on {host}, port {port}: {error.strerror}. Choose another."]) from error
+        advice = _ADVICE.get(error.errno or 0, "Check --host, which is an address or a name of this machine.")
+        raise ConfigError([f"Nothing can listen on {host}, port {port}: {error.strerror}. {advice}"]) from error
     listener.setblocking(False)
     return listener
 
@@ -118,26 +141,44 @@ def url_of(listener: socket.socket) -> str:
 
 
 async def _load(
-    client: EngineClient, serving: asyncio.Task[None], stopping: asyncio.Event, *, url: str, model: str
+    client: EngineClient,
+    serving: asyncio.Task[None],
+    stopping: asyncio.Event,
+    *,
+    url: str,
+    model: str,
+    terminal: TextIO | None,
 ) -> None:
     """Load the engine while the server answers probes already, unless it is to stop."""
     began = time.monotonic()
     _log.info("loading %s; %s/ready tells when it is done", model, url)
     loading = asyncio.create_task(client.start())
     stopped = asyncio.create_task(stopping.wait())
+    width = shutil.get_terminal_size().columns
+    watching = asyncio.create_task(watch_loading(client, model=model, terminal=terminal, width=width))
     try:
         await asyncio.wait({loading, serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        await asyncio.wait({watching})
         if loading.done():
             info = loading.result()
             how = f"{info.family}, {info.strategy}"
             _log.info("%s (%s) is ready at %s after %.1f s", model, how, url, time.monotonic() - began)
     finally:
-        for task in (loading, stopped):
+        for task in (loading, stopped, watching):
             task.cancel()
-        results = await asyncio.gather(loading, stopped, return_exceptions=True)
+        results = await asyncio.gather(loading, stopped, watching, return_exceptions=True)
         for error in results:
             if isinstance(error, DiffulexError):
                 _log.debug("loading ended: %s", error)
+
+
+def _terminal(options: ServeOptions) -> TextIO | None:
+    """Where a line about loading can be drawn; None where nobody looks, or the log is for machines."""
+    server = options.server
+    if server.backend == "inline" or server.log_format == "json" or not sys.stderr.isatty():
+        return None
+    return sys.stderr
 
 
 async def _drain(server: _Server, stopping: asyncio.Event, desk: Desk) -> None:
@@ -155,13 +196,25 @@ async def _drain(server: _Server, stopping: asyncio.Event, desk: Desk) -> None:
     server.should_exit = True
 
 
+async def _close(client: EngineClient, forced: asyncio.Event) -> None:
+    """End the engines in order; those that do not end are left to die with this process once a second signal came."""
+    closing, hurry = asyncio.create_task(client.close()), asyncio.create_task(forced.wait())
+    await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if closing.done():
+        closing.result()
+    else:
+        _log.warning("the engine is ended by force")
+
+
 @contextlib.contextmanager
-def _signals(server: _Server, stopping: asyncio.Event) -> Iterator[None]:
+def _signals(server: _Server, stopping: asyncio.Event, forced: asyncio.Event) -> Iterator[None]:
     """Interrupts stop the server in order, and at once when they come again."""
 
     def stop() -> None:
         if stopping.is_set():
             server.should_exit = server.force_exit = True
+            forced.set()
         stopping.set()
 
     loop = asyncio.get_running_loop()

@@ -5,25 +5,48 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from typing import Any
+from typing import Any, Literal
 
-from diffulex_serve.http.middleware import REQUEST_ID
+from diffulex_serve.journal import REQUEST_ID
 from diffulex_serve.options import ServerSection
+
+LogFormat = Literal["json", "text"]
 
 
 def configure_logs(options: ServerSection) -> None:
     """Log to stderr as the options say, in place of what was configured before."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if options.log_format == "json" else TextLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
+    _log_to_stderr(options.log_format, "")
     for name in ("diffulex_serve", "diffulex_core"):
         logging.getLogger(name).setLevel(options.log_level.upper())
 
 
+def configure_engine_logs(log_format: LogFormat, process: str) -> None:
+    """Log the warnings of an engine's process to stderr, in the server's format.
+
+    Args:
+        log_format: the server's.
+        process: what the process is called in the log.
+    """
+    _log_to_stderr(log_format, process).setLevel(logging.WARNING)
+
+
+def _log_to_stderr(log_format: LogFormat, process: str) -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(process) if log_format == "json" else TextLines(process))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    return handler
+
+
 class JsonLines(logging.Formatter):
     """One JSON object for each record."""
+
+    def __init__(self, process: str = "") -> None:
+        """`process`: what the process is called; empty = the server's own, of which nothing is said."""
+        super().__init__()
+        self._process = {"process": process} if process else {}
 
     def format(self, record: logging.LogRecord) -> str:
         """`time`, `level`, `logger`, `message`, `request_id`, and the facts that came with it."""
@@ -33,6 +56,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "request_id": REQUEST_ID.get(),
+            **self._process,
         }
         facts = record.__dict__.get("facts")
         if isinstance(facts, dict):
@@ -43,10 +67,12 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """A line for each record; a request's id comes before the message."""
+    """A line for each record; a request's id comes behind the message."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    def __init__(self, process: str = "") -> None:
+        """`process`: what the process is called; empty = the server's own, of which nothing is said."""
+        before = f"{process}: ".replace("%", "%%") if process else ""
+        super().__init__(f"%(asctime)s %(levelname)-7s {before}%(message)s", datefmt="%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and below it a stack trace where there is one."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
 
+from diffulex_core.config import Origin
 from diffulex_core.plugin import key
 
 
@@ -58,6 +60,9 @@ class RecoverySection:
     """What happens when an engine fails."""
 
     restart: bool = key(True, "Start an engine again when it died, or got stuck.")
+    load_timeout: float | None = key(
+        1800.0, "Seconds that an engine may take to load; null = any. Later it counts as dead.", above=0
+    )
     stall_timeout: float | None = key(
         300.0, "Seconds that an engine with work may say nothing before it counts as stuck; null = any.", above=0
     )
@@ -65,14 +70,22 @@ class RecoverySection:
 
 @attrs.frozen(kw_only=True)
 class ServeOptions:
-    """All keys of the server."""
+    """All keys of the server.
+
+    Attributes:
+        origins: who set each key, by its name; those that are missing have their default.
+    """
 
     server: ServerSection = attrs.field(factory=ServerSection)
     limits: LimitsSection = attrs.field(factory=LimitsSection)
     security: SecuritySection = attrs.field(factory=SecuritySection)
     jobs: JobsSection = attrs.field(factory=JobsSection)
     recovery: RecoverySection = attrs.field(factory=RecoverySection)
+    origins: Mapping[str, Origin] = attrs.field(factory=dict, eq=False, repr=False)
 
 
 TITLE = "serve"
 """Under which a config file nests these keys, and the section of their environment variables."""
+
+SECRETS = frozenset({"api_key"})
+"""Keys whose values nobody is told."""

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from diffulex_core.plugin import hookimpl
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import click
+
+
+@hookimpl
+def diffulex_config_tables() -> Mapping[str, str]:
+    return {"serve": "diffulex_serve.options:ServeOptions", "chat": "diffulex_serve.chat.options:ChatOptions"}
 
 
 @hookimpl

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from diffulex_core.host import Host
@@ -39,9 +41,7 @@ def _run(
     from diffulex_serve.chat.session import Session
     from diffulex_serve.chat.terminal import ConsoleTerminal
 
-    begin = Settings()
-    for name, text in typed.items():
-        begin = begin if text is None else begin.changed(name, text)
+    begin = _begin(config_file, typed)
     terminal = ConsoleTerminal()
     link = _inline(host, model, config_file, settings) if own else _remote(url or DEFAULT_URL, api_key)
     with asyncio.Runner() as runner:
@@ -53,6 +53,29 @@ def _run(
             Session(link, terminal, runner, settings=begin).run()
         finally:
             runner.run(link.close())
+
+
+def _begin(config_file: Path | None, typed: Mapping[str, str | None]) -> Settings:
+    """The settings that a conversation begins with: what was typed, else what file and environment say.
+
+    Raises:
+        ConfigError, InvalidSamplingParams: a value cannot be used.
+    """
+    from diffulex_core.config import read_config_file
+    from diffulex_serve.chat.options import TITLE
+    from diffulex_serve.settings import divide, read_chat_options
+
+    table, _ = divide(None if config_file is None else read_config_file(config_file), TITLE)
+    options = read_chat_options(table=table, file_name=str(config_file), environ=os.environ)
+    known = attrs.asdict(options)
+    begin = Settings()
+    for name, knob in KNOBS.items():
+        value = known[knob.field]
+        text = typed.get(name)
+        if text is None and value is not None:
+            text = str(value)
+        begin = begin if text is None else begin.changed(name, text)
+    return begin
 
 
 def _remote(url: str, api_key: str | None) -> Link:
@@ -102,7 +125,7 @@ def _options() -> list[click.Parameter]:
         click.Option(
             ["--config", "config_file"],
             type=click.Path(path_type=Path, dir_okay=False),
-            help="YAML, TOML or JSON file with the engine's configuration keys.",
+            help="YAML, TOML or JSON file with the engine's keys, and a 'chat:' table of sampling options.",
         ),
         click.Option(
             ["--set", "settings"],

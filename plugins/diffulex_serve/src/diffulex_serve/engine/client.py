@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any
 
 from diffulex_core.plugin import DiffulexError
 from diffulex_serve.engine.errors import CallRejected, EngineDied, EngineUnavailable, RequestRefused
@@ -25,6 +26,7 @@ from diffulex_serve.engine.messages import (
     EngineInfo,
     Event,
     Load,
+    Loading,
     Ready,
     Refused,
     StartProfile,
@@ -32,128 +34,36 @@ from diffulex_serve.engine.messages import (
     StopProfile,
     Submit,
 )
+from diffulex_serve.engine.protocols import Answer
+from diffulex_serve.engine.status import EngineState, ReplicaStatus
 from diffulex_serve.engine.transport import Transport
 from diffulex_serve.engine.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
 
-class EngineState(enum.StrEnum):
-    """Whether an engine takes requests."""
-
-    NEW = "new"
-    LOADING = "loading"
-    READY = "ready"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-class Answer(Protocol):
-    """A request that was accepted: iterate it for what happens, until and with its `Ended`.
-
-    Use it as an async context manager; leaving it before the end aborts the request.
-    """
-
-    @property
-    def request_id(self) -> str:
-        """As it was submitted."""
-        ...
-
-    def __aiter__(self) -> AsyncIterator[Stepped | Ended]:
-        """Events in order. Steps that nobody read in time arrive as one.
-
-        Raises:
-            EngineDied: there will be no end.
-        """
-        ...
-
-    async def __aenter__(self) -> Answer: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
-
-
-class EngineClient(Protocol):
-    """An engine, or what stands for several. Used from one event loop."""
-
-    @property
-    def state(self) -> EngineState:
-        """Whether it takes requests."""
-        ...
-
-    @property
-    def info(self) -> EngineInfo:
-        """What the engine is.
-
-        Raises:
-            EngineUnavailable: it was never ready.
-        """
-        ...
-
-    @property
-    def load(self) -> Load:
-        """The latest news of how busy it is."""
-        ...
-
-    def on_load(self, listener: Callable[[Load], None]) -> None:
-        """Call `listener` with all news from now on; for metrics."""
-        ...
-
-    async def start(self) -> EngineInfo:
-        """Start the engine and wait until it loaded its model. Once.
-
-        Raises:
-            EngineDied: it could not; the message says why.
-        """
-        ...
-
-    async def submit(self, request: Submit) -> Answer:
-        """Hand in a request and wait until the engine takes it. Cancelling this aborts the request.
-
-        Raises:
-            RequestRefused: the engine cannot serve it.
-            EngineUnavailable: no engine takes requests.
-        """
-        ...
-
-    async def abort(self, request_id: str) -> bool:
-        """End a request now; its pages are free afterwards. False when it is not here (any more).
-
-        Raises:
-            EngineUnavailable: there is no engine, and so no request.
-        """
-        ...
-
-    async def start_profile(self, prefix: str | None = None) -> None:
-        """Begin a profiler recording.
-
-        Raises:
-            CallRejected: the engine has no profiler.
-            EngineUnavailable: there is no engine.
-        """
-        ...
-
-    async def stop_profile(self) -> list[str]:
-        """End the recording; the paths of its files. Raises what `start_profile` does."""
-        ...
-
-    async def close(self) -> None:
-        """Abort everything and end the engine. Calling it again does nothing."""
-        ...
-
-
 class Client:
     """An `EngineClient` over a transport: it routes what comes to those who wait for it."""
 
-    def __init__(self, transport: Transport, *, stall_timeout: float | None = None) -> None:
-        """`stall_timeout`: seconds that an engine with work may say nothing; then it counts as dead. None = any."""
+    def __init__(
+        self, transport: Transport, *, stall_timeout: float | None = None, load_timeout: float | None = None
+    ) -> None:
+        """
+        Args:
+            transport: starts the engine and carries messages.
+            stall_timeout: seconds that an engine with work may say nothing; then it counts as dead. None = any.
+            load_timeout: seconds that it may take until it is ready; then it counts as dead. None = any.
+        """
         self._transport = transport
         self._watchdog = Watchdog(stall_timeout, busy=self._is_busy, silent=lambda: self._stall(stall_timeout))
+        self._load_timeout = load_timeout
         self._state = EngineState.NEW
         self._info: EngineInfo | None = None
         self._load = Load()
+        self._stepped_at: float | None = None
+        self._began: float | None = None
+        self._doing = ""
+        self._died: EngineDied | None = None
         self._listeners: list[Callable[[Load], None]] = []
         self._ready: asyncio.Future[EngineInfo] | None = None
         self._death: asyncio.Future[EngineDied] | None = None
@@ -178,6 +88,22 @@ class Client:
     def load(self) -> Load:
         return self._load
 
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        died = self._died
+        return (
+            ReplicaStatus(
+                state=self._state,
+                load=self._load,
+                stepped_at=self._stepped_at,
+                requests=len(self._open),
+                doing=self._doing,
+                began=self._began,
+                deaths={} if died is None else Counter([died.kind]),
+                last_error=None if died is None else str(died),
+            ),
+        )
+
     def on_load(self, listener: Callable[[Load], None]) -> None:
         self._listeners.append(listener)
 
@@ -197,12 +123,18 @@ class Client:
         self._state = EngineState.LOADING
         self._ready = asyncio.get_running_loop().create_future()
         self._death = asyncio.get_running_loop().create_future()
+        self._began = time.monotonic()
+        limit = asyncio.timeout(self._load_timeout)
         try:
-            await self._transport.open()
-            self._router = asyncio.create_task(self._route())
-            return await self._ready
-        except BaseException:  # an engine that does not come up leaves nothing behind, cancelled or failed
+            async with limit:
+                await self._transport.open()
+                self._router = asyncio.create_task(self._route())
+                return await self._ready
+        except BaseException as error:  # an engine that does not come up leaves nothing behind, cancelled or failed
+            late = self._too_slow() if isinstance(error, TimeoutError) and limit.expired() else None
             await self.close()
+            if late is not None:
+                raise late from None
             raise
 
     async def submit(self, request: Submit) -> Answer:
@@ -233,8 +165,8 @@ class Client:
     async def abort(self, request_id: str) -> bool:
         return bool(await self._call(lambda number: Abort(call=number, request_id=request_id)))
 
-    async def start_profile(self, prefix: str | None = None) -> None:
-        await self._call(lambda number: StartProfile(call=number, prefix=prefix))
+    async def start_profile(self, prefix: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+        await self._call(lambda number: StartProfile(call=number, prefix=prefix, config=config))
 
     async def stop_profile(self) -> list[str]:
         paths = await self._call(lambda number: StopProfile(call=number))
@@ -300,10 +232,14 @@ class Client:
     def _take(self, event: Event) -> None:
         match event:
             case Ready():
-                self._info, self._state = event.info, EngineState.READY
+                self._info, self._state, self._doing = event.info, EngineState.READY, ""
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(event.info)
+            case Loading():
+                self._doing = event.doing
             case Load():
+                if event.step != self._load.step:
+                    self._stepped_at = time.monotonic()
                 self._load = event
                 for listener in self._listeners:
                     listener(event)
@@ -325,7 +261,7 @@ class Client:
             case CallFailed():
                 answer = self._calls.get(event.call)
                 if answer is not None and not answer.done():
-                    answer.set_exception(CallRejected(event.message))
+                    answer.set_exception(CallRejected(event.message, user_error=event.user_error))
             case Died():
                 self._lose(EngineDied(event.message, kind=event.kind))
 
@@ -333,12 +269,19 @@ class Client:
         """The engine is gone: tell everybody who waits."""
         if self._state in (EngineState.FAILED, EngineState.CLOSED):
             return
-        self._state = EngineState.FAILED
+        self._state, self._died, self._doing = EngineState.FAILED, error, ""
         self._watchdog.stop()
         _log.error("the engine died: %s: %s", error.kind, error)
         if self._death is not None and not self._death.done():
             self._death.set_result(error)
         self._fail(error)
+
+    def _too_slow(self) -> EngineDied:
+        message = f"The engine did not load in {self._load_timeout:g} s; load_timeout allows no more."
+        said = f" What it did last: {self._doing}." if self._doing else ""
+        _log.error("%s%s", message, said)
+        self._died = EngineDied(f"{message}{said}", kind="EngineSlow")
+        return self._died
 
     def _is_busy(self) -> bool:
         return bool(self._open or self._calls)

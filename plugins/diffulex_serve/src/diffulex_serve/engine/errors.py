@@ -29,4 +29,11 @@ class EngineDied(EngineUnavailable):
 
 
 class CallRejected(DiffulexError, RuntimeError):
-    """The engine could not do what it was asked, such as to profile without a profiler."""
+    """The engine could not do what it was asked, such as to profile without a profiler.
+
+    `user_error` tells whether what was asked makes no sense.
+    """
+
+    def __init__(self, message: str, *, user_error: bool = False) -> None:
+        self.user_error = user_error
+        super().__init__(message)

@@ -18,10 +18,15 @@ ENGINE_THREAD = "diffulex-engine"
 
 
 def inline_client(
-    open_engine: Callable[[], Diffulex], *, grace: float = 60.0, stall_timeout: float | None = None
+    open_engine: Callable[[], Diffulex],
+    *,
+    grace: float = 60.0,
+    stall_timeout: float | None = None,
+    load_timeout: float | None = None,
 ) -> Client:
     """A client of an engine in a thread of its own, which `open_engine` opens and the client closes."""
-    return Client(InlineTransport(open_engine, grace=grace), stall_timeout=stall_timeout)
+    transport = InlineTransport(open_engine, grace=grace)
+    return Client(transport, stall_timeout=stall_timeout, load_timeout=load_timeout)
 
 
 class InlineTransport:

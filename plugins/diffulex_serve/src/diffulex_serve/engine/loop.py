@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
 
+from diffulex_core.config.describe import explain
 from diffulex_core.engine import Diffulex
 from diffulex_core.generation import StepResult
 from diffulex_core.outputs import ReqTrajectory, TokenLogprob
 from diffulex_core.plugin import (
+    Canvas,
+    ConfigError,
     Decision,
     DiffulexError,
+    EngineConfig,
     IntArray,
     LogProbabilities,
     RequestError,
@@ -46,6 +50,9 @@ from diffulex_serve.engine.messages import (
 
 _log = logging.getLogger(__name__)
 
+_STAGES = ("schedule", "pack", "forward", "sample", "copy", "update", "other")
+"""Of a step, in the order of `StepTimes.seconds`."""
+
 
 class Line(Protocol):
     """The engine's end of the connection to its frontend; used by one thread."""
@@ -66,6 +73,7 @@ class _Live:
     request_id: str
     watch: CanvasWatch | None
     nfe: int = 0
+    decode_time: float = 0.0
 
 
 class EngineLoop:
@@ -154,12 +162,13 @@ class EngineLoop:
     def _call(self, command: StartProfile | StopProfile) -> None:
         try:
             if isinstance(command, StartProfile):
-                self._engine.start_profile(command.prefix)
+                self._engine.start_profile(command.prefix, command.config)
                 value: list[str] | None = None
             else:
                 value = [str(path) for path in self._engine.stop_profile()]
         except (DiffulexError, OSError, RuntimeError) as error:
-            self._events.append(CallFailed(call=command.call, message=str(error)))
+            wrong = isinstance(error, ConfigError)
+            self._events.append(CallFailed(call=command.call, message=str(error), user_error=wrong))
         else:
             self._events.append(Answered(call=command.call, value=value))
 
@@ -170,6 +179,7 @@ class EngineLoop:
                 live = self._live[window.request_id]
                 live.nfe += 1
                 if live.watch is not None:
+                    live.decode_time += result.seconds * window.span.advances
                     self._events.append(self._stepped(window.request_id, live, live.watch, result.plan, decision))
         self._tell_ends()
         self._tell_load(result)
@@ -189,6 +199,7 @@ class EngineLoop:
             erased=tuple(delta.erased.tolist()),
             final=len(final),
             committed=canvas.committed,
+            decode_time=live.decode_time,
             logprobs=_logprobs(rows, delta.tokens.tolist(), decision, decision.logprobs),
         )
 
@@ -196,7 +207,8 @@ class EngineLoop:
         for record in self._ended:
             live = self._live.pop(record.req_id)
             del self._engine_ids[live.request_id]
-            self._events.append(ended(live.request_id, record))
+            canvas, _ = self._engine.look(record.req_id)
+            self._events.append(ended(live.request_id, record, canvas))
         self._ended.clear()
 
     def _tell_load(self, result: StepResult | None = None) -> None:
@@ -209,6 +221,7 @@ class EngineLoop:
                 seconds=result.seconds,
                 requests=len(result.plan.windows),
                 rows=result.plan.rows,
+                stages=_stages(self._engine),
             )
         self._events.append(self._load)
 
@@ -229,17 +242,33 @@ def engine_info(engine: Diffulex) -> EngineInfo:
         logprobs=config.strategy.logprobs,
         sampling_defaults=dict(config.sampling_defaults),
         pid=os.getpid(),
+        config=explained(config),
     )
 
 
-def ended(request_id: str, record: ReqTrajectory) -> Ended:
-    """The end of a request as its record tells it."""
+def explained(config: EngineConfig) -> dict[str, Any]:
+    """A configuration as `diffulex config explain --json` tells it."""
+    return {
+        "model_family": config.family.name,
+        "decoding_strategy": config.strategy.name,
+        "keys": [row.as_json() for row in explain(config)],
+        "sampling_defaults": dict(config.sampling_defaults),
+        "warnings": list(config.warnings),
+    }
+
+
+def ended(request_id: str, record: ReqTrajectory, canvas: Canvas) -> Ended:
+    """The end of a request as its record and its canvas tell it."""
     return Ended(
         request_id=request_id,
         reason=record.completion_reason.value,
         error=record.error,
         token_ids=record.token_ids,
         text=record.text,
+        canvas=tuple(
+            token if decided else None
+            for token, decided in zip(canvas.tokens.tolist(), canvas.decided.tolist(), strict=True)
+        ),
         logprobs=None if record.logprobs is None else tuple(map(_logprob, record.logprobs)),
         prompt_tokens=record.prompt_tokens,
         cached_tokens=record.cached_tokens,
@@ -261,6 +290,15 @@ def ended(request_id: str, record: ReqTrajectory) -> Ended:
 def died(error: BaseException) -> Died:
     """What the frontend is told of an engine that cannot go on."""
     return Died(kind=type(error).__name__, message=str(error) or type(error).__name__)
+
+
+def _stages(engine: Diffulex) -> dict[str, float]:
+    """Seconds of the stages of the latest step."""
+    return {
+        name: round(seconds, 7)
+        for latest in engine.recent_steps(1)
+        for name, seconds in zip(_STAGES, latest.seconds, strict=True)
+    }
 
 
 def _logprob(told: TokenLogprob | None) -> Logprob | None:

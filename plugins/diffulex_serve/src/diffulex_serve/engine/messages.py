@@ -27,6 +27,7 @@ class EngineInfo:
         logprobs: whether the strategy can tell log probabilities.
         sampling_defaults: what the checkpoint recommends.
         pid: the process that it runs in.
+        config: its configuration as `diffulex config explain --json` tells it.
     """
 
     model: str
@@ -41,6 +42,7 @@ class EngineInfo:
     logprobs: bool
     sampling_defaults: Mapping[str, Any]
     pid: int
+    config: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,10 +72,11 @@ class Abort:
 
 @attrs.frozen(kw_only=True)
 class StartProfile:
-    """Begin a profiler recording; answered by `Answered` or `CallFailed`."""
+    """Begin a profiler recording; answered by `Answered` or `CallFailed`. As `Diffulex.start_profile`."""
 
     call: int
     prefix: str | None = None
+    config: Mapping[str, Any] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -89,6 +92,13 @@ class Close:
 
 
 Command = Submit | Abort | StartProfile | StopProfile | Close
+
+
+@attrs.frozen(kw_only=True)
+class Loading:
+    """The engine is not ready yet, and does this."""
+
+    doing: str
 
 
 @attrs.frozen(kw_only=True)
@@ -143,6 +153,7 @@ class Stepped:
         erased: positions that show no token any more, ascending.
         final: so many leading tokens can never change.
         committed: so many leading positions have their K/V stored in final form.
+        decode_time: seconds of the forwards so far in which it decoded, whoever shared them.
         logprobs: of each written token, None where it is not known; empty when the request does not ask.
     """
 
@@ -156,6 +167,7 @@ class Stepped:
     erased: tuple[int, ...] = ()
     final: int = 0
     committed: int = 0
+    decode_time: float = 0.0
     logprobs: tuple[Logprob | None, ...] = ()
 
 
@@ -167,6 +179,7 @@ class Ended:
         reason: value of `CompletionReason`.
         error: the message when the reason is `error`.
         token_ids, text: the answer.
+        canvas: all positions behind the prompt, those past the answer too; None where no token is decided.
         logprobs: of each token of the answer; None when the request did not ask.
         prompt_tokens, cached_tokens, nfe, nfe_prefill, tokens_written, tokens_edited, tokens_committed, preemptions,
         steps_saved: as in `ReqTrajectory`.
@@ -178,6 +191,7 @@ class Ended:
     error: str | None = None
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    canvas: tuple[int | None, ...] = ()
     logprobs: tuple[Logprob | None, ...] | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -206,6 +220,7 @@ class Load:
         rows: that it fed.
         live: requests that wait or run.
         pages, free_pages: of the KV cache.
+        stages: seconds of the stages of that step, by name.
     """
 
     step: int = -1
@@ -215,6 +230,7 @@ class Load:
     live: int = 0
     pages: int = 0
     free_pages: int = 0
+    stages: Mapping[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -227,10 +243,11 @@ class Answered:
 
 @attrs.frozen(kw_only=True)
 class CallFailed:
-    """A call could not be carried out; the engine goes on."""
+    """A call could not be carried out; the engine goes on. `user_error`: what was asked makes no sense."""
 
     call: int
     message: str
+    user_error: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -246,4 +263,4 @@ class Died:
     message: str
 
 
-Event = Ready | Accepted | Refused | Stepped | Ended | Load | Answered | CallFailed | Died
+Event = Loading | Ready | Accepted | Refused | Stepped | Ended | Load | Answered | CallFailed | Died

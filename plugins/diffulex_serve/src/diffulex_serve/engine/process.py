@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import shutil
 import sys
@@ -20,14 +21,25 @@ from diffulex_serve.engine.errors import EngineDied
 from diffulex_serve.engine.messages import Close, Command, Event
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.engine.wire import decode_events, encode
+from diffulex_serve.logs import LogFormat
+
+_log = logging.getLogger(__name__)
 
 LONGEST_IPC_PATH = 100
 """Bytes; operating systems allow a few more."""
 
 
-def process_client(spec: EngineSpec, *, grace: float = 10.0, stall_timeout: float | None = None) -> Client:
+def process_client(
+    spec: EngineSpec,
+    *,
+    grace: float = 10.0,
+    stall_timeout: float | None = None,
+    load_timeout: float | None = None,
+    log_format: LogFormat = "text",
+) -> Client:
     """A client of an engine in a new process, which the client ends."""
-    return Client(ProcessTransport(spec, grace=grace), stall_timeout=stall_timeout)
+    transport = ProcessTransport(spec, grace=grace, log_format=log_format)
+    return Client(transport, stall_timeout=stall_timeout, load_timeout=load_timeout)
 
 
 class ProcessTransport:
@@ -38,9 +50,15 @@ class ProcessTransport:
     pipe stays open: when it closes, the parent is gone, and the child ends.
     """
 
-    def __init__(self, spec: EngineSpec, *, grace: float = 10.0) -> None:
-        """`grace`: seconds that the process has to end by itself in `close`."""
+    def __init__(self, spec: EngineSpec, *, grace: float = 10.0, log_format: LogFormat = "text") -> None:
+        """
+        Args:
+            spec: the engine.
+            grace: seconds that the process has to end by itself in `close`.
+            log_format: of what the process logs itself.
+        """
         self._spec = spec
+        self._log_format = log_format
         self._grace = grace
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
@@ -52,6 +70,13 @@ class ProcessTransport:
         """Whether the engine was told to close."""
 
     async def open(self) -> None:
+        try:
+            await self._open()
+        except (OSError, zmq.ZMQError) as error:
+            message = f"The engine's process could not be started: {error}."
+            raise EngineDied(message, kind=type(error).__name__) from error
+
+    async def _open(self) -> None:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -61,6 +86,8 @@ class ProcessTransport:
             sys.executable,
             "-m",
             "diffulex_serve.engine.child",
+            self._log_format,
+            "engine" if self._spec.replica is None else f"engine {self._spec.replica}",
             stdin=asyncio.subprocess.PIPE,
             # A terminal's interrupt is for the server, which tells its engine.
             start_new_session=True,
@@ -94,22 +121,32 @@ class ProcessTransport:
                     read.cancel()
 
     async def close(self) -> None:
+        try:
+            await self._end()
+        finally:  # also when nobody waits any more
+            if self._socket is not None:
+                self._socket.close(linger=0)
+            self._context.term()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _end(self) -> None:
         process = self._process
-        if process is not None and self._exit is not None:
-            if process.stdin is not None and not self._told:
-                process.stdin.close()  # an engine that loads or is stuck ends by this
-            try:
-                await asyncio.wait_for(asyncio.shield(self._exit), timeout=self._grace)
-            except TimeoutError:
+        if process is None or self._exit is None or process.stdin is None:
+            return
+        if not self._told:
+            process.stdin.close()  # an engine that loads or is stuck ends by this
+        try:
+            await asyncio.wait_for(asyncio.shield(self._exit), timeout=self._grace)
+        except TimeoutError:
+            process.kill()
+            await self._exit
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
                 process.kill()
-                await self._exit
-            if process.stdin is not None:
-                process.stdin.close()
-        if self._socket is not None:
-            self._socket.close(linger=0)
-        self._context.term()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        finally:
+            process.stdin.close()
 
     async def _read(self) -> Sequence[Event]:
         assert self._socket is not None
@@ -121,11 +158,14 @@ class ProcessTransport:
     def _bind(self, socket: zmq.asyncio.Socket) -> str:
         """An endpoint that nobody else can guess, and where possible nobody else can reach."""
         if zmq.has("ipc"):
-            self._folder = Path(tempfile.mkdtemp(prefix="diffulex-"))
-            path = str(self._folder / "engine")
-            if len(path.encode()) <= LONGEST_IPC_PATH:
-                socket.bind(f"ipc://{path}")
-                return f"ipc://{path}"
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="diffulex-"))
+                path = str(self._folder / "engine")
+                if len(path.encode()) <= LONGEST_IPC_PATH:
+                    socket.bind(f"ipc://{path}")
+                    return f"ipc://{path}"
+            except (OSError, zmq.ZMQError) as error:
+                _log.warning("the engine is reached over 127.0.0.1, as no socket can be made in a folder: %s", error)
         socket.bind("tcp://127.0.0.1:*")
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
-from diffulex_serve.engine.client import Answer, EngineClient, EngineState
 from diffulex_serve.engine.errors import EngineUnavailable
 from diffulex_serve.engine.messages import EngineInfo, Load, Submit
 from diffulex_serve.engine.prefixes import Prefix, SeenPrefixes, prefix_of
+from diffulex_serve.engine.protocols import Answer, EngineClient
+from diffulex_serve.engine.status import EngineState, ReplicaStatus
 
 _HOPE = (EngineState.NEW, EngineState.LOADING, EngineState.RESTARTING, EngineState.FAILED)
 """States in which no requests are taken, the most hopeful first."""
@@ -89,8 +90,12 @@ class ReplicatedClient:
 
     @property
     def load(self) -> Load:
-        """Sums over the replicas; step, seconds and rows are of the latest step of any."""
+        """Sums over the replicas; step, seconds, rows and stages are of the latest step of any."""
         return self._load
+
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        return [status for place in self._places for status in place.client.replicas]
 
     def on_load(self, listener: Callable[[Load], None]) -> None:
         self._listeners.append(listener)
@@ -122,10 +127,10 @@ class ReplicatedClient:
         self._check_ready()
         return False
 
-    async def start_profile(self, prefix: str | None = None) -> None:
+    async def start_profile(self, prefix: str | None = None, config: Mapping[str, Any] | None = None) -> None:
         """Begin a recording on all replicas that are ready."""
         self._check_ready()
-        await asyncio.gather(*(place.client.start_profile(prefix) for place in self._ready()))
+        await asyncio.gather(*(place.client.start_profile(prefix, config) for place in self._ready()))
 
     async def stop_profile(self) -> list[str]:
         """End the recordings; the paths of all files."""
@@ -175,6 +180,7 @@ class ReplicatedClient:
             live=sum(each.live for each in loads),
             pages=sum(each.pages for each in loads),
             free_pages=sum(each.free_pages for each in loads),
+            stages=load.stages if stepped else self._load.stages,
         )
         for listener in self._listeners:
             listener(self._load)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import attrs
 
-from diffulex_serve.engine.client import Answer, Client, EngineState
+from diffulex_serve.engine.client import Client
 from diffulex_serve.engine.errors import EngineDied, EngineUnavailable
 from diffulex_serve.engine.messages import EngineInfo, Load, Submit
+from diffulex_serve.engine.protocols import Answer
+from diffulex_serve.engine.status import EngineState, ReplicaStatus
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class RestartingClient:
         self._state = EngineState.NEW
         self._info: EngineInfo | None = None
         self._restarts = 0
+        self._deaths: Counter[str] = Counter()
+        self._last_error: str | None = None
         self._load = Load()
         self._steps_before = 0
         """Steps of the engines before this one, so that numbers of steps always grow."""
@@ -89,6 +95,21 @@ class RestartingClient:
         """Ids of the requests that were handed in and did not end."""
         return self._client.requests
 
+    @property
+    def replicas(self) -> Sequence[ReplicaStatus]:
+        [now] = self._client.replicas
+        return [
+            attrs.evolve(
+                now,
+                state=self.state,
+                load=self._load,
+                began=now.began if now.state is EngineState.LOADING else None,
+                deaths=dict(self._deaths),
+                restarts=self._restarts,
+                last_error=self._last_error,
+            )
+        ]
+
     def on_load(self, listener: Callable[[Load], None]) -> None:
         self._listeners.append(listener)
 
@@ -100,8 +121,10 @@ class RestartingClient:
         self._client.on_load(self._note)
         try:
             self._info = await self._client.start()
-        except BaseException:  # cancelled or failed: it is not started again
+        except BaseException as error:  # cancelled or failed: it is not started again
             self._state = EngineState.CLOSED
+            if isinstance(error, EngineDied):
+                self._note_death(error)
             raise
         self._state = EngineState.READY
         self._keeper = asyncio.create_task(self._keep())
@@ -115,9 +138,9 @@ class RestartingClient:
         self._check_ready()
         return await self._client.abort(request_id)
 
-    async def start_profile(self, prefix: str | None = None) -> None:
+    async def start_profile(self, prefix: str | None = None, config: Mapping[str, Any] | None = None) -> None:
         self._check_ready()
-        await self._client.start_profile(prefix)
+        await self._client.start_profile(prefix, config)
 
     async def stop_profile(self) -> list[str]:
         self._check_ready()
@@ -137,7 +160,7 @@ class RestartingClient:
         deaths = 0
         while True:
             began = time.monotonic()
-            await self._client.death()
+            self._note_death(await self._client.death())
             self._state = EngineState.RESTARTING if self._restart else EngineState.FAILED
             self._tell(attrs.evolve(self._load, requests=0, live=0, pages=0, free_pages=0))
             if not self._restart:
@@ -171,6 +194,7 @@ class RestartingClient:
                 self._info = await self._client.start()
             except EngineDied as error:
                 deaths += 1
+                self._note_death(error)
                 _log.error("the engine could not start again: %s", error)
             else:
                 return deaths
@@ -180,6 +204,10 @@ class RestartingClient:
         if self._ending is None:
             self._ending = asyncio.create_task(self._client.close())
         await asyncio.shield(self._ending)
+
+    def _note_death(self, error: EngineDied) -> None:
+        self._deaths[error.kind] += 1
+        self._last_error = str(error)
 
     def _note(self, load: Load) -> None:
         self._tell(attrs.evolve(load, step=self._steps_before + load.step))

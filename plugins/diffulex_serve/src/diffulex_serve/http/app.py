@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from diffulex_serve.http.desk import Desk
+from diffulex_serve.http.document import Application
 from diffulex_serve.http.errors import add_handlers
 from diffulex_serve.http.health import health_routes
 from diffulex_serve.http.jobs import Jobs, job_routes
 from diffulex_serve.http.middleware import OPEN_ROUTES, ApiKey, BodyLimit, RequestLog
 from diffulex_serve.http.native import native_routes
 from diffulex_serve.http.openai import openai_routes
+from diffulex_serve.http.polling import polling_routes
+from diffulex_serve.http.reference import reference_routes
 from diffulex_serve.page.routes import PAGE_PATHS, page_routes
 
 
@@ -38,16 +42,33 @@ def create_app(desk: Desk) -> FastAPI:
                 allow_origins=list(options.security.cors_origins),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+                expose_headers=["X-Request-Id", "Retry-After", "Location"],
             )
         )
     if options.security.api_key is not None:
         middleware.append(Middleware(ApiKey, key=options.security.api_key, open_routes=OPEN_ROUTES | PAGE_PATHS))
     limits = options.limits
     middleware.append(Middleware(BodyLimit, most=limits.max_body_bytes, seconds=limits.body_timeout))
-    # The pages about the API would load scripts from elsewhere; the document itself is served.
-    app = FastAPI(title="diffulex", docs_url=None, redoc_url=None, lifespan=lifespan, middleware=middleware)
+    # The usual pages about the API would load scripts from elsewhere; /docs is a page of our own.
+    app = Application(
+        secured=options.security.api_key is not None,
+        title="diffulex",
+        description="Answers of a diffusion language model, and how they come to be.",
+        version=version("diffulex-serve"),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=middleware,
+    )
     add_handlers(app)
-    routers = (openai_routes(desk), native_routes(desk), job_routes(desk, jobs), health_routes(desk), page_routes())
-    for router in routers:
+    for router in (
+        openai_routes(desk),
+        native_routes(desk),
+        job_routes(desk, jobs),
+        polling_routes(jobs),
+        health_routes(desk),
+        reference_routes(),
+        page_routes(),
+    ):
         app.include_router(router)
     return app

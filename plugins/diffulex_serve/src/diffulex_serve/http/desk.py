@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 import attrs
 
 from diffulex_core.plugin import PromptTooLong, SamplingParams
-from diffulex_serve.engine.client import Answer, EngineClient, EngineState
-from diffulex_serve.engine.errors import EngineUnavailable, RequestRefused
+from diffulex_serve.engine.errors import EngineDied, EngineUnavailable, RequestRefused
 from diffulex_serve.engine.messages import Ended, EngineInfo, Load, Submit
+from diffulex_serve.engine.protocols import Answer, EngineClient
+from diffulex_serve.engine.status import EngineState
 from diffulex_serve.http.errors import ApiError
 from diffulex_serve.http.metrics import Metrics
+from diffulex_serve.journal import note
 from diffulex_serve.options import ServeOptions
 from diffulex_serve.stream.fold import Fold, Wishes
 from diffulex_serve.stream.protocol import Frame
@@ -55,6 +57,8 @@ class Reply:
         self._desk = desk
         self.fold = fold
         self.ended: Ended | None = None
+        self.fate = "aborted"
+        """What becomes of an answer that comes to no end."""
 
     @property
     def request_id(self) -> str:
@@ -78,8 +82,12 @@ class Reply:
             try:
                 async with asyncio.timeout_at(self._deadline):
                     event = await anext(events)
+            except EngineDied:
+                self.fate = "engine_died"
+                raise
             except TimeoutError:
                 self._desk.metrics.refused.labels("timeout").inc()
+                self.fate = "timeout"
                 raise ApiError(
                     504, "The request took longer than request_timeout allows.", kind="timeout_error", code="timeout"
                 ) from None
@@ -87,6 +95,7 @@ class Reply:
             if isinstance(event, Ended):
                 self.ended = event
                 self._desk.metrics.note_end(event)
+                _note_end(event)
                 frames = self.fold.end(event)
             else:
                 frames = self.fold.step(event)
@@ -126,6 +135,7 @@ class Desk:
         self._usual = 1.0
         """Seconds that requests took lately."""
         client.on_load(self._note)
+        self.metrics.watch(client)
 
     @property
     def info(self) -> EngineInfo:
@@ -152,15 +162,15 @@ class Desk:
             EngineUnavailable: there is no engine.
         """
         if self.draining:
-            self.metrics.refused.labels("draining").inc()
+            self._refuse("draining")
             headers = {"Retry-After": "5"}
             raise ApiError(503, "The server is stopping.", kind="service_unavailable", code="draining", headers=headers)
         if self.client.state is not EngineState.READY:
-            self.metrics.refused.labels("engine").inc()
+            self._refuse("engine")
             raise EngineUnavailable(f"The engine is {self.client.state.value}. Try again later.")
         slots = self.info.max_num_reqs
         if self._inside + count > slots + self.options.limits.max_queue:
-            self.metrics.refused.labels("busy").inc()
+            self._refuse("busy")
             rounds = max(1, math.ceil((self._inside + count - slots) / slots))
             seconds = str(min(60, max(1, math.ceil(rounds * self._usual))))
             raise ApiError(
@@ -205,7 +215,10 @@ class Desk:
         try:
             answer = await stack.enter_async_context(await self.client.submit(given))
         except RequestRefused as error:
-            self.metrics.refused.labels("invalid" if error.user_error else "failed").inc()
+            self._refuse("invalid" if error.user_error else "failed")
+            raise
+        except asyncio.CancelledError:  # the client left before the engine took it
+            self._end("aborted")
             raise
         except OverflowError as error:
             raise ApiError(400, "A number of the request is too large for any model.") from error
@@ -226,13 +239,34 @@ class Desk:
     def _note_abort(self, reply: Reply) -> None:
         """Count an answer for which nobody waited, or that came to no end."""
         if reply.ended is None:
-            self.metrics.ended.labels("aborted").inc()
+            self._end(reply.fate)
+
+    def _end(self, fate: str) -> None:
+        """Note what became of an answer that came to no end."""
+        self.metrics.ended.labels(fate).inc()
+        note(outcome=fate)
+
+    def _refuse(self, why: str) -> None:
+        """Note that a request is not served."""
+        self.metrics.refused.labels(why).inc()
+        note(outcome=f"refused:{why}")
 
     def _note(self, load: Load) -> None:
         self.metrics.note_load(load)
         if load.step != self._last_step:
             self._last_step, self.stepped_at = load.step, time.monotonic()
             self.metrics.note_step(load)
+
+
+def _note_end(ended: Ended) -> None:
+    """What an answer cost, for the line of its request in the log."""
+    note(
+        outcome=ended.reason,
+        prompt_tokens=ended.prompt_tokens,
+        tokens=len(ended.token_ids),
+        forwards=ended.nfe,
+        preemptions=ended.preemptions,
+    )
 
 
 def _plain(params: dict[str, object]) -> dict[str, object]:

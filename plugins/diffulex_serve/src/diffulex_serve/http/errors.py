@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from diffulex_core.plugin import InvalidSamplingParams, PromptTooLong, RequestError
 from diffulex_serve.engine.errors import CallRejected, EngineUnavailable, RequestRefused
+from diffulex_serve.journal import note
 from diffulex_serve.stream.committing import StreamBroken
 
 UNAVAILABLE_FOR = 5
@@ -41,7 +42,8 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The answer."""
+        """The answer; the request's line in the log tells of it."""
+        note(error=self.code or self.kind)
         return json_response(self.body(), self.status, self.headers)
 
 
@@ -70,7 +72,7 @@ def as_api_error(error: Exception) -> ApiError:
         case InvalidSamplingParams() | RequestError():
             return ApiError(400, str(error))
         case CallRejected():
-            return ApiError(409, str(error))
+            return ApiError(400 if error.user_error else 409, str(error))
         case EngineUnavailable():
             headers = {"Retry-After": str(UNAVAILABLE_FOR)}
             return ApiError(503, str(error), kind="service_unavailable", code="engine_unavailable", headers=headers)

@@ -13,8 +13,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from diffulex_core.plugin import DiffulexError
+from diffulex_serve.http.answers import JobState
 from diffulex_serve.http.asking import asks_of_job, count_of
 from diffulex_serve.http.desk import Desk
+from diffulex_serve.http.document import WORK, answers
 from diffulex_serve.http.errors import ApiError, as_api_error, json_response
 from diffulex_serve.http.native import answer
 from diffulex_serve.http.schemas import Job
@@ -25,7 +27,7 @@ Status = Literal["running", "finished", "cancelled", "failed"]
 
 
 @attrs.define(kw_only=True, eq=False)
-class _Job:
+class OneJob:
     """A job and what came of it."""
 
     id: str
@@ -36,6 +38,7 @@ class _Job:
     done_at: float | None = None
     """By the monotonic clock."""
     task: asyncio.Task[None] | None = None
+    accepted: bool = False
 
     def as_json(self, ttl: float) -> dict[str, Any]:
         left = None if self.done_at is None else max(0.0, round(self.done_at + ttl - time.monotonic(), 1))
@@ -55,9 +58,9 @@ class Jobs:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, OneJob] = {}
 
-    async def submit(self, body: Job) -> _Job:
+    async def submit(self, body: Job) -> OneJob:
         """Start a job; returns once the engine took it.
 
         Raises:
@@ -75,7 +78,7 @@ class Jobs:
                 code="jobs_full",
                 headers=headers,
             )
-        job = _Job(id=f"job-{uuid.uuid4().hex}", created=time.time())
+        job = OneJob(id=f"job-{uuid.uuid4().hex}", created=time.time())
         self._jobs[job.id] = job
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -85,7 +88,8 @@ class Jobs:
                     async with self._desk.open(await asks_of_job(body, self._desk)) as replies:
                         if not taken.done():
                             taken.set_result(None)
-                        job.results = [answer(reply, await reply.finish()) for reply in replies]
+                            job.accepted = True
+                        job.results = [answer(reply, await reply.finish(), self._desk.texts) for reply in replies]
                 job.status = "finished"
             except asyncio.CancelledError:
                 job.status = "cancelled"
@@ -97,6 +101,8 @@ class Jobs:
                     _log.exception("job %s failed", job.id)
             finally:
                 job.done_at = time.monotonic()
+                if job.accepted:
+                    _log_end(job)
 
         job.task = asyncio.create_task(run())
         try:
@@ -107,7 +113,7 @@ class Jobs:
             raise
         return job
 
-    def find(self, job_id: str) -> _Job:
+    def find(self, job_id: str) -> OneJob:
         """A job by its id.
 
         Raises:
@@ -121,7 +127,7 @@ class Jobs:
             )
         return job
 
-    async def cancel(self, job_id: str) -> _Job:
+    async def cancel(self, job_id: str) -> OneJob:
         """End a job that runs, and forget one that is done. Raises what `find` does."""
         job = self.find(job_id)
         if job.status != "running":
@@ -130,6 +136,13 @@ class Jobs:
             job.task.cancel()
             await asyncio.wait({job.task})
         return job
+
+    async def forget(self, job: OneJob) -> None:
+        """End a job, and do as if it had never been."""
+        self._jobs.pop(job.id, None)
+        if job.task is not None:
+            job.task.cancel()
+            await asyncio.wait({job.task})
 
     async def close(self) -> None:
         """Cancel all that runs."""
@@ -145,23 +158,31 @@ class Jobs:
                 del self._jobs[job.id]
 
 
+def _log_end(job: OneJob) -> None:
+    """Tell what became of a job; the request that started it was answered long ago."""
+    seconds = round(time.time() - job.created, 3)
+    facts = {"job": job.id, "outcome": job.status, "answers": len(job.results), "seconds": seconds}
+    error = f": {job.error['message']}" if job.error else ""
+    _log.info("%s %s after %.3f s%s", job.id, job.status, seconds, error, extra={"facts": facts})
+
+
 def job_routes(desk: Desk, jobs: Jobs) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(tags=["Answers that are fetched later"])
     ttl = desk.options.jobs.job_ttl
 
-    @router.post("/v1/jobs", response_model=None)
+    @router.post("/v1/jobs", response_model=None, status_code=202, responses=answers(JobState, *WORK, status=202))
     async def submit(body: Job) -> Response:
         """Start a job: one prompt or several, answered in the background."""
         job = await jobs.submit(body)
         return json_response(job.as_json(ttl), 202, {"Location": f"/v1/jobs/{job.id}"})
 
-    @router.get("/v1/jobs/{job_id}", response_model=None)
+    @router.get("/v1/jobs/{job_id}", response_model=None, responses=answers(JobState, 404))
     async def poll(job_id: str) -> Response:
         """How a job stands; its answers once it is finished."""
         return json_response(jobs.find(job_id).as_json(ttl))
 
-    @router.delete("/v1/jobs/{job_id}", response_model=None)
+    @router.delete("/v1/jobs/{job_id}", response_model=None, responses=answers(JobState, 404))
     async def cancel(job_id: str) -> Response:
         """Cancel a job that runs; forget one that is done."""
         return json_response((await jobs.cancel(job_id)).as_json(ttl))

@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from diffulex_serve.engine.messages import Ended, Load
+from diffulex_serve.engine.protocols import EngineClient
+from diffulex_serve.engine.status import EngineState
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _TPF = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
+_ROWS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class EngineCollector(Collector):
+    """What can be read off the engines when somebody asks: their states, deaths and restarts."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry need not ask the engines to know the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        deaths = CounterMetricFamily(
+            "diffulex_engine_deaths",
+            "Engines that died, got stuck or could not load, by the error.",
+            labels=["replica", "kind"],
+        )
+        restarts = CounterMetricFamily(
+            "diffulex_engine_restarts", "Engines that took the place of one that died.", labels=["replica"]
+        )
+        ready = GaugeMetricFamily("diffulex_replica_up", "1 while the replica takes requests.", labels=["replica"])
+        requests = GaugeMetricFamily(
+            "diffulex_replica_requests", "Requests of a replica: running, waiting.", labels=["replica", "state"]
+        )
+        pages = GaugeMetricFamily(
+            "diffulex_replica_kv_pages", "Pages of a replica's KV cache: used, free.", labels=["replica", "state"]
+        )
+        age = GaugeMetricFamily(
+            "diffulex_replica_last_step_age_seconds", "Since the replica's latest step.", labels=["replica"]
+        )
+        for index, status in enumerate(self._client.replicas):
+            name = str(index)
+            for kind, count in sorted(status.deaths.items()):
+                deaths.add_metric([name, kind], count)
+            restarts.add_metric([name], status.restarts)
+            ready.add_metric([name], status.state is EngineState.READY)
+            requests.add_metric([name, "running"], status.running)
+            requests.add_metric([name, "waiting"], status.waiting)
+            pages.add_metric([name, "used"], status.load.pages - status.load.free_pages)
+            pages.add_metric([name, "free"], status.load.free_pages)
+            if status.step_age is not None:
+                age.add_metric([name], round(status.step_age, 3))
+        yield from (deaths, restarts, ready, requests, pages, age)
 
 
 class Metrics:
@@ -26,7 +79,7 @@ class Metrics:
         def histogram(name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"diffulex_{name}", help, buckets=buckets, registry=registry)
 
-        self.ended = counter("requests", "Requests that ended, by precise reason.", "reason")
+        self.ended = counter("requests", "Requests that ended, by precise reason or what became of them.", "reason")
         self.refused = counter("requests_refused", "Requests that were not served, by why.", "why")
         self.http = counter("http_requests", "HTTP requests, by route and status.", "route", "status")
         self.tokens = counter("tokens", "Tokens: prompt, cached, visible, written, edited, committed.", "kind")
@@ -44,6 +97,12 @@ class Metrics:
         self.e2e = histogram("request_seconds", "From arrival to the end.", _SECONDS)
         self.tpf = histogram("tokens_per_forward", "Visible tokens of a request per decode forward.", _TPF)
         self.step_time = histogram("engine_step_seconds", "Time of a forward of the engine.", _STEP)
+        self.step_rows = histogram("engine_step_rows", "Rows of a forward of the engine.", _ROWS)
+        self.stages = counter("engine_stage_seconds", "Time of the stages of forwards.", "stage")
+
+    def watch(self, client: EngineClient) -> None:
+        """Tell of these engines, too."""
+        self._registry.register(EngineCollector(client))
 
     def note_load(self, load: Load) -> None:
         """Take in news of the engine."""
@@ -58,6 +117,9 @@ class Metrics:
         self.steps.inc()
         self.rows.inc(load.rows)
         self.step_time.observe(load.seconds)
+        self.step_rows.observe(load.rows)
+        for stage, seconds in load.stages.items():
+            self.stages.labels(stage).inc(seconds)
 
     def note_end(self, ended: Ended) -> None:
         """Take in a request that ended."""

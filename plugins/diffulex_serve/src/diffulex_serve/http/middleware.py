@@ -8,22 +8,21 @@ import logging
 import re
 import time
 import uuid
-from contextvars import ContextVar
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffulex_serve.http.errors import ApiError
 from diffulex_serve.http.metrics import Metrics
+from diffulex_serve.journal import entry
 
 _log = logging.getLogger("diffulex_serve.access")
 _errors = logging.getLogger("diffulex_serve.errors")
 
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
-"""Id of the HTTP request that is being served, for logs."""
-
-OPEN_ROUTES = frozenset({"/health"})
-PROBES = frozenset({"/health", "/ready", "/metrics"})
+OPEN_ROUTES = frozenset({"/health", "/v1/health"})
+PROBES = frozenset({"/health", "/v1/health", "/ready", "/metrics"})
 """Asked all the time; only logs of the level debug tell."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -41,7 +40,7 @@ class RequestLog:
             return
         given = _header(scope, b"x-request-id") or ""
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        token, began, status = REQUEST_ID.set(request_id), time.monotonic(), 0
+        began, status = time.monotonic(), 0
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -50,21 +49,28 @@ class RequestLog:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        try:
-            await self._app(scope, receive, sending)
-        except Exception:  # noqa: BLE001 - the boundary of a request, which reports it
-            _errors.exception("%s %s failed", scope["method"], scope["path"])
-            if not status:
-                error = ApiError(500, "The server failed. Its log says more.", kind="server_error")
-                await error.response()(scope, receive, sending)
-        finally:
-            route = scope.get("route")
-            self._metrics.http.labels(route.path if isinstance(route, Route) else "other", str(status)).inc()
-            facts = {"method": scope["method"], "path": scope["path"], "status": status}
-            seconds = round(time.monotonic() - began, 4)
-            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-            _log.log(level, "%s %s %s", *facts.values(), extra={"facts": {**facts, "seconds": seconds}})
-            REQUEST_ID.reset(token)
+        with entry(request_id) as facts:
+            try:
+                await self._app(scope, receive, sending)
+            except Exception:  # noqa: BLE001 - the boundary of a request, which reports it
+                _errors.exception("%s %s failed", scope["method"], scope["path"])
+                if not status:
+                    error = ApiError(500, "The server failed. Its log says more.", kind="server_error")
+                    await error.response()(scope, receive, sending)
+            finally:
+                route = scope.get("route")
+                self._metrics.http.labels(route.path if isinstance(route, Route) else "other", str(status)).inc()
+                _tell(scope, status, round(time.monotonic() - began, 4), facts)
+
+
+def _tell(scope: Scope, status: int, seconds: float, facts: Mapping[str, Any]) -> None:
+    """Write a request's line: how it ended, and what is known of its answers."""
+    level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+    told = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds, **facts}
+    answers = " ".join(f"{name}={value}" for name, value in facts.items())
+    path = scope["path"].encode("unicode_escape").decode()  # nobody else ends our lines
+    line = f"{scope['method']} {path} {status} in {seconds:.3f} s{': ' + answers if answers else ''}"
+    _log.log(level, "%s", line, extra={"facts": told})
 
 
 class ApiKey:

@@ -15,8 +15,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from diffulex_serve.engine.messages import Ended, Logprob
+from diffulex_serve.http.answers import ChatAnswer, Model, Models, TextAnswer
 from diffulex_serve.http.asking import asks_of_chat, asks_of_completion, count_of
 from diffulex_serve.http.desk import Desk, Reply
+from diffulex_serve.http.document import ENGINE, WORK, answers
 from diffulex_serve.http.errors import ApiError, json_response
 from diffulex_serve.http.schemas import ChatCompletion, Completion
 from diffulex_serve.http.streams import EventStream, interleaved, unless_left
@@ -32,24 +34,24 @@ Kind = Literal["chat", "text"]
 
 def openai_routes(desk: Desk) -> APIRouter:
     """The routes."""
-    router = APIRouter()
+    router = APIRouter(tags=["OpenAI"])
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", response_model=None, responses=answers(ChatAnswer, *WORK, stream="ChatEvent"))
     async def chat_completions(body: ChatCompletion, request: Request) -> Response:
         """Answer a conversation."""
         return await _answer("chat", body, desk, request, told=bool(body.logprobs))
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", response_model=None, responses=answers(TextAnswer, *WORK, stream="TextEvent"))
     async def completions(body: Completion, request: Request) -> Response:
         """Answer one or several prompts."""
         return await _answer("text", body, desk, request, told=body.logprobs is not None)
 
-    @router.get("/v1/models", response_model=None)
+    @router.get("/v1/models", response_model=None, responses=answers(Models, *ENGINE))
     async def models() -> Response:
         """The one model that there is."""
         return json_response({"object": "list", "data": [_model(desk)]})
 
-    @router.get("/v1/models/{name:path}", response_model=None)
+    @router.get("/v1/models/{name:path}", response_model=None, responses=answers(Model, 404, *ENGINE))
     async def model(name: str) -> Response:
         """The model, by its name."""
         if name != desk.model:

@@ -184,6 +184,7 @@ class Profile(BaseModel):
 
     profile_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
 
+    profiler_config: dict[str, Any] | None = Field(default=None, max_length=32)
 
 def sampling_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
     """Sampling parameters from the checkpoint's defaults and what a body gives; None stands for left out.

@@ -66,6 +66,7 @@ class Fold:
     Attributes:
         prompt_tokens: as it was told.
         steps: forwards, or joined ones, that were taken in.
+        decode_time: seconds of the forwards in which it decoded.
         logprobs: what is known of the tokens that were committed so far.
     """
 
@@ -98,6 +99,7 @@ class Fold:
         self._final = 0
         self._seq = 0
         self.steps = 0
+        self.decode_time = 0.0
         self._step, self._nfe = -1, 0
         self._first_step: float | None = None
         self._told = clock()
@@ -144,6 +146,7 @@ class Fold:
             StreamBroken: the engine took back what was final.
         """
         self._step, self._nfe, self.steps = stepped.step, stepped.nfe, self.steps + 1
+        self.decode_time = stepped.decode_time
         self._first_step = self._clock() if self._first_step is None else self._first_step
         bodies: list[Body] = []
         blocks = list(self._open(stepped.opened))
