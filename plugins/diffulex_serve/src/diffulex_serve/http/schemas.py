@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import attrs
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffulex_core.plugin import InvalidSamplingParams, SamplingParams
@@ -183,8 +184,8 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     profile_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
-
     profiler_config: dict[str, Any] | None = Field(default=None, max_length=32)
+
 
 def sampling_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
     """Sampling parameters from the checkpoint's defaults and what a body gives; None stands for left out.
@@ -196,6 +197,12 @@ def sampling_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sa
     if "logit_bias" in values:
         values["logit_bias"] = {_token(token): bias for token, bias in values["logit_bias"].items()}
     return SamplingParams(**values)
+
+
+def sampling_values(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request gets that leaves all sampling parameters out, but for those that are tables."""
+    values = attrs.asdict(SamplingParams(**defaults), recurse=False)
+    return {name: value for name, value in values.items() if name not in ("thresholds", "logit_bias", "sparse")}
 
 
 def _token(text: str) -> int:
