@@ -10,9 +10,10 @@ from typing import NamedTuple, overload
 import attrs
 import numpy as np
 
+from diffulex_core.blend_columns import BlendColumns
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.spans import SampleGroups, Span, Window
+from diffulex_core.spans import BoolArray, SampleGroups, Span, Window
 
 NO_ROW = -1
 """Stands for `Span.keep` None among numbers."""
@@ -21,7 +22,8 @@ NO_ROW = -1
 class Outline(NamedTuple):
     """The numbers of a span, before anything is copied for it; each is named as in `Span`, and `keep` may be `NO_ROW`.
 
-    It is a span of whole blocks that advances its request, and of which no more is to be said than a `Span` must say.
+    It is a span of whole blocks that advances its request. Beyond what every `Span` says, it may feed blends, recall
+    and remember.
     """
 
     start: int
@@ -62,6 +64,8 @@ class Spans(Sequence[Span]):
         tokens: [rows] of all spans, one after another.
         groups: of all spans, one after another.
         counts, asked: groups of each span, and positions in them.
+        blends: the rows of all spans that are fed blended embeddings; None = no row is.
+        beliefs: [2, spans] bool: which of them recall, and which remember; None = none does either.
         special: by index the spans that say more than that.
         given: the same as they were given one by one; None = they are made of the columns when they are read.
     """
@@ -73,6 +77,8 @@ class Spans(Sequence[Span]):
     groups: SampleGroups
     counts: Sequence[int]
     asked: Sequence[int]
+    blends: BlendColumns | None = None
+    beliefs: BoolArray | None = None
     special: Mapping[int, Span] = attrs.field(factory=dict)
     given: tuple[Span, ...] | None = None
 
@@ -92,6 +98,8 @@ class Spans(Sequence[Span]):
             groups=SampleGroups.joined([span.groups for span in each]),
             counts=[len(span.groups) for span in each],
             asked=[len(span.groups.positions) for span in each],
+            blends=BlendColumns.of(each),
+            beliefs=_beliefs([(span.recall, span.remember) for span in each]),
             special={index: span for index, span in enumerate(each) if not span.plain},
             given=each,
         )
@@ -102,6 +110,7 @@ class Spans(Sequence[Span]):
         if len(parts) == 1:
             return parts[0]
         firsts = accumulate(map(len, parts), initial=0)
+        rows = accumulate((len(part.tokens) for part in parts), initial=0)
         return cls(
             numbers=np.concatenate([part.numbers for part in parts], axis=1),
             phases=[*chain.from_iterable(part.phases for part in parts)],
@@ -110,6 +119,10 @@ class Spans(Sequence[Span]):
             groups=SampleGroups.joined([part.groups for part in parts]),
             counts=[*chain.from_iterable(part.counts for part in parts)],
             asked=[*chain.from_iterable(part.asked for part in parts)],
+            blends=BlendColumns.joined(
+                [(before, part.blends) for before, part in zip(rows, parts, strict=False) if part.blends is not None]
+            ),
+            beliefs=_joined_beliefs(parts),
             special={
                 first + at: span
                 for first, part in zip(firsts, parts, strict=False)
@@ -156,6 +169,16 @@ class Spans(Sequence[Span]):
         return column
 
     @property
+    def recalling(self) -> list[int]:
+        """Indices of the spans that recall."""
+        return [] if self.beliefs is None else np.flatnonzero(self.beliefs[0]).tolist()
+
+    @property
+    def remembering(self) -> list[int]:
+        """Indices of the spans that remember."""
+        return [] if self.beliefs is None else np.flatnonzero(self.beliefs[1]).tolist()
+
+    @property
     def rows(self) -> int:
         """Rows that are fed, those of second sequences included."""
         return len(self.tokens) + sum(span.rows - len(span.tokens) for span in self.special.values())
@@ -193,6 +216,9 @@ class Spans(Sequence[Span]):
             phase=self.phases[index],
             groups=self.groups.part(of_groups, of_positions),
             advances=self.advances[index],
+            blends=None if self.blends is None else self.blends.within(own.start, own.stop, start),
+            recall=self.beliefs is not None and bool(self.beliefs[0, index]),
+            remember=self.beliefs is not None and bool(self.beliefs[1, index]),
         )
 
 
@@ -270,3 +296,16 @@ class Windows(Sequence[Window]):
             )
             for at, (request_id, span, prompt_len, page_table, params, draw) in enumerate(zip(*columns, strict=True))
         )
+
+
+def _beliefs(each: Sequence[tuple[bool, bool]]) -> BoolArray | None:
+    """[2, spans] of pairs; None where all of them are False."""
+    return np.array(each, dtype=np.bool_).T if any(map(any, each)) else None
+
+
+def _joined_beliefs(parts: Sequence[Spans]) -> BoolArray | None:
+    if all(part.beliefs is None for part in parts):
+        return None
+    return np.concatenate(
+        [np.zeros((2, len(part)), dtype=np.bool_) if part.beliefs is None else part.beliefs for part in parts], axis=1
+    )

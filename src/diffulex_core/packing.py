@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 
 from diffulex_core.asked_rows import AskedRows, Guided
+from diffulex_core.blend_columns import BlendColumns
 from diffulex_core.pattern import AttentionPattern, Extent, IntArray, Phase
 from diffulex_core.types import (
     NO_ROW,
@@ -137,8 +138,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, widths: Sequence[int | None]
     page_tables = _page_tables(fed.page_tables)
     asked = AskedRows(windows, _first_rows(windows, offsets))
     keeping = np.flatnonzero(spans.keep != NO_ROW)
-    recalled = [index for index, span in windows.spans.special.items() if span.recall]
-    remembered = [index for index, span in windows.spans.special.items() if span.remember]
+    recalled, remembered = windows.spans.recalling, windows.spans.remembering
     return PackedStep(
         input_ids=_pad(spans.tokens, padded, 0),
         positions=_pad(positions, padded, 0),
@@ -153,7 +153,7 @@ def pack(plan: StepPlan, pattern: AttentionPattern, widths: Sequence[int | None]
         sampling=asked.batch(),
         kept_rows=(offsets[:-1] + spans.keep - spans.start)[keeping],
         kept=tuple([fed.request_ids[index] for index in keeping.tolist()]),
-        blended=_blended(spans, offsets),
+        blended=_blended(spans.blends),
         recalled_rows=asked.head_rows[asked.of(recalled)],
         recalled=tuple([windows.request_ids[index] for index in recalled]),
         remembered_rows=asked.of(remembered),
@@ -294,24 +294,13 @@ def _refreshes(windows: Windows, offsets: IntArray, page_size: int) -> Iterator[
             yield PackedRefresh(start=start, end=end, slots=slots, refresh=span.refresh)
 
 
-def _blended(spans: Spans, offsets: IntArray) -> BlendedRows | None:
-    """The spans' blends as rows of the batch; those with fewer ids are filled up with weight 0."""
-    found = [
-        (span.blends, int(offsets[index]) - span.start)
-        for index, span in spans.special.items()
-        if span.blends is not None
-    ]
-    if not found:
+def _blended(blends: BlendColumns | None) -> BlendedRows | None:
+    """The plan's blends, padded."""
+    if blends is None:
         return None
-    rows = np.concatenate([blends.positions + shift for blends, shift in found])
-    width = max(blends.ids.shape[1] for blends, _ in found)
-    ids = np.zeros((round_up(len(rows)), width), dtype=np.int64)
+    count, padded = len(blends.rows), round_up(len(blends.rows))
+    ids = np.zeros((padded, blends.ids.shape[1]), dtype=np.int64)
     weights = np.zeros(ids.shape, dtype=np.float32)
-    match_norm = np.zeros(len(ids), dtype=np.bool_)
-    begin = 0
-    for blends, _ in found:
-        end, columns = begin + len(blends.positions), blends.ids.shape[1]
-        ids[begin:end, :columns], weights[begin:end, :columns] = blends.ids, blends.weights
-        match_norm[begin:end] = blends.match_norm
-        begin = end
-    return BlendedRows(rows=rows, ids=ids, weights=weights, match_norm=match_norm)
+    match_norm = np.zeros(padded, dtype=np.bool_)
+    ids[:count], weights[:count], match_norm[:count] = blends.ids, blends.weights, blends.match_norm
+    return BlendedRows(rows=blends.rows, ids=ids, weights=weights, match_norm=match_norm)

@@ -315,13 +315,10 @@ class Span:
 
     @property
     def plain(self) -> bool:
-        """Whether only what every span says is said: nothing from `visible_end` on, but for groups and `advances`."""
+        """Whether columns of spans (`Spans`) have a place for all that it says."""
         return (
             self.visible_end is None
-            and self.blends is None
             and self.guidance is None
-            and not self.recall
-            and not self.remember
             and self.refresh is None
             and self.packed is None
             and self.held is None

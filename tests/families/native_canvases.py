@@ -27,10 +27,11 @@ class TableDraws:
         asked = zip(seeds.tolist(), draws.tolist(), positions.tolist(), strict=True)
         return np.array([np.random.default_rng((1, *each)).random() for each in asked])
 
-    def noise(self, seed: int, draw: int, positions: IntArray, vocab_size: int) -> IntArray:
+    def noise(self, seeds: IntArray, draws: IntArray, positions: IntArray, vocab_size: int) -> IntArray:
         """[n] ids below `vocab_size`."""
-        asked = [np.random.default_rng((2, seed, draw, position)) for position in positions.tolist()]
-        return np.array([generator.integers(vocab_size) for generator in asked], dtype=np.int64)
+        asked = zip(seeds.tolist(), draws.tolist(), positions.tolist(), strict=True)
+        generators = [np.random.default_rng((2, *each)) for each in asked]
+        return np.array([generator.integers(vocab_size) for generator in generators], dtype=np.int64)
 
 
 TABLE = TableDraws()
@@ -92,7 +93,8 @@ class _Feed:
         if not self.drew:
             self.steps.append(0)
         self.drew = False
-        ids = TABLE.noise(self.seed, sum(self.steps), self._positions(), self.vocab_size)
+        same = np.ones(self.length, dtype=np.int64)
+        ids = TABLE.noise(self.seed * same, sum(self.steps) * same, self._positions(), self.vocab_size)
         return torch.from_numpy(ids)[None]
 
     def multinomial(self, probabilities: Tensor, num_samples: int) -> Tensor:

@@ -22,7 +22,6 @@ class Position:
     proposed: int
     confidence: float
     believed: float
-    may_reopen: bool
 
 
 positions = st.builds(
@@ -32,7 +31,6 @@ positions = st.builds(
     proposed=st.integers(0, 2),
     confidence=share,
     believed=share,
-    may_reopen=st.booleans(),
 )
 
 
@@ -58,17 +56,18 @@ def test_a_block_is_judged_by_the_published_rule(
 ) -> None:
     verdict = judge(
         Proposal(
-            tokens=np.array([each.token for each in block]),
-            decided=np.array([each.decided for each in block]),
-            proposed=np.array([each.proposed for each in block]),
-            confidence=np.array([each.confidence for each in block], dtype=np.float32),
+            tokens=np.array([[each.token for each in block]]),
+            decided=np.array([[each.decided for each in block]]),
+            proposed=np.array([[each.proposed for each in block]]),
+            confidence=np.array([[each.confidence for each in block]], dtype=np.float32),
         ),
         Limits(accept=accept, edit=edit, remask=remask, block_size=width, max_post_edit_steps=most),
-        earlier_steps=earlier,
-        post_edit_steps=full,
-        believed=None if remask is None else np.array([each.believed for each in block], dtype=np.float32),
-        may_reopen=np.array([each.may_reopen for each in block]),
+        earlier_steps=np.array([float(earlier)]),
+        post_edit_steps=np.array([float(full)]),
+        believed=None if remask is None else np.array([[each.believed for each in block]], dtype=np.float32),
     )
+    [write], [settled_now], [stability] = verdict.write, verdict.settled, verdict.stability
+    [reopen] = np.zeros_like(verdict.write) if verdict.reopen is None else verdict.reopen
     masks = [at for at, each in enumerate(block) if not each.decided]
     known = [at for at, each in enumerate(block) if each.decided]
     differing = [at for at in known if block[at].proposed != block[at].token]
@@ -84,8 +83,8 @@ def test_a_block_is_judged_by_the_published_rule(
     elif not writes or (not masks and full > most):
         writes, settled = [], True
     elif masks and remask is not None:
-        reopened = [at for at in known if at not in edits and block[at].may_reopen and block[at].believed < remask]
-    assert np.flatnonzero(verdict.write).tolist() == writes
-    assert np.flatnonzero(verdict.reopen).tolist() == reopened
-    assert verdict.settled is settled
-    assert verdict.stability == pytest.approx(agreement)
+        reopened = [at for at in known if at not in edits and block[at].believed < remask]
+    assert np.flatnonzero(write).tolist() == writes
+    assert np.flatnonzero(reopen).tolist() == reopened
+    assert settled_now == settled
+    assert stability == pytest.approx(agreement)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
+from diffulex_core.blocks.answers import answered, starts_of
 from diffulex_core.blocks.rule import Fill
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.spans import CodedTerms
@@ -48,13 +49,13 @@ class Filling:
         # `masks` holds one more for each request: of the block before its first.
         before = np.fromiter(masks, dtype=np.int64)
         left, before = before[counted + owners + 1], before[counted + owners]
-        blocks = counted + np.repeat(active // self.block_size - _starts(running), running)
+        blocks = counted + np.repeat(active // self.block_size - starts_of(running), running)
         some = left > 0
         if not some.all():
             left, before, blocks, owners = left[some], before[some], blocks[some], owners[some]
         asked = np.bincount(owners, weights=left, minlength=len(requests)).astype(np.int64)
         undecided = np.flatnonzero(~np.concatenate(decided))
-        positions = undecided + np.repeat(active - _starts(end - active), asked)
+        positions = undecided + np.repeat(active - starts_of(end - active), asked)
         return Spans(
             numbers=numbers,
             phases=[Phase.DECODE] * len(requests),
@@ -73,15 +74,7 @@ class Filling:
 
     def apply(self, requests: Sequence[BlockRequest], spans: Spans, decisions: Sequence[Decision]) -> None:
         """As `BlockRequest.apply` for each."""
-        answered = [decision.positions for decision in decisions]
-        positions = np.concatenate(answered)
-        if [*map(len, answered)] != [*spans.asked] or (positions != spans.groups.positions).any():
-            wrong = [
-                request.request_id
-                for request, span, given in zip(requests, spans, answered, strict=True)
-                if not np.array_equal(span.groups.positions, given)
-            ]
-            raise ValueError(f"requests {wrong}: the decision does not answer the span's groups")
+        positions = answered(requests, spans, decisions)
         accepted = np.concatenate([decision.accepted for decision in decisions])
         taken = np.flatnonzero(accepted)
         tokens = np.concatenate([decision.tokens for decision in decisions])[taken]
@@ -100,9 +93,3 @@ class Filling:
             progress = (self.block_size - before) / self.block_size
             forces = ((blocks == 0) | (progress >= fill.thresholds.semi_complete_threshold)).astype(np.int64)
         return CodedTerms(kinds=(fill.waiting, fill.forcing), codes=forces)
-
-
-def _starts(sizes: IntArray) -> IntArray:
-    """[n] where each of n runs of these sizes begins."""
-    starts: IntArray = np.cumsum(sizes) - sizes
-    return starts

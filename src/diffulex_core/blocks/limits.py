@@ -28,7 +28,8 @@ class StopRules:
         self._params = params
         self._prompt_len = prompt_len
         self._eos = frozenset() if params.ignore_eos else eos_token_ids
-        self._stop_ids = self._eos.union(params.stop_token_ids)
+        self.ids = self._eos.union(params.stop_token_ids)
+        """Tokens that end the answer."""
         self.nfe_cap = _nfe_cap(params, auto_nfe)
         """Most forwards that the request may take."""
         by_tokens = prompt_len + params.max_tokens
@@ -44,9 +45,9 @@ class StopRules:
 
     def notice(self, positions: IntArray, tokens: IntArray) -> None:
         """Look for stop tokens among newly decided positions."""
-        if self._stop_ids.isdisjoint(given := tokens.tolist()):
+        if self.ids.isdisjoint(given := tokens.tolist()):
             return
-        found = min(at for at, token in zip(positions.tolist(), given, strict=True) if token in self._stop_ids)
+        found = min(at for at, token in zip(positions.tolist(), given, strict=True) if token in self.ids)
         self.first_stop = found if self.first_stop is None else min(self.first_stop, found)
 
     def output_end(self, frontier: int) -> int:

@@ -8,8 +8,9 @@ import numpy as np
 
 from diffulex_core.blocks.filling import Filling
 from diffulex_core.blocks.limits import StopRules
-from diffulex_core.blocks.rule import BlockRule, Fill
-from diffulex_core.blocks.state import BlockState, BlockTable
+from diffulex_core.blocks.revising import Revising
+from diffulex_core.blocks.rule import BlockRule, Fill, RuleOfKind
+from diffulex_core.blocks.state import BlockState, BlockTable, Revision
 from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
@@ -48,10 +49,8 @@ class BlockRequest:
         fill = Fill(thresholds=self._thresholds, force_rule=context.force_rule)
         self._rule: BlockRule = rule or fill
         self._shifted = context.shifted
-        # What a derived class does may differ.
-        together = rule is None and type(self) is BlockRequest
-        self.kind: Final = Filling(fill=fill, block_size=block_size, shifted=context.shifted) if together else None
-        """Requests that fill masks by the same rule go on together."""
+        self.kind: Final = self._kind(fill, rule)
+        """Requests that fill masks by the same rule go on together, and those whose rules are of one kind."""
         self.prompt_len: Final = len(prompt)
         self._stop = StopRules(
             params,
@@ -89,6 +88,16 @@ class BlockRequest:
     def blocks(self) -> BlockTable:
         """The blocks, for traces and tests; read only."""
         return self._table
+
+    @property
+    def rule(self) -> BlockRule:
+        """What a step decides in its blocks."""
+        return self._rule
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end the answer."""
+        return self._stop.ids
 
     @property
     def known_tokens(self) -> IntArray:
@@ -181,6 +190,23 @@ class BlockRequest:
             table.settle()
         self._went_on(keep, table.frontier)
 
+    def revised(self, revision: Revision, end: int, keep: int, advances: bool) -> None:
+        """As `apply` under a rule that revises.
+
+        Args:
+            revision: what became of the ACTIVE blocks.
+            end, keep, advances: as for `filled`.
+        """
+        table = self._table
+        if advances:
+            if end > table.end:
+                table.activate()
+            table.revise(revision)
+            self._stop.first_stop = revision.first_stop
+            self._draws += 1
+            table.settle(revision.open)
+        self._went_on(keep, self._final_end())
+
     def _went_on(self, keep: int, final_end: int) -> None:
         """Count a forward, after which the runner keeps the row of a position, and see whether the request is done."""
         if keep != NO_ROW:
@@ -193,6 +219,16 @@ class BlockRequest:
 
     def finish(self, reason: CompletionReason) -> None:
         self._completion = reason
+
+    def _kind(self, fill: Fill, rule: BlockRule | None) -> Filling | Revising | None:
+        """What this request and others of its kind do together; None = it goes by itself."""
+        if type(self) is not BlockRequest:  # what a derived class does may differ
+            return None
+        if rule is None:
+            return Filling(fill=fill, block_size=self._block_size, shifted=self._shifted)
+        if isinstance(rule, RuleOfKind):
+            return Revising(rule=rule.joint, block_size=self._block_size, shifted=self._shifted)
+        return None
 
     def _check_answers(self, span: Span, decision: Decision) -> None:
         """Raise ValueError unless the decision is about the positions that the span asked for."""

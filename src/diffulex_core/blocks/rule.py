@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
+from diffulex_core.blocks.grid import JointRule
 from diffulex_core.blocks.state import BlockTable
 from diffulex_core.pattern import IntArray
 from diffulex_core.req_context import ForceRule
@@ -68,6 +69,16 @@ class BlockRule(Protocol):
 
     def blends(self, start: int, end: int) -> Blends | None:
         """Positions of `[start, end)` that are fed blended embeddings; None = none."""
+        ...
+
+
+@runtime_checkable
+class RuleOfKind(BlockRule, Protocol):
+    """What a rule that revises offers besides `BlockRule` if its request may be planned and moved on with others."""
+
+    @property
+    def joint(self) -> JointRule[Any]:
+        """Requests whose rules have equal ones go together; the same throughout the request's life."""
         ...
 
 

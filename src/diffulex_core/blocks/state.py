@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,25 @@ class BlockState(enum.Enum):
     """No token changes any more; the next forward stores its K/V and the block leaves the buffer."""
 
 
+class Revision(NamedTuple):
+    """What a step made of the last blocks of a buffer: a tuple, because there is one for each request of a step.
+
+    Attributes:
+        tokens, decided: [n] of the blocks' positions.
+        masks: undecided positions of each block.
+        frontier: all positions before this one are decided.
+        open: complete blocks that may still change.
+        first_stop: first position of the answer in them that holds a stop token; None = there is none.
+    """
+
+    tokens: IntArray
+    decided: BoolArray
+    masks: list[int]
+    frontier: int
+    open: Collection[int]
+    first_stop: int | None
+
+
 class BlockTable:
     """Tokens of a sequence and its buffer of running blocks.
 
@@ -30,7 +50,7 @@ class BlockTable:
     def __init__(self, prompt: IntArray, *, block_size: int, capacity: int, fill_token: int) -> None:
         """Prompt blocks that are full lie before the buffer; a partly filled one is its first, ACTIVE block."""
         self.block_size = block_size
-        self._fill_token = fill_token
+        self.fill_token = fill_token
         self._prompt_len = len(prompt)
         self.tokens: IntArray = np.full(capacity, fill_token, dtype=np.int64)
         self.tokens[: len(prompt)] = prompt
@@ -114,6 +134,15 @@ class BlockTable:
         self.tokens[positions[decided]] = tokens[decided]
         self.decide(positions[fresh], tokens[fresh])
 
+    def revise(self, revision: Revision) -> None:
+        """Take over what became of the last blocks of the buffer; positions of the prompt are as they were."""
+        end = self.end
+        begin = end - len(revision.tokens)
+        self.tokens[begin:end] = revision.tokens
+        self.decided[begin:end] = revision.decided
+        self.masks[begin // self.block_size : end // self.block_size] = revision.masks
+        self.frontier = revision.frontier
+
     def reopen(self, positions: IntArray) -> None:
         """Make decided positions undecided again.
 
@@ -123,7 +152,7 @@ class BlockTable:
         self._check_editable(positions)
         if not self.decided[positions].all():
             raise ValueError(f"positions {positions.tolist()} are not all decided")
-        self.tokens[positions] = self._fill_token
+        self.tokens[positions] = self.fill_token
         self.decided[positions] = False
         for block in (positions // self.block_size).tolist():
             self.masks[block] += 1

@@ -1,6 +1,7 @@
-"""One block's step of dmax: which masks are filled, what becomes of decided tokens, and whether the block is settled.
+"""One step of dmax: which masks are filled, what becomes of decided tokens, and whether a block is settled.
 
-Source: the decoding rules of DMax. Pure functions of arrays over the block's positions that are not prompt.
+Source: the decoding rules of DMax. Pure functions of arrays over the positions of some blocks, a row for each block;
+where the prompt stands, a position is decided, agrees with its token and is beyond doubt.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from diffulex_core.plugin import BoolArray, FloatArray, IntArray
 
 @attrs.frozen(kw_only=True, eq=False)
 class Verdict:
-    """What becomes of a block's positions.
+    """What becomes of the blocks.
 
     Attributes:
-        write: [n] bool: they take the proposed token, which may be the one that they have.
-        changed: [n] bool: those of them that get another token than they had.
-        confidence: [n] how sure the model counts as being of each proposed token.
-        settled: nothing in the block changes any more once this is applied, if it has no mask then.
-        stability: share of the decided tokens that stay.
+        write: [b, n] bool: they take the proposed token, which may be the one that they have.
+        changed: [b, n] bool: those of them that get another token than they had.
+        confidence: [b, n] how sure the model counts as being of each proposed token.
+        settled: [b] bool: nothing in the block changes any more once this is applied, if it has no mask then.
+        stability: [b] share of the decided tokens that stay.
     """
 
     write: BoolArray
     changed: BoolArray
     confidence: FloatArray
-    settled: bool
-    stability: float
+    settled: BoolArray
+    stability: FloatArray
 
 
 def judge(
@@ -39,34 +40,38 @@ def judge(
     accept: float,
     confident: float,
     exact: bool,
+    editable: BoolArray | None = None,
 ) -> Verdict:
-    """Decide one step of one block.
+    """Decide one step of some blocks.
 
     All decided positions take the proposed token. Of the masks, the leftmost ones do up to the first that is not
     confident enough, and at least one.
 
     Args:
-        tokens, decided: [n] before the step.
-        proposed: [n] chosen tokens.
-        confidence: [n] their probabilities.
+        tokens, decided: [b, n] before the step.
+        proposed: [b, n] chosen tokens.
+        confidence: [b, n] their probabilities.
         accept: a mask is filled when its confidence is at least this.
-        confident: the block may be settled when every position's confidence is at least this.
+        confident: a block may be settled when every position's confidence is at least this.
         exact: decided positions have a confidence too; otherwise they count as certain.
+        editable: [b, n] bool: not prompt; None = all are.
     """
     sure = confidence.astype(np.float64)
     if not exact:
         sure[decided] = 1.0
-    masks = np.flatnonzero(~decided)
-    doubtful = np.flatnonzero(sure[masks] < accept)
-    run = int(doubtful[0]) if len(doubtful) else len(masks)
-    taken = np.zeros_like(decided)
-    taken[masks[: max(run, 1)]] = True
+    masks = ~decided
+    doubtful = masks & (sure < accept)
+    taken = masks & ~np.logical_or.accumulate(doubtful, axis=1)
+    none = np.flatnonzero(masks.any(axis=1) & ~taken.any(axis=1))
+    if len(none):
+        taken[none, masks[none].argmax(axis=1)] = True
     differs = decided & (proposed != tokens)
     changed = differs | taken
+    known = decided if editable is None else decided & editable
     return Verdict(
-        write=decided | taken,
+        write=known | taken,
         changed=changed,
         confidence=sure,
-        settled=bool(not changed.any() or (sure >= confident).all()),
-        stability=1.0 - float(differs.sum()) / max(int(decided.sum()), 1),
+        settled=~changed.any(axis=1) | (sure >= confident).all(axis=1),
+        stability=1.0 - differs.sum(axis=1) / np.maximum(known.sum(axis=1), 1),
     )

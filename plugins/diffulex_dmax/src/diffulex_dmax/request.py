@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from math import inf
 
+import attrs
 import numpy as np
 
-from diffulex_core.blocks import BlockRequest, BlockTable, Outcome, proposals, revision
+from diffulex_core.blocks import (
+    BlendColumns,
+    BlockGrid,
+    BlockRequest,
+    BlockTable,
+    GridAnswers,
+    GridVerdict,
+    Outcome,
+    PerBlock,
+    numbers_of,
+    revise_alone,
+    revision,
+    write_numbers,
+)
 from diffulex_core.plugin import (
-    Alternatives,
     AttentionPattern,
     Blends,
     BlockCausal,
+    BoolArray,
     Decision,
+    FloatArray,
     IntArray,
+    Outline,
     ReqContext,
     SampleGroup,
     SamplingParams,
+    Terms,
 )
 from diffulex_dmax.leftmost import judge
-from diffulex_dmax.merging import Merges
+from diffulex_dmax.merging import MergeRule, Merges, blended
 from diffulex_dmax.options import DMaxOptions
 
 
@@ -34,23 +52,112 @@ def dmax_request(*, request_id: int, prompt: IntArray, params: SamplingParams, c
     options, mask = context.options, context.mask_token_id
     assert isinstance(options, DMaxOptions), "the strategy's config_cls is DMaxOptions"
     assert mask is not None, "the strategy requires the mask_token capability"
-    accept = params.resolve_thresholds(context.thresholds).accept_threshold
-    merges = Merges(options, mask_token_id=mask, vocab_size=context.vocab_size)
-    rule = DMaxRule(accept=accept, options=options, block_size=context.pattern.block_size, merges=merges)
-    return BlockRequest(request_id=request_id, prompt=prompt, params=params, context=context, rule=rule)
+    joint = JointMerges(
+        accept=params.resolve_thresholds(context.thresholds).accept_threshold,
+        merging=MergeRule.of(options, mask_token_id=mask, vocab_size=context.vocab_size),
+    )
+    return BlockRequest(
+        request_id=request_id, prompt=prompt, params=params, context=context, rule=DMaxRule(joint=joint)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class JointMerges:
+    """What requests with the same threshold do together: a `JointRule`.
+
+    Attributes:
+        accept: a mask is filled when its confidence is at least this.
+        merging: what becomes of decided tokens' embeddings.
+    """
+
+    accept: float
+    merging: MergeRule
+    terms: Terms = attrs.field(init=False, eq=False, repr=False)
+
+    @terms.default
+    def _terms(self) -> Terms:
+        return Terms(
+            accept_threshold=inf,
+            force_one=False,
+            clean_confidence=True,
+            measure="prob",
+            alternatives=self.merging.alternatives,
+        )
+
+    @property
+    def asks_of_tokens(self) -> bool:
+        """It does not."""
+        return False
+
+    def discouraged(self, grid: BlockGrid) -> IntArray | None:
+        """None."""
+        return None
+
+    def watched(self, grid: BlockGrid) -> IntArray | None:
+        """None."""
+        return None
+
+    def judge(self, rules: Sequence[DMaxRule], grid: BlockGrid, answers: GridAnswers) -> GridVerdict:
+        """Judge all blocks, and remember what is to be fed of them."""
+        options = self.merging.options
+        (full_steps, _), own = numbers_of([rule.numbers for rule in rules], grid)
+        full_steps = full_steps + grid.decided.all(axis=1)
+        verdict = judge(
+            tokens=grid.tokens,
+            decided=grid.decided,
+            proposed=answers.proposed,
+            confidence=answers.confidence,
+            accept=self.accept,
+            confident=options.confident_commit_threshold,
+            exact=options.exact,
+            editable=grid.editable,
+        )
+        write_numbers(own, np.stack((full_steps, verdict.stability)))
+        self._remember(rules, grid, answers, verdict.confidence, verdict.write)
+        still_open = ~verdict.settled & (full_steps <= options.max_post_edit_steps)
+        return GridVerdict(write=verdict.write, changed=verdict.changed, open=still_open)
+
+    def blends(self, rules: Sequence[DMaxRule], outlines: Sequence[Outline]) -> BlendColumns | None:
+        """The descriptors of the positions, those of stored blocks included."""
+        return blended([rule.merges for rule in rules], [(outline.start, outline.end) for outline in outlines])
+
+    def _remember(
+        self, rules: Sequence[DMaxRule], grid: BlockGrid, answers: GridAnswers, sure: FloatArray, decided: BoolArray
+    ) -> None:
+        """Take over what is to be fed of all positions from now on."""
+        if len(grid.blocks) == 0:
+            return
+        merged = self.merging.describe(
+            grid.flat(np.where(decided, answers.proposed, grid.tokens)),
+            grid.flat(sure),
+            grid.flat(decided),
+            answers.alternatives,
+        )
+        if merged is None:
+            return
+        size = grid.tokens.shape[1]
+        asked = [size] * len(grid.blocks) if grid.editable is None else grid.editable.sum(axis=1).tolist()
+        ends, blocks = [*accumulate(asked, initial=0)], grid.blocks.tolist()
+        for rule, (first, last) in zip(rules, pairwise(accumulate(grid.counts, initial=0)), strict=True):
+            if first < last:
+                # What a block lacks of its size is prompt, and stands before all else.
+                position = (blocks[first] + 1) * size - asked[first]
+                rule.merges.put(position, merged.part(ends[first], ends[last]))
 
 
 class DMaxRule:
-    """Masks are filled from the left, decided tokens refreshed in every step, and both are fed as blends."""
+    """Masks are filled from the left, decided tokens refreshed in every step, and both are fed as blends.
 
-    def __init__(self, *, accept: float, options: DMaxOptions, block_size: int, merges: Merges) -> None:
-        self._accept = accept
-        self._options = options
-        self._block_size = block_size
-        self._merges = merges
-        self._full_steps: Counter[int] = Counter()
-        """Forwards in which each running block had no mask."""
-        self._stability: dict[int, float] = {}
+    Attributes:
+        joint: what it does together with others.
+        merges: what is fed.
+        numbers: of each running block the forwards in which it had no mask, and the stability of its latest step.
+    """
+
+    def __init__(self, *, joint: JointMerges) -> None:
+        self.joint = joint
+        self.merges = Merges(joint.merging)
+        self.numbers = PerBlock(2)
 
     @property
     def revises(self) -> bool:
@@ -60,54 +167,21 @@ class DMaxRule:
     @property
     def tokens_suffice(self) -> bool:
         """Blended positions' K/V depend on more than their tokens."""
-        return not self._options.merges
+        return not self.joint.merging.options.merges
 
     def groups(self, table: BlockTable, blocks: range, origin: int) -> list[SampleGroup]:
         """All positions that are not prompt."""
-        probable = self._merges.alternatives
+        probable = self.joint.merging.alternatives
         return [revision(table, block, origin, measure="prob", alternatives=probable) for block in blocks]
 
     def apply(self, table: BlockTable, groups: Sequence[SampleGroup], decision: Decision) -> Outcome:
         """Judge block by block, and remember what is to be fed of it."""
-        written, still_open = [decision.positions[:0]], set[int]()
-        for group, rows in zip(groups, proposals(groups, decision), strict=True):
-            block, positions, decided = group.block, group.positions, table.decided[group.positions]
-            self._full_steps[block] += bool(decided.all())
-            verdict = judge(
-                tokens=table.tokens[positions],
-                decided=decided,
-                proposed=decision.tokens[rows],
-                confidence=decision.confidence[rows],
-                accept=self._accept,
-                confident=self._options.confident_commit_threshold,
-                exact=self._options.exact,
-            )
-            self._stability[block] = verdict.stability
-            table.write(positions[verdict.write], decision.tokens[rows][verdict.write])
-            written.append(positions[verdict.changed])
-            self._merges.replace(
-                block,
-                positions=positions,
-                tokens=table.tokens[positions],
-                confidence=verdict.confidence,
-                decided=verdict.write,
-                probable=_of(decision.alternatives, rows),
-            )
-            if not verdict.settled and self._full_steps[block] <= self._options.max_post_edit_steps:
-                still_open.add(block)
-        return Outcome(written=np.concatenate(written), open=frozenset(still_open))
+        return revise_alone(self, self.joint, table, groups, decision)
 
     def stability(self, table: BlockTable, block: int) -> float:
         """As of the block's latest step; 0 before the first."""
-        return self._stability.get(block, 0.0)
+        return float(self.numbers.of(block, block + 1)[1, 0])
 
     def blends(self, start: int, end: int) -> Blends | None:
         """The descriptors of the positions, those of stored blocks included."""
-        return self._merges.between(start, end, self._block_size)
-
-
-def _of(alternatives: Alternatives | None, rows: slice) -> Alternatives | None:
-    """The alternatives of some of the rows."""
-    if alternatives is None:
-        return None
-    return Alternatives(tokens=alternatives.tokens[rows], probabilities=alternatives.probabilities[rows])
+        return self.merges.between(start, end)

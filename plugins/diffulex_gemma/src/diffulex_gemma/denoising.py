@@ -22,16 +22,18 @@ def within_bound(entropy: FloatArray, bound: float) -> BoolArray:
     the sum without its largest term bounds the information that they share (arXiv:2505.24857).
 
     Args:
-        entropy: [n] in nats.
+        entropy: [..., n] in nats, at least 0; each last axis by itself.
         bound: in nats, at least 0.
     Returns:
-        [n] bool, at least one of them True.
+        [..., n] bool, at least one of each n True.
     """
-    order = np.argsort(entropy, kind="stable")
-    ordered = entropy[order].astype(np.float64)
-    before = np.concatenate(([0.0], np.cumsum(ordered)[:-1]))
-    kept = np.zeros(len(entropy), dtype=np.bool_)
-    kept[order] = before <= bound
+    ordered = np.sort(entropy, axis=-1).astype(np.float64)
+    sums = np.cumsum(ordered, axis=-1)
+    count = 1 + (sums[..., :-1] <= bound).sum(axis=-1, keepdims=True)
+    last = np.take_along_axis(ordered, count - 1, axis=-1)
+    below, equal = entropy < last, entropy == last
+    room = count - below.sum(axis=-1, keepdims=True)
+    kept: BoolArray = below | (equal & (np.cumsum(equal, axis=-1) <= room))
     return kept
 
 

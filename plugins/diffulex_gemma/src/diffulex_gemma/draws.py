@@ -29,8 +29,12 @@ class Draws(Protocol):
         """
         ...
 
-    def noise(self, seed: int, draw: int, positions: IntArray, vocab_size: int) -> IntArray:
-        """[n] ids below `vocab_size`: what undecided positions hold when a request's step `draw` reads them."""
+    def noise(self, seeds: IntArray, draws: IntArray, positions: IntArray, vocab_size: int) -> IntArray:
+        """[n] ids below `vocab_size`: what undecided positions hold when the step reads them.
+
+        Args:
+            seeds, draws, positions: as for `sampling`; the steps are those that read them.
+        """
         ...
 
 
@@ -42,10 +46,9 @@ class CounterDraws:
         """See `Draws`."""
         return uniform(seeds, 2 * draws, positions)
 
-    def noise(self, seed: int, draw: int, positions: IntArray, vocab_size: int) -> IntArray:
+    def noise(self, seeds: IntArray, draws: IntArray, positions: IntArray, vocab_size: int) -> IntArray:
         """See `Draws`."""
-        seeds, draws = np.full_like(positions, seed), np.full_like(positions, 2 * draw + 1)
-        ids: IntArray = (uniform(seeds, draws, positions) * vocab_size).astype(np.int64)
+        ids: IntArray = (uniform(seeds, 2 * draws + 1, positions) * vocab_size).astype(np.int64)
         return ids
 
 

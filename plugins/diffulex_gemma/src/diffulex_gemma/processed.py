@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffulex_core.distributed import Communicator
 from diffulex_core.distributed.ranges import Range
-from diffulex_core.plugin import IntArray, SamplingBatch, SamplingParams
+from diffulex_core.plugin import IntArray, SamplingBatch, SamplingParams, Windows
 from diffulex_core.sampling.filters import restrict
 from diffulex_core.transfer import on_device
 
@@ -27,7 +27,7 @@ def biased(logits: Tensor, batch: SamplingBatch, held: Range) -> Tensor:
         [rows, columns] float32, -inf where a column stands for no id; it may share memory with `logits`.
     """
     scores = logits.float()
-    params = [window.params for window in batch.windows]
+    params = batch.params
     if held.length < logits.shape[1]:
         scores = scores.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= held.length, -torch.inf)
     if any(each.logit_bias for each in params):
@@ -52,7 +52,7 @@ def processed(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicato
         [rows, columns] float32, a new tensor.
     """
     scores = _restrict(scores, batch, held, tp)
-    scheduled = [group.temperature for window in batch.windows for group in window.span.groups]
+    scheduled = [terms.temperature for terms in Windows.of(batch.windows).spans.groups.terms]
     temperature = np.array([1.0 if each is None else max(each, COLDEST) for each in scheduled])[batch.group_of_row]
     return scores / on_device(temperature, scores.device, torch.float32)[:, None]
 
@@ -66,7 +66,7 @@ def _add_bias(scores: Tensor, held: Range, rows: IntArray, params: SamplingParam
 
 
 def _restrict(scores: Tensor, batch: SamplingBatch, held: Range, tp: Communicator) -> Tensor:
-    params = [window.params for window in batch.windows]
+    params = batch.params
     limited = np.array([each.top_p < 1 or each.top_k is not None or each.min_p > 0 for each in params])
     limited = limited[batch.window_of_row]
     if not limited.any():

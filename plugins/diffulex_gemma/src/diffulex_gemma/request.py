@@ -8,20 +8,24 @@ import numpy as np
 
 from diffulex_core.blocks.limits import StopRules
 from diffulex_core.plugin import (
+    NO_ROW,
     Canvas,
     CompletionReason,
     Decision,
+    FloatArray,
     IntArray,
+    Outline,
     Phase,
     ReqContext,
     SampleGroup,
     SamplingParams,
     Span,
+    Spans,
 )
-from diffulex_gemma.decision import CanvasDecision
-from diffulex_gemma.denoising import confident, stable, temperature, within_bound
-from diffulex_gemma.draws import COUNTER, Draws, seed_of
+from diffulex_gemma.denoising import confident, stable
+from diffulex_gemma.draws import COUNTER, Draws
 from diffulex_gemma.options import DenoisingOptions
+from diffulex_gemma.together import Denoising
 
 
 class CanvasRequest:
@@ -45,7 +49,14 @@ class CanvasRequest:
         self.request_id: Final = request_id
         self.params: Final = params
         self.prompt_len: Final = len(prompt)
-        self._options, self._vocab_size, self._source = context.options, context.vocab_size, draws
+        self._options = context.options
+        self.kind: Final = Denoising(
+            options=context.options,
+            canvas_size=context.pattern.block_size,
+            vocab_size=context.vocab_size,
+            source=draws,
+        )
+        """What canvases on the same schedule do together."""
         self._stop = StopRules(
             params,
             prompt_len=len(prompt),
@@ -67,7 +78,8 @@ class CanvasRequest:
         self._completion: CompletionReason | None = None
         self._best: list[IntArray] = []
         """The canvas's most probable tokens after each of its steps so far."""
-        self._canvas = self._noise(self._positions)
+        [self.draft] = self.kind.noise([self])
+        """[n] what the next step reads of the canvas."""
 
     @property
     def nfe(self) -> int:
@@ -123,19 +135,52 @@ class CanvasRequest:
         end = min(stored + budget, self._start)
         return self._encode(stored, end) if end > stored else None
 
+    def outline(self, stored: int) -> Outline | None:
+        if self.chunkable(stored):
+            return None
+        return Outline(stored, self._end, 0, stored, self._start, NO_ROW)
+
     def chunkable(self, stored: int) -> bool:
         return stored < self._start
 
     def apply(self, span: Span, decision: Decision) -> None:
-        asked = self._positions if span.groups else self._positions[:0]
-        if not np.array_equal(decision.positions, asked):
-            raise ValueError(f"request {self.request_id}: decided positions are not those of the canvas")
-        self._encoded = max(self._encoded, span.store_until)
+        self.kind.apply([self], Spans.of([span]), [decision])
+
+    @property
+    def step(self) -> int:
+        """Steps that the canvas has had."""
+        return len(self._best)
+
+    @property
+    def positions(self) -> IntArray:
+        """[n] of the canvas."""
+        return np.arange(self._start, self._end)
+
+    @property
+    def canvas_index(self) -> int:
+        """How many canvases came before it."""
+        return (self._start - self.prompt_len) // self._canvas_size
+
+    def take(self, tokens: IntArray, entropy: FloatArray) -> bool:
+        """One step of the canvas: accept it or not. What the next step reads is to be drawn.
+
+        Args:
+            tokens, entropy: [n] as in `CanvasDecision`.
+        """
+        options, earlier = self._options, self._best
+        self._draws += 1
+        self._best = [*earlier, tokens]
+        last = len(self._best) == options.diffusion_gemma_max_denoising_steps
+        settled = stable(tokens, earlier, options.diffusion_gemma_stability_threshold)
+        accepted = last or (settled and confident(entropy, options.diffusion_gemma_confidence_threshold))
+        if accepted:
+            self._accept(tokens)
+        return accepted
+
+    def went_on(self, stored: int) -> None:
+        """Count a forward that leaves all positions before `stored` encoded, and see whether the request is done."""
+        self._encoded = max(self._encoded, stored)
         self._nfe += 1
-        if span.groups:
-            assert isinstance(decision, CanvasDecision), "the strategy's own sampler decides"
-            self._draws += 1
-            self._take(decision)
         self._completion = self._stop.reason(self._tokens, self._start, self._nfe, rereads=self._nfe - self._draws)
 
     def preempted(self) -> None:
@@ -149,34 +194,28 @@ class CanvasRequest:
         """Position after the canvas."""
         return min(self._start + self._canvas_size, len(self._tokens))
 
-    @property
-    def _positions(self) -> IntArray:
-        return np.arange(self._start, self._end)
-
     def _denoise(self, stored: int) -> Span:
         """What is not encoded yet, and a step of the canvas behind it."""
-        options, step = self._options, len(self._best)
-        steps = options.diffusion_gemma_max_denoising_steps
-        positions = self._positions
+        terms, positions = self.kind.terms(self.step), self.positions
         group = SampleGroup(
-            block=(self._start - self.prompt_len) // self._canvas_size,
+            block=self.canvas_index,
             positions=positions,
             rows=positions - stored,
-            accept_threshold=float("inf"),
-            force_one=False,
-            temperature=temperature(step, steps, options.diffusion_gemma_t_min, options.diffusion_gemma_t_max),
+            accept_threshold=terms.accept_threshold,
+            force_one=terms.force_one,
+            temperature=terms.temperature,
         )
         return Span(
             start=stored,
-            tokens=np.concatenate((self._tokens[stored : self._start], self._canvas)),
+            tokens=np.concatenate((self._tokens[stored : self._start], self.draft)),
             catch_up=max(0, self._encoded - stored),
             store_from=stored,
             store_until=self._start,
             phase=Phase.DECODE,
             groups=(group,),
             advances=True,
-            recall=step > 0,
-            remember=step + 1 < steps,
+            recall=self.step > 0,
+            remember=self.step + 1 < self._options.diffusion_gemma_max_denoising_steps,
         )
 
     def _encode(self, stored: int, end: int) -> Span:
@@ -192,26 +231,9 @@ class CanvasRequest:
             advances=self._encoded < end,
         )
 
-    def _take(self, decision: CanvasDecision) -> None:
-        """One step of the canvas: accept it, or draw the next one."""
-        options, earlier = self._options, self._best
-        self._best = [*earlier, decision.tokens]
-        last = len(self._best) == options.diffusion_gemma_max_denoising_steps
-        settled = stable(decision.tokens, earlier, options.diffusion_gemma_stability_threshold)
-        if last or (settled and confident(decision.entropy, options.diffusion_gemma_confidence_threshold)):
-            self._accept(decision.tokens)
-            decision.accepted[:] = True
-        else:
-            kept = within_bound(decision.entropy, options.diffusion_gemma_entropy_bound)
-            self._canvas = np.where(kept, decision.drawn, self._noise(decision.positions))
-
     def _accept(self, tokens: IntArray) -> None:
         """Make the canvas final and start the next one, if there is room for it."""
-        positions = self._positions
+        positions = self.positions
         self._tokens[positions] = tokens
         self._stop.notice(positions, tokens)
         self._start, self._best = self._end, []
-        self._canvas = self._noise(self._positions)
-
-    def _noise(self, positions: IntArray) -> IntArray:
-        return self._source.noise(seed_of(self.params), self._draws, positions, self._vocab_size)

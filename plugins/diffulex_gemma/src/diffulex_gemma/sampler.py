@@ -66,8 +66,8 @@ class CanvasSampler:
         return told, scores
 
     def _numbers(self, batch: SamplingBatch) -> np.typing.NDArray[np.floating]:
-        seeds = np.array([seed_of(window.params) for window in batch.windows], dtype=np.int64)
-        draws = np.array([window.draw for window in batch.windows], dtype=np.int64)
+        seeds = np.array([seed_of(params) for params in batch.params], dtype=np.int64)
+        draws = np.array(batch.draws, dtype=np.int64)
         return self._draws.sampling(seeds[batch.window_of_row], draws[batch.window_of_row], batch.positions)
 
 
@@ -128,7 +128,7 @@ def _decisions(host: np.typing.NDArray[np.float64], batch: SamplingBatch) -> lis
             finite=bool(finite[begin:end].all()),
             drawn=drawn[begin:end],
             entropy=entropy[begin:end],
-            logprobs=reported(host[5:, begin:end], window.params),
+            logprobs=reported(host[5:, begin:end], params),
         )
-        for window, (begin, end) in zip(batch.windows, pairwise(bounds.tolist()), strict=True)
+        for params, (begin, end) in zip(batch.params, pairwise(bounds.tolist()), strict=True)
     ]

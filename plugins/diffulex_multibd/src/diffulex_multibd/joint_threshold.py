@@ -1,6 +1,7 @@
-"""One block's step of edit sampling: which masks are filled, which tokens replaced, and whether the block is settled.
+"""One step of edit sampling: which masks are filled, which tokens replaced, and whether a block is settled.
 
-Source: the decoding rules of LLaDA2.1 ("JointThreshold"). Pure functions of arrays over the block's editable positions.
+Source: the decoding rules of LLaDA2.1 ("JointThreshold"). Pure functions of arrays over the positions of some blocks, a
+row for each block; where the prompt stands, a position is decided, agrees with its token and is beyond doubt.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from diffulex_core.plugin import BoolArray, FloatArray, IntArray
 
 @attrs.frozen(kw_only=True, eq=False)
 class Proposal:
-    """What is known of a block's editable positions when a step was sampled.
+    """What is known of the positions of b blocks when a step was sampled.
 
     Attributes:
-        tokens: [n] int64 before the step.
-        decided: [n] bool before the step.
-        proposed: [n] int64 chosen token of each.
-        confidence: [n] probability of the chosen token.
+        tokens: [b, n] int64 before the step.
+        decided: [b, n] bool before the step.
+        proposed: [b, n] int64 chosen token of each.
+        confidence: [b, n] probability of the chosen token.
+        editable: [b, n] bool: not prompt; None = all are.
     """
 
     tokens: IntArray
     decided: BoolArray
     proposed: IntArray
     confidence: FloatArray
+    editable: BoolArray | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -49,60 +52,61 @@ class Limits:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Verdict:
-    """What becomes of a block's editable positions; masks over them.
+    """What becomes of the blocks.
 
     Attributes:
-        write: they take the proposed token.
-        reopen: they return to mask.
-        settled: nothing in the block changes any more once this is applied.
-        stability: share of the decided tokens that the model would choose again.
+        write: [b, n] bool: they take the proposed token.
+        reopen: [b, n] bool: they may return to mask; None = none does.
+        settled: [b] bool: nothing in the block changes any more once this is applied.
+        stability: [b] share of the decided tokens that the model would choose again.
     """
 
     write: BoolArray
-    reopen: BoolArray
-    settled: bool
-    stability: float
+    reopen: BoolArray | None
+    settled: BoolArray
+    stability: FloatArray
 
 
 def judge(
     proposal: Proposal,
     limits: Limits,
     *,
-    earlier_steps: int,
-    post_edit_steps: int,
+    earlier_steps: FloatArray,
+    post_edit_steps: FloatArray,
     believed: FloatArray | None,
-    may_reopen: BoolArray,
 ) -> Verdict:
-    """Decide one step of one block.
+    """Decide one step of some blocks.
 
     Args:
         proposal: the sampler's answers.
-        limits: of the request.
-        earlier_steps: forwards in which the block was sampled before this one.
-        post_edit_steps: those of them in which it had no mask, and this one if it has none.
-        believed: [n] probability of the token that stands at each position; None = not known.
-        may_reopen: [n] positions that never returned to mask.
+        limits: of the requests.
+        earlier_steps: [b] forwards in which the block was sampled before this one.
+        post_edit_steps: [b] those of them in which it had no mask, and this one if it has none.
+        believed: [b, n] probability of the token that stands at each position; None = not known.
     """
     decided, confidence = proposal.decided, proposal.confidence.astype(np.float64)
     masks = ~decided
     differs = decided & (proposal.proposed != proposal.tokens)
     edit = differs & (confidence > limits.edit)
-    nothing = np.zeros_like(decided)
-    if earlier_steps >= limits.block_size + limits.max_post_edit_steps:
-        return Verdict(write=masks | edit, reopen=nothing, settled=True, stability=1.0)
-    stability = 1.0 - float(differs.sum()) / max(int(decided.sum()), 1)
-    moved = edit | _filled(masks, confidence, limits.accept)
-    if not masks.any() and (not moved.any() or post_edit_steps > limits.max_post_edit_steps):
-        return Verdict(write=nothing, reopen=nothing, settled=True, stability=stability)
-    reopen = nothing
-    if masks.any() and limits.remask is not None and believed is not None:
-        reopen = decided & ~edit & may_reopen & (believed.astype(np.float64) < limits.remask)
-    return Verdict(write=moved, reopen=reopen, settled=False, stability=stability)
+    open_masks = np.logical_or.reduce(masks, axis=1)
+    overdue = earlier_steps >= limits.block_size + limits.max_post_edit_steps
+    known = decided if proposal.editable is None else decided & proposal.editable
+    stability = 1.0 - differs.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    moved = edit | _filled(masks, open_masks, confidence, limits.accept)
+    settled = ~open_masks & (~moved.any(axis=1) | (post_edit_steps > limits.max_post_edit_steps))
+    write = np.where(overdue[:, None], masks | edit, moved & ~settled[:, None])
+    reopen = None
+    if limits.remask is not None and believed is not None:
+        may = (open_masks & ~overdue)[:, None]
+        reopen = may & decided & ~edit & (believed.astype(np.float64) < limits.remask)
+    return Verdict(write=write, reopen=reopen, settled=settled | overdue, stability=np.where(overdue, 1.0, stability))
 
 
-def _filled(masks: BoolArray, confidence: FloatArray, threshold: float) -> BoolArray:
-    """The confident masks, else the most confident one, the first of equals; none where there is no mask."""
+def _filled(masks: BoolArray, open_masks: BoolArray, confidence: FloatArray, threshold: float) -> BoolArray:
+    """The confident masks, else a block's most confident one, the first of equals; none where there is no mask."""
     sure = masks & (confidence > threshold)
-    if not sure.any() and masks.any():
-        sure[int(np.argmax(np.where(masks, confidence, -1.0)))] = True
+    doubtful = np.flatnonzero(open_masks & ~sure.any(axis=1))
+    if len(doubtful):
+        best = np.where(masks[doubtful], confidence[doubtful], -1.0).argmax(axis=1)
+        sure[doubtful, best] = True
     return sure
