@@ -180,6 +180,9 @@ def test_the_schema_describes_every_key_flat_and_nested() -> None:
     assert properties["eos_token_ids"]["items"] == {"type": "integer", "minimum": 0}
     assert properties["dtype"]["enum"] == ["auto", "float32", "bfloat16", "float16"]
     assert "use_cuda" in properties["profiler_config"]["properties"]
+    schedule = properties["profiler_config"]["properties"]["schedule"]
+    assert schedule["properties"].keys() == {"wait", "warmup", "active", "repeat"}
+    assert not schedule["additionalProperties"]
     assert [choice["type"] for choice in properties["model"]["anyOf"]] == ["string", "object"]
     assert properties["alpha"]["properties"].keys() == {"heat", "alpha_heat", "rounds"}
     assert "pair_order" in properties

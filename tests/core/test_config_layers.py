@@ -237,6 +237,36 @@ def test_keys_of_a_plugin_stand_under_its_name_or_under_what_it_is(section: str)
     assert "belongs to section strategy; move it there" in problem
 
 
+SCHEDULE = {"wait": 1, "warmup": 2, "active": 3, "repeat": 4}
+
+
+def test_a_profilers_schedule_may_be_written_as_torch_has_it() -> None:
+    words = ("delay_iterations", "warmup_iterations", "max_iterations", "repeat")
+    flat = configure({"profiler_config": dict(zip(words, SCHEDULE.values(), strict=True))})
+    variables = {f"DIFFULEX_RUNTIME__PROFILER_CONFIG__SCHEDULE__{word.upper()}": str(n) for word, n in SCHEDULE.items()}
+    for table in (
+        configure({"profiler_config": {"schedule": SCHEDULE}}),
+        configure(config_file=file({"profiler_config": {"schedule": SCHEDULE}})),
+        configure(environ=variables),
+    ):
+        assert table.runtime.profiler_config == flat.runtime.profiler_config
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"schedule": {"skip_first": 2}}, "profiler_config.schedule has wait, warmup, active, repeat."),
+        ({"schedule": {"activ": 2}}, "Did you mean profiler_config.schedule.active?"),
+        ({"schedule": print}, "Did you mean profiler_config.schedule."),
+        ({"schedule": {"wait": -1}}, "profiler_config.delay_iterations is -1"),
+        ({"schedule": {"wait": 2}, "delay_iterations": 3}, "under another of its names"),
+    ],
+)
+def test_a_schedule_that_cannot_be_used_is_refused_with_what_can(given: dict[str, object], told: str) -> None:
+    [problem] = problems_of({"profiler_config": given})
+    assert told in problem
+
+
 def test_an_unknown_keyword_is_ignored_with_a_warning_that_names_the_closest_key() -> None:
     config = configure({"blok_size": 16})
     assert config == configure()

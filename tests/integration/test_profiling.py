@@ -76,8 +76,8 @@ def test_a_profile_is_configured_when_it_starts(ready: Diffulex, tmp_path: Path)
 
 
 def test_a_recording_ends_by_itself_and_repeats(ready: Diffulex, tmp_path: Path) -> None:
-    settings = {"delay_iterations": 1, "warmup_iterations": 1, "max_iterations": 2, "repeat": 2, **TRACE_ONLY}
-    ready.start_profile("r", {"torch_profiler_dir": str(tmp_path), **settings})
+    settings = {"schedule": {"wait": 1, "warmup": 1, "active": 2, "repeat": 2}}
+    ready.start_profile("r", {"torch_profiler_dir": str(tmp_path), **settings, **TRACE_ONLY})
     output = ready.generate([prompt(9)], SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True))[0]
     assert output.nfe > 8
     files = ready.stop_profile()
@@ -95,9 +95,12 @@ def test_a_session_is_over_with_its_last_step(tmp_path: Path) -> None:
 
 def test_what_a_profile_cannot_be_is_said_before_it_starts(ready: Diffulex, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        ready.start_profile(config={"torch_profiler_dir": str(tmp_path), "schedule": {}, "max_iterations": -1})
+        ready.start_profile(
+            config={"torch_profiler_dir": str(tmp_path), "schedule": {"skip_first": 1}, "max_iterations": -1}
+        )
     assert len(refused.value.problems) == 2
-    assert "no key 'schedule'" in str(refused.value)
+    assert "no key 'schedule.skip_first'" in str(refused.value)
+    assert "schedule.wait, " in str(refused.value)
     assert "profiler_config.max_iterations is -1" in str(refused.value)
     with pytest.raises(ConfigError, match="torch_profiler_dir"):
         ready.start_profile(config={"profiler": "torch"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,4 +174,20 @@ def expand_group(given: Given, leaves: Mapping[str, KeySpec]) -> Iterator[Given]
     table = as_mapping(given.value)
     if table is None:
         return None
-    return (attrs.evolve(given, name=f"{given.name}.{leaf}", value=value) for leaf, value in table.items())
+    entries = _flattened(table, _tables_within(leaves))
+    return (attrs.evolve(given, name=f"{given.name}.{leaf}", value=value) for leaf, value in entries)
+
+
+def _tables_within(leaves: Mapping[str, KeySpec]) -> frozenset[str]:
+    """What keys of a group are also gathered under, as `schedule` in the alias `profiler_config.schedule.wait`."""
+    names = (name.split(".") for spec in leaves.values() for name in spec.other_names)
+    return frozenset(parts[1] for parts in names if len(parts) > 2)
+
+
+def _flattened(table: Mapping[str, object], tables: Collection[str]) -> Iterator[tuple[str, object]]:
+    for leaf, value in table.items():
+        inner = as_mapping(value) if leaf in tables else None
+        if inner is None:
+            yield leaf, value
+        else:
+            yield from ((f"{leaf}.{name}", part) for name, part in inner.items())

@@ -271,18 +271,28 @@ class ProfilerConfig:
     )
     with_modules: bool = key(False, "Record the module hierarchy.", aliases=("profiler_with_modules",))
     use_cuda: bool = key(True, "Record CUDA activity where there is a CUDA device.", aliases=("profiler_use_cuda",))
-    delay_iterations: int = key(0, "Steps to skip before recording.", aliases=("profiler_delay_iterations",), minimum=0)
+    delay_iterations: int = key(
+        0,
+        "Steps to skip before recording.",
+        aliases=("profiler_delay_iterations", "profiler_config.schedule.wait"),
+        minimum=0,
+    )
     warmup_iterations: int = key(
         0,
         "Steps after those to profile without recording, so that its own start is not recorded.",
-        aliases=("profiler_warmup_iterations",),
+        aliases=("profiler_warmup_iterations", "profiler_config.schedule.warmup"),
         minimum=0,
     )
-    max_iterations: int = key(0, "Steps to record; 0 = until stopped.", aliases=("profiler_max_iterations",), minimum=0)
+    max_iterations: int = key(
+        0,
+        "Steps to record; 0 = until stopped.",
+        aliases=("profiler_max_iterations", "profiler_config.schedule.active"),
+        minimum=0,
+    )
     repeat: int = key(
         1,
         "How often to skip, warm up and record max_iterations steps, into files of their own; 0 = until stopped.",
-        aliases=("profiler_repeat",),
+        aliases=("profiler_repeat", "profiler_config.schedule.repeat"),
         minimum=0,
     )
     run_id: str | None = key(

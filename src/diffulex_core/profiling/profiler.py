@@ -14,7 +14,7 @@ import torch
 from diffulex_core.config.checks import check_values, profiler_has_a_place
 from diffulex_core.config.convert import as_mapping
 from diffulex_core.config.keys import Origin
-from diffulex_core.config.layers import Given
+from diffulex_core.config.layers import Given, expand_group
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.config.sections import ProfilerConfig
 from diffulex_core.config.settle import Report, settle
@@ -122,12 +122,13 @@ def read_config(given: ProfilerConfig | Mapping[str, Any], base: ProfilerConfig)
     values = dict(as_mapping(given) or {})
     if values.get("torch_profiler_dir"):
         values.setdefault("profiler", "torch")
-    unknown = [name for name in values if name not in leaves]
-    report.problems += [f"{_GROUP} has no key {name!r}. It has {', '.join(leaves)}." for name in unknown]
     layers = [
-        [Given(name=f"{_GROUP}.{name}", value=value, origin=origin) for name, value in layer.items()]
+        list(expand_group(Given(name=_GROUP, value=layer, origin=origin), leaves) or ())
         for layer, origin in ((attrs.asdict(base), Origin()), (values, Origin(source="user", detail="start_profile")))
     ]
+    own = [name.removeprefix(f"{_GROUP}.") for name in schema.by_name if name.startswith(f"{_GROUP}.")]
+    asked = [each.name.removeprefix(f"{_GROUP}.") for each in layers[-1]]
+    report.problems += [f"{_GROUP} has no key {name!r}. It has {', '.join(own)}." for name in asked if name not in own]
     settings = settle(layers, schema, None, report)
     check_values(settings, report)
     report.problems += profiler_has_a_place(settings)
