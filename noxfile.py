@@ -160,7 +160,7 @@ def browser(session: nox.Session) -> None:
     if session.posargs == ["picture"]:
         session.run("python", str(folder / "picture.py"), str(ROOT / "docs/serving.png"))
         return
-    arguments = session.posargs or ("-q", str(folder / "on_page.py"))
+    arguments = session.posargs or ("-q", *map(str, sorted(folder.glob("on_*.py"))))
     session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
 
 

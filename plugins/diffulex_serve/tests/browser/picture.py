@@ -10,27 +10,26 @@ from playwright.sync_api import expect
 sys.path.insert(0, str(Path(__file__).parent))
 
 from site_of_tests import chromium, site
+from stage import Q, generate, part, unfold
 
-Q = "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?"
-SIZE = {"width": 900, "height": 640}
+SIZE = {"width": 1200, "height": 600}
 
 
 def take(target: Path) -> None:
     """Ask, look again at the forward where about half of the answer is known, and take the picture."""
     with site("tiny/llada") as served, chromium() as browser:
-        page = browser.new_page(viewport=SIZE, device_scale_factor=1.5)  # type: ignore[arg-type]
+        page = browser.new_page(viewport=SIZE, device_scale_factor=1.25)  # type: ignore[arg-type]
         page.goto(served.url)
-        expect(page.locator("#status")).to_have_text("Ready.", timeout=60_000)
-        page.get_by_text("Sampling", exact=True).click()
+        expect(part(page, "status")).to_have_text("Ready.", timeout=60_000)
+        unfold(page, "Denoising")
         page.get_by_label("Accept above").fill("0.9999")
-        page.get_by_text("Sampling", exact=True).click()
-        page.get_by_label("Prompt", exact=True).fill(Q)
-        page.keyboard.press("Enter")
-        expect(page.locator("#status")).to_contain_text("Done: ", timeout=60_000)
+        generate(page, Q)
+        expect(part(page, "status")).to_contain_text("Done: ", timeout=60_000)
         scrub = page.get_by_role("slider", name="Forward")
         scrub.focus()
         for _ in range(int(scrub.get_attribute("max") or 0) // 2):
             page.keyboard.press("ArrowLeft")
+        page.get_by_label("Prompt", exact=True).focus()
         page.screenshot(path=target, full_page=True)
 
 

@@ -1,4 +1,4 @@
-"""A server of tiny/llada on a free port, once open and once with a key, and Debian's Chromium to look at it."""
+"""Servers of tiny/llada on free ports, one open, one with a key, one for pages of the first, and Debian's Chromium."""
 
 from __future__ import annotations
 
@@ -26,16 +26,23 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 @attrs.frozen
 class Site:
-    """Where the servers are: one that lets everybody in, and one that wants `KEY`."""
+    """Where the servers are.
+
+    Attributes:
+        url: lets everybody in, but no pages of other origins.
+        locked_url: wants `KEY`, and lets pages of `url` ask.
+        other_url: lets pages of `url` ask.
+    """
 
     url: str
     locked_url: str
+    other_url: str
 
 
 @contextmanager
 def site(model: str = "tiny/llada") -> Iterator[Site]:
-    """Both servers, over one engine, in a thread."""
-    listeners = [listen("127.0.0.1", 0) for _ in range(2)]
+    """The servers, over one engine, in a thread."""
+    listeners = [listen("127.0.0.1", 0) for _ in range(3)]
     stop, ready = asyncio.Event(), threading.Event()
     loop = asyncio.new_event_loop()
     serving = threading.Thread(target=lambda: loop.run_until_complete(serve()))
@@ -44,8 +51,13 @@ def site(model: str = "tiny/llada") -> Iterator[Site]:
         spec = EngineSpec(model=model)
         client, texts = inline_client(spec.open), Texts(spec.load().tokenizer)
         await client.start()
-        servers = []
-        for security in (SecuritySection(), SecuritySection(api_key=KEY)):
+        servers, pages = [], (url_of(listeners[0]),)
+        options = (
+            SecuritySection(),
+            SecuritySection(api_key=KEY, cors_origins=pages),
+            SecuritySection(cors_origins=pages),
+        )
+        for security in options:
             app = create_app(Desk(client, texts, ServeOptions(security=security), model=model))
             servers.append(uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1)))
         async with asyncio.TaskGroup() as group:

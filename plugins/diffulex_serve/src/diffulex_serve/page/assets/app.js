@@ -1,26 +1,21 @@
-// The page: what is typed, what the server answers, and what is seen of it.
+// The page: what is typed, whom it is sent to, and how answers are drawn.
 
-import { Canvas, tint } from "./canvas.js";
-import { requested } from "./controls.js";
-import { ending, figures, spelled } from "./figures.js";
-import { Film } from "./film.js";
-import { NOTHING, fold } from "./fold.js";
-import { ServerError, ask, events, key } from "./server.js";
+import { tint } from "./canvas.js";
+import { baseOf, compareWith, keptPrompt, named } from "./compare.js";
+import { opening, restrict, sampling, suggest } from "./controls.js";
+import { recorded } from "./film.js";
+import { Server } from "./server.js";
+import { Side } from "./side.js";
 
-const DRAW_EVERY = 40; // milliseconds
-const LOOK_EVERY = 1000; // at a server that loads
-const STOP_PATIENCE = 3000; // until an answer that was stopped is given up
+const WIDE = "(min-width: 64rem)";
 
 const at = (id) => document.getElementById(id);
-const canvas = new Canvas(at("canvas"));
-const film = new Film(
-  { all: at("film"), replay: at("replay"), scrub: at("scrub"), at: at("scrub-at"), save: at("save") },
-  (state) => canvas.draw(state),
-);
-let running = null; // {id, stopped, leave} of the answer that is being made
+const settings = at("settings");
+const other = named();
+const sides = [];
 
-function say(text) {
-  at("status").textContent = text;
+function look() {
+  return { colour: at("view").elements.colour.value, symbol: settings.elements.mask_symbol.value };
 }
 
 function complain(text) {
@@ -28,130 +23,119 @@ function complain(text) {
   at("error").hidden = text === "";
 }
 
-function show(state, seconds) {
-  canvas.draw(state);
-  for (const [name, text] of Object.entries(spelled(figures(state, seconds)))) at(`figure-${name}`).textContent = text;
-  // What is new is added, so that a screen reader says that alone.
-  const fresh = state.text.slice(at("answer").textContent.length);
-  if (fresh) at("answer").append(fresh);
+function open(server) {
+  const side = new Side({
+    template: at("side"),
+    into: at("sides"),
+    server,
+    look,
+    met: (served) => {
+      if (document.activeElement === document.body) at("prompt").focus();
+      if (!server.own) return;
+      document.title = `${served.model} · diffulex`;
+      suggest(settings, served);
+      askForThresholds(server);
+    },
+  });
+  sides.push(side);
+  side.meet();
+}
+
+/** Show the thresholds that a server's strategy consumes, where the server tells. */
+async function askForThresholds(server) {
+  try {
+    const { keys } = await (await server.ask("v1/config")).json();
+    const told = keys.filter(({ key, unused }) => key.endsWith("_threshold") && !unused);
+    restrict(settings, Object.fromEntries(told.map(({ key, value }) => [key, value])));
+  } catch {
+    // The page does without.
+  }
 }
 
 function enable(busy) {
   at("send").disabled = busy;
   at("halt").disabled = !busy;
+  for (const id of ["fresh", "open", "compare", "alone"]) at(id).disabled = busy;
 }
 
-/** Ask for an answer and show it while it comes. */
+/** Ask all servers and show what they answer. */
 async function generate() {
-  if (running) return;
-  const leaving = new AbortController();
-  const run = { id: null, stopped: false, leave: () => leaving.abort() };
-  const seen = [];
-  let state = NOTHING;
-  let began = null;
-  let drawing = null;
-  const draw = () => {
-    drawing = null;
-    show(state, began === null ? 0 : (performance.now() - began) / 1000);
+  if (sides.some((side) => side.busy)) return;
+  const wrong = settings.querySelector("input:invalid");
+  if (wrong) {
+    wrong.closest("details").open = true; // what is folded away cannot be pointed at
+    wrong.reportValidity();
+    return;
+  }
+  const { as_message: chat, remember } = settings.elements;
+  const wanted = {
+    body: sampling(settings),
+    chat: chat.checked,
+    remember: remember.checked,
+    opening: opening(settings),
   };
-  running = run;
-  film.hold([]);
-  at("answer").replaceChildren();
+  const prompt = at("prompt").value;
   complain("");
   enable(true);
-  say("Generating…");
-  draw();
   try {
-    const body = requested(at("ask"), at("prompt").value);
-    const response = await ask("generate", { method: "POST", body, signal: leaving.signal });
-    for await (const event of events(response)) {
-      seen.push(event);
-      state = fold(state, event);
-      if (state.error) throw new ServerError(response.status, state.error.message);
-      if (event.event === "start") {
-        run.id = event.id;
-        if (run.stopped) end(run);
-      } else {
-        began ??= performance.now();
-      }
-      drawing ??= setTimeout(draw, DRAW_EVERY);
-    }
-    if (!state.end) throw new ServerError(0, "The stream ended before the answer did.");
-    say(ending(state));
-  } catch (error) {
-    if (error.name === "AbortError") say("Stopped.");
-    else failed(error);
+    await Promise.all(sides.map((side) => side.ask(prompt, wanted)));
   } finally {
-    clearTimeout(drawing);
-    draw();
-    running = null;
     enable(false);
-    film.hold(seen);
   }
 }
 
-function failed(error) {
-  say("It failed.");
-  complain(error.message);
-  if (error.status === 401) wantKey();
-}
-
-/** Stop the answer: the server ends it and tells what is final. Where it does not, the page leaves. */
 function stop() {
-  film.halt();
-  if (!running || running.stopped) return;
-  running.stopped = true;
-  say("Stopping…");
-  if (running.id !== null) end(running);
-  setTimeout(running.leave, STOP_PATIENCE);
+  for (const side of sides) side.stop();
 }
 
-function end(run) {
-  ask(`v1/requests/${encodeURIComponent(run.id)}`, { method: "DELETE" }).catch(run.leave);
-}
-
-function wantKey() {
-  key.forget();
-  at("key-form").hidden = false;
-  say("This server wants an API key.");
-  at("key").focus();
-}
-
-/** Show what answers, once it does. */
-async function meet() {
+/** Show a prompt as the model reads it. */
+async function render() {
+  const { server } = sides[0];
+  const prompt = at("prompt").value;
+  const { as_message: chat, remember } = settings.elements;
+  const before = remember.checked ? sides[0].turns : [];
+  const body = chat.checked
+    ? { messages: [...opening(settings), ...before, { role: "user", content: prompt }] }
+    : { prompt };
+  at("rendered").hidden = false;
   try {
-    const served = await (await ask("version")).json();
-    at("served-model").textContent = served.model;
-    at("served-strategy").textContent = `${served.strategy} (${served.family})`;
-    at("served-block").textContent = String(served.block_size);
-    at("served-context").textContent = `${served.max_model_len} tokens`;
-    document.title = `${served.model} · diffulex`;
-    complain("");
-    say("Ready.");
+    const { tokens, count, max_model_len: most } = await (await server.ask("tokenize", { method: "POST", body })).json();
+    const spelled = await (await server.ask("detokenize", { method: "POST", body: { tokens } })).json();
+    at("rendered-text").textContent = spelled.prompt;
+    at("rendered-count").textContent = `${count} tokens; prompt and answer together may have ${most}.`;
   } catch (error) {
-    if (error.status === 401) {
-      if (key.get() !== null) complain("This key is wrong.");
-      wantKey();
-      return;
-    }
-    say(error.status === 503 ? "The engine is not ready yet…" : "The server does not answer.");
-    complain(error.status === 503 ? "" : error.message);
-    setTimeout(meet, LOOK_EVERY);
+    at("rendered-text").textContent = "";
+    at("rendered-count").textContent = error.message;
   }
 }
 
-at("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  key.set(at("key").value.trim());
-  at("key").value = "";
-  at("key-form").hidden = true;
+/** Show the events of a file, beside each other where there are two. */
+async function show(files) {
   complain("");
-  at("prompt").focus();
-  meet();
-});
+  for (const [index, file] of [...files].slice(0, sides.length).entries()) {
+    try {
+      sides[index].play(recorded(await file.text()), file.name);
+    } catch (error) {
+      complain(`${file.name} cannot be shown. ${error.message}`);
+    }
+  }
+}
+
+function compare() {
+  const base = baseOf(at("other").value.trim());
+  if (base === null) complain("This is no address of a server; one looks like http://127.0.0.1:8001.");
+  else compareWith(base, at("prompt").value);
+}
+
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
+});
+settings.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.isComposing || !event.target.matches("input")) return;
+  event.preventDefault();
+  if (event.target === at("other")) compare();
+  else at("ask").requestSubmit();
 });
 at("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -165,6 +149,42 @@ at("halt").addEventListener("click", () => {
   stop();
   at("prompt").focus();
 });
-for (const cell of document.querySelectorAll(".legend [data-confidence]")) tint(cell, cell.dataset.confidence / 100);
+at("fresh").addEventListener("click", () => {
+  for (const side of sides) side.clear();
+  complain("");
+  at("prompt").focus();
+});
+at("render").addEventListener("click", render);
+at("open").addEventListener("click", () => at("file").click());
+at("file").addEventListener("change", async () => {
+  await show(at("file").files);
+  at("file").value = ""; // the same file may be chosen again
+});
+at("compare").addEventListener("click", compare);
+at("alone").addEventListener("click", () => compareWith(null, at("prompt").value));
+at("view").addEventListener("change", () => {
+  for (const name of ["colour", "layout"]) at("stage").dataset[name] = at("view").elements[name].value;
+  for (const side of sides) side.draw();
+});
+settings.elements.mask_symbol.addEventListener("input", () => {
+  for (const side of sides) side.draw();
+});
+
+for (const cell of document.querySelectorAll(".legend [data-heat]")) tint(cell, cell.dataset.heat / 100);
+for (const group of settings.querySelectorAll("details[data-wide]")) group.open = matchMedia(WIDE).matches;
+for (const name of ["colour", "layout"]) at("stage").dataset[name] = at("view").elements[name].value;
+at("origin").textContent = location.origin;
+at("prompt").value ||= keptPrompt();
+open(new Server(new URL(".", location.href).href, true));
+if (other.base) {
+  at("other").value = other.base;
+  at("compare-group").open = true;
+  if (other.agreed) {
+    open(new Server(other.base, false));
+    at("alone").hidden = false;
+    at("sides").dataset.count = "2";
+  } else {
+    complain(`This page's address names a second server, ${other.base}. Choose Compare if prompts shall go there too.`);
+  }
+}
 at("prompt").focus();
-meet();

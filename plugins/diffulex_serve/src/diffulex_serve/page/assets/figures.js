@@ -1,12 +1,18 @@
 // How fast an answer comes, from a state of its stream.
 
-/** Tokens per forward, tokens per second, and counts. While it runs: of final tokens, by this browser's clock. */
-export function figures(state, seconds) {
-  const { committed: tokens, nfe, edits, end } = state;
-  const spent = end ? end.usage.decode_time : seconds;
+/** What is shown of a state: counts of final tokens, and times by this browser's clock until the engine tells its own.
+ *
+ * `clock`: {first, now}, seconds since the question was sent: when the first token was seen, and of this moment; null
+ * for each that is not known.
+ */
+export function figures(state, clock) {
+  const { committed: tokens, nfe, edits, end, metrics } = state;
+  const since = clock.first === null || clock.now === null ? 0 : clock.now - clock.first;
+  const spent = end ? end.usage.decode_time : since;
   return {
     tpf: end ? end.usage.tpf : nfe ? tokens / nfe : null,
-    tps: spent > 0 ? tokens / spent : null,
+    tps: spent > 0 ? tokens / spent : metrics ? metrics.decode_tps : null,
+    ttft: end ? end.usage.ttft ?? null : clock.first,
     tokens,
     nfe,
     edits,
@@ -14,10 +20,11 @@ export function figures(state, seconds) {
 }
 
 /** Figures as they are shown. */
-export function spelled({ tpf, tps, tokens, nfe, edits }) {
+export function spelled({ tpf, tps, ttft, tokens, nfe, edits }) {
   return {
     tpf: tpf === null ? "–" : tpf.toFixed(2),
     tps: tps === null ? "–" : tps < 100 ? tps.toFixed(1) : tps.toFixed(0),
+    ttft: ttft === null ? "–" : ttft < 1 ? `${Math.round(ttft * 1000)} ms` : `${ttft.toFixed(2)} s`,
     tokens: String(tokens),
     nfe: String(nfe),
     edits: String(edits),
@@ -37,8 +44,12 @@ const ENDS = {
 
 /** Why an answer ended. */
 export function ending({ end }) {
-  const count = end.usage.completion_tokens;
-  const tokens = count === 1 ? "1 token" : `${count} tokens`;
+  const tokens = counted(end.usage.completion_tokens, "token");
+  const forwards = counted(end.usage.nfe, "forward");
   const word = end.finish_reason === "abort" ? "Stopped" : "Done";
-  return `${word}: ${tokens} in ${end.usage.nfe} forwards; ${ENDS[end.stop_detail] ?? end.stop_detail}.`;
+  return `${word}: ${tokens} in ${forwards}; ${ENDS[end.stop_detail] ?? end.stop_detail}.`;
+}
+
+function counted(count, thing) {
+  return `${count} ${thing}${count === 1 ? "" : "s"}`;
 }

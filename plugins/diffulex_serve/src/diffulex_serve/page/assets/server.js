@@ -1,8 +1,8 @@
-// Requests to the server, and its streams of events.
+// Requests to a server, and its streams of events.
 
 const KEPT = "diffulex-api-key";
 
-/** An answer of the server that is an error, or none at all (status 0). */
+/** An answer of a server that is an error, or none at all (status 0). */
 export class ServerError extends Error {
   constructor(status, message) {
     super(message);
@@ -10,31 +10,56 @@ export class ServerError extends Error {
   }
 }
 
-export const key = {
-  get: () => sessionStorage.getItem(KEPT),
-  set: (value) => sessionStorage.setItem(KEPT, value),
-  forget: () => sessionStorage.removeItem(KEPT),
-};
+/** A server by its base URL. Its key is kept by this tab until it is closed, and sent to this server only. */
+export class Server {
+  #base;
+  #kept;
 
-/** The response to a request, which is not an error. Throws ServerError, and AbortError when the signal fires. */
-export async function ask(path, { method = "GET", body, signal } = {}) {
-  const headers = {};
-  if (key.get() !== null) headers.Authorization = `Bearer ${key.get()}`;
-  if (body !== undefined) headers["Content-Type"] = "application/json";
-  let response;
-  try {
-    response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ServerError(0, "The server cannot be reached. Is it running?");
+  /** `base`: ends in a slash; `own`: whether it is the one that this page came from. */
+  constructor(base, own) {
+    this.#base = base;
+    this.#kept = own ? KEPT : `${KEPT} ${base}`;
+    this.own = own;
   }
-  if (!response.ok) throw new ServerError(response.status, await complaint(response));
-  return response;
+
+  get host() {
+    return new URL(this.#base).host;
+  }
+
+  get key() {
+    return sessionStorage.getItem(this.#kept);
+  }
+
+  set key(value) {
+    if (value === null) sessionStorage.removeItem(this.#kept);
+    else sessionStorage.setItem(this.#kept, value);
+  }
+
+  /** The response to a request, which is not an error. Throws ServerError, and AbortError when the signal fires. */
+  async ask(path, { method = "GET", body, signal } = {}) {
+    const headers = {};
+    if (this.key !== null) headers.Authorization = `Bearer ${this.key}`;
+    if (body !== undefined) headers["Content-Type"] = "application/json";
+    let response;
+    try {
+      response = await fetch(new URL(path, this.#base), { method, headers, signal, body: body && JSON.stringify(body) });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ServerError(0, this.own ? "The server cannot be reached. Is it running?" : this.#stranger());
+    }
+    if (!response.ok) throw new ServerError(response.status, await complaint(response));
+    return response;
+  }
+
+  #stranger() {
+    return `The server at ${this.host} cannot be reached, or does not allow this page: start it with `
+      + `--cors-origins ${location.origin}`;
+  }
 }
 
 async function complaint(response) {
   try {
-    return (await response.json()).error.message;
+    return String((await response.json()).error.message);
   } catch {
     return `The server answers with status ${response.status}.`;
   }
