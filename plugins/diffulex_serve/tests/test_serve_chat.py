@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -32,7 +33,10 @@ class FakeTerminal:
     """Lines that are typed, and what is shown, by kind."""
 
     typed: list[str | BaseException]
+    live: bool = False
     answers: list[str] = attrs.field(factory=list)
+    drafts: list[tuple[str | None, ...]] = attrs.field(factory=list)
+    closed: int = 0
     notes: list[str] = attrs.field(factory=list)
     complaints: list[str] = attrs.field(factory=list)
 
@@ -42,8 +46,13 @@ class FakeTerminal:
             raise line
         return line
 
-    def write(self, text: str) -> None:
-        self.answers.append(text)
+    def show(self, text: str, draft: Sequence[str | None] = ()) -> None:
+        if text:
+            self.answers.append(text)
+        self.drafts.append(tuple(draft))
+
+    def close(self) -> None:
+        self.closed += 1
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -174,7 +183,8 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_the_answer_and_not_the_conversation() -> None:
     link = FakeLink([[said("A"), signal.SIGINT], [signal.SIGINT], [said("B"), end()]])
-    terminal = talk(link, "one", "two", "three", KeyboardInterrupt(), "never read")
+    leaving = (KeyboardInterrupt(), "", KeyboardInterrupt(), KeyboardInterrupt(), "never read")
+    terminal = talk(link, "one", "two", "three", *leaving)
     assert [note.strip() for note in terminal.notes[:2]] == ["Stopped.", "Stopped."]
     told = [message["content"] for message in link.asked[-1]["messages"]]
     assert told == ["one", "A", "three"]  # what has no answer is forgotten
@@ -232,22 +242,42 @@ def test_a_model_cannot_command_the_terminal(text: str) -> None:
     ]
 
 
-def test_the_console_shows_pieces_behind_each_other(
+def test_the_console_shows_pieces_behind_each_other_and_notes_beside_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = ConsoleTerminal()
+    assert not terminal.live  # this is no terminal
     for piece in ("[bold]a ", "b\x1b[31m", "c" * 200):
-        terminal.write(piece)
-    assert capsys.readouterr().out == "[bold]a b[31m" + "c" * 200
+        terminal.show(piece, ["never shown"])
+    terminal.close()
+    terminal.note("[17 tokens]")
+    terminal.complain("wrong\x1b[2J")
+    terminal.close()  # without an answer
+    shown = capsys.readouterr()
+    assert shown.out == "[bold]a b[31m" + "c" * 200 + "\n"
+    assert shown.err == "[17 tokens]\nwrong[2J\n"
     typed = iter(["line"])
-    monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    assert terminal.read() == "line"
+    prompts = []
 
-    def over(_: str) -> str:
-        raise EOFError
+    def read(prompt: str) -> str:
+        prompts.append(prompt)
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", over)
-    assert terminal.read() is None
+    monkeypatch.setattr("builtins.input", read)
+    assert [terminal.read(), terminal.read()] == ["line", None]
+    assert prompts == ["", ""]
+
+
+def test_characters_that_an_output_cannot_take_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", narrow)
+    terminal = ConsoleTerminal()
+    terminal.show("über 漢")
+    terminal.close()
+    assert narrow.buffer.getvalue() == b"?ber ?\n"  # type: ignore[attr-defined]
 
 
 def test_what_a_server_refuses_is_said(served: Any) -> None:

@@ -1,4 +1,4 @@
-"""A conversation: lines that are typed, commands among them, and answers that are shown as they become final."""
+"""A conversation: lines that are typed, commands among them, and answers that are shown while they are made."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from diffulex_core.plugin import DiffulexError
+from diffulex_serve.chat.canvas import Canvas
 from diffulex_serve.chat.links import ChatFailed, Link
 from diffulex_serve.chat.settings import DEFAULT, KNOBS, Settings
 from diffulex_serve.chat.terminal import Terminal
@@ -20,6 +21,8 @@ _OTHERS = {
 }
 _ESCAPE = "//"
 """Begins a message that begins with a slash."""
+_LOOK_EVERY = 1 / 30
+"""Seconds between two drafts."""
 
 
 class Session:
@@ -30,6 +33,8 @@ class Session:
         self._terminal = terminal
         self._runner = runner
         self._messages: list[dict[str, str]] = []
+        self._leaving = False
+        """The line before was an interrupt: another one leaves."""
         self.settings = settings
 
     def run(self) -> None:
@@ -46,10 +51,14 @@ class Session:
                 self._say(line)
 
     def _typed(self) -> str | None:
+        """The next line; an interrupt takes back what was typed of it, and a second one in a row leaves."""
         try:
             line = self._terminal.read()
         except KeyboardInterrupt:
-            return None
+            leaving, self._leaving = self._leaving, True
+            self._terminal.note("" if leaving else "\nOnce more, or /quit, leaves.")
+            return None if leaving else ""
+        self._leaving = False
         return None if line is None else line.strip()
 
     def _obey(self, name: str, value: str) -> None:
@@ -81,40 +90,85 @@ class Session:
         told: list[str] = []
         try:
             end = self._runner.run(self._answer(told))
-            self._terminal.note(f"\n{summary(end)}")
         except KeyboardInterrupt:
-            self._terminal.note("\nStopped.")
+            self._terminal.note("Stopped.")
         except DiffulexError as error:
-            self._terminal.complain(f"{chr(10) * bool(told)}{error}")
+            self._terminal.complain(str(error))
+        else:
+            self._terminal.note(summary(end))
         if told:
             self._messages.append({"role": "assistant", "content": "".join(told)})
         else:
             self._messages.pop()
 
     async def _answer(self, told: list[str]) -> Mapping[str, Any]:
-        """The event that ends the answer; texts are added to `told` as they are shown.
+        """The event that ends the answer; texts are added to `told` as they become final.
 
         Raises:
             ChatFailed: there is none.
         """
+        live = self._terminal.live
         body = {
             **self.settings.values,
             "messages": list(self._messages),
             "stream": True,
             "stream_mode": "events",
-            "detail": "none",
+            "detail": "tokens" if live else "none",
+            "min_interval_ms": round(_LOOK_EVERY * 1000) if live else 0,
         }
-        async with aclosing(self._link.events(body)) as events:
-            async for event in events:
-                match event:
-                    case {"event": "block_commit", "text": str(text)} if text:
-                        told.append(text)
-                        self._terminal.write(text)
-                    case {"event": "end"}:
-                        return event
-                    case {"event": "error", "message": message} | {"error": {"message": message}}:
-                        raise ChatFailed(str(message))
+        painter = _Painter(self._terminal)
+        try:
+            async with aclosing(self._link.events(body)) as events:
+                async for event in events:
+                    painter.take(event)
+                    match event:
+                        case {"event": "block_commit", "text": str(text)} if text:
+                            told.append(text)
+                        case {"event": "end"}:
+                            return event
+                        case {"event": "error", "message": message} | {"error": {"message": message}}:
+                            raise ChatFailed(str(message))
+        finally:
+            painter.close()
         raise ChatFailed("The answer has no end.")
+
+
+class _Painter:
+    """Shows an answer in a terminal: final text at once, or, where drafts are shown too, both so often."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._canvas = Canvas()
+        self._waiting: list[str] = []
+        """Final texts that are not shown yet."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        self._canvas.take(event)
+        match event:
+            case {"event": "block_commit", "text": str(text)} if text:
+                self._waiting.append(text)
+        if self._terminal.live:
+            # Not at once: events that come together are shown together.
+            self._timer = self._timer or asyncio.get_running_loop().call_later(_LOOK_EVERY, self._paint)
+        elif self._waiting:
+            self._terminal.show(self._settled())
+
+    def close(self) -> None:
+        """Show the rest, and no draft."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._terminal.show(self._settled())
+        self._terminal.close()
+
+    def _paint(self) -> None:
+        self._timer = None
+        self._terminal.show(self._settled(), self._canvas.draft)
+
+    def _settled(self) -> str:
+        text = "".join(self._waiting)
+        self._waiting.clear()
+        return text
 
 
 def help_text() -> str:
