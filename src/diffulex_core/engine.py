@@ -22,17 +22,18 @@ from diffulex_core.errors import EngineClosed, NonFiniteLogits
 from diffulex_core.evaluation.likelihood import Estimate, log_likelihoods
 from diffulex_core.generation import Generation, StepResult
 from diffulex_core.host import Host
+from diffulex_core.notes import StepNotes
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
 from diffulex_core.presets import preset_arguments
 from diffulex_core.profiling.ring import StepTimes
 from diffulex_core.progress import Progress
-from diffulex_core.protocols import Req
+from diffulex_core.protocols import LeisurelyRunner, Req
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.stop_strings import StopSearch, first_stop, readable, settled, tokens_of
 from diffulex_core.tokenizer import decode
-from diffulex_core.tracking import Forward, Ticket
-from diffulex_core.types import Canvas, CompletionReason, StepOutput, StepPlan, Windows
+from diffulex_core.tracking import Ticket
+from diffulex_core.types import Canvas, CompletionReason, StepPlan, Windows
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,12 @@ class Diffulex:
         self._tickets: dict[int, Ticket] = {}
         self._ended: dict[int, Ticket] = {}
         self._finished_now: list[ReqTrajectory] = []
+        self._notes: StepNotes | None = None
+        """Of the latest step."""
         self._next_id = 0
         self._epoch = time.perf_counter()
+        if isinstance(self._parts.runner, LeisurelyRunner):
+            self._parts.runner.at_leisure(self._meanwhile)
 
     def __enter__(self) -> Diffulex:
         return self
@@ -283,12 +288,13 @@ class Diffulex:
         canvases = self._trace(plan)
         parts.clock.begin("execute")
         output = parts.runner.execute(plan)
+        self._meanwhile()  # where the runner had no leisure for it
         parts.clock.begin("update")
         done = parts.scheduler.update(plan, output)
         schedule, execute, update = parts.clock.finish()
         parts.times.add(plan, output, schedule=schedule, execute=execute, update=update)
         ended = self.now()
-        self._record(plan, output, canvases, began, ended)
+        self._notes = StepNotes(plan, output, tickets=self._tickets, canvases=canvases, began=began, ended=ended)
         gone = [*(request.request_id for request in done), *self._stop_on_strings(plan)]
         reasons = {request_id: self._finish(request_id, ended) for request_id in gone}
         # Observers come last: one that raises must not cost anybody a record.
@@ -407,12 +413,11 @@ class Diffulex:
             return {}
         return {window.request_id: self._tickets[window.request_id].request.canvas for window in plan.windows}
 
-    def _record(
-        self, plan: StepPlan, output: StepOutput, canvases: Mapping[int, Canvas], began: float, ended: float
-    ) -> None:
-        forward = Forward.of(plan, output, began=began, ended=ended)
-        for at, request_id in enumerate(forward.windows.request_ids):
-            self._tickets[request_id].note(forward, at, canvases.get(request_id))
+    def _meanwhile(self) -> None:
+        """What is left to do of the step before, and needs nothing of the one that runs."""
+        if self._notes is not None:
+            self._notes.write_rest()
+            self._notes = None
 
     def _stop_on_strings(self, plan: StepPlan) -> list[int]:
         """Take requests whose answer holds a stop string by now from the scheduler; returns their ids."""
@@ -428,6 +433,8 @@ class Diffulex:
 
     def _finish(self, request_id: int, now: float) -> CompletionReason:
         """Turn a request that the scheduler let go into its record, and deliver it."""
+        if self._notes is not None:
+            self._notes.write(request_id)
         ticket = self._ended[request_id] = self._tickets.pop(request_id)
         request = ticket.request
         reason = request.completion

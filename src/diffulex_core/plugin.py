@@ -8,6 +8,7 @@ packages of their own, listed there.
 from __future__ import annotations
 
 from diffulex_core.attention.case import AttentionCase
+from diffulex_core.columns import NO_ROW
 from diffulex_core.config import EngineConfig, group, key
 from diffulex_core.descriptors import (
     AttentionBackendPlugin,
@@ -53,6 +54,7 @@ from diffulex_core.protocols import (
     GuidedReq,
     JointReq,
     KVCacheManager,
+    LeisurelyRunner,
     ModelRunner,
     ModelSource,
     PartwiseSampler,
@@ -100,6 +102,7 @@ from diffulex_core.types import (
 __all__ = [
     "CARRIED",
     "ENTRY_POINT_GROUP",
+    "NO_ROW",
     "Alternatives",
     "AttentionBackend",
     "AttentionBackendPlugin",
@@ -142,6 +145,7 @@ __all__ = [
     "JointReq",
     "KVCacheManager",
     "KVGeometry",
+    "LeisurelyRunner",
     "LogProbabilities",
     "ModelFamily",
     "ModelRunner",

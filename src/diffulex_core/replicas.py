@@ -116,6 +116,7 @@ class ReplicaExecutor:
         self._threads = ThreadPoolExecutor(len(self._executors), thread_name_prefix="diffulex-replica")
         self._running: list[Future[Any]] = []
         self._owner = os.getpid()
+        self._work: Callable[[], None] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -130,7 +131,7 @@ class ReplicaExecutor:
     def execute(self, plan: StepPlan) -> StepOutput:
         assert isinstance(plan, JoinedPlan), "a plan of another scheduler"
         outputs = self._together(
-            [partial(self._executors[replica].execute, part) for replica, part in plan.parts.items()]
+            [partial(self._executors[replica].execute, part) for replica, part in plan.parts.items()], self._work
         )
         return StepOutput(
             decisions=tuple(decision for output in outputs for decision in output.decisions),
@@ -138,6 +139,10 @@ class ReplicaExecutor:
             stages=_of_the_slowest(outputs),
             how=min((output.how for output in outputs), key=_HOW.index),
         )
+
+    def at_leisure(self, work: Callable[[], None]) -> None:
+        """See `LeisurelyRunner`; the replicas have no part in it."""
+        self._work = work
 
     def start_profile(self, recording: Recording) -> None:
         """See `ProfiledExecutor`; replicas that cannot be profiled are left out."""
@@ -157,8 +162,8 @@ class ReplicaExecutor:
         for each in closed:
             each.result()
 
-    def _together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """The results of all calls, or the first error.
+    def _together(self, calls: Sequence[Callable[[], T]], meanwhile: Callable[[], None] | None = None) -> list[T]:
+        """The results of all calls, or the first error; `meanwhile` is called while they run.
 
         After an error or an interrupt calls may still run; they are waited for before the next ones.
         """
@@ -166,6 +171,8 @@ class ReplicaExecutor:
         wait(self._running)
         futures = [self._threads.submit(call) for call in calls]
         self._running = list(futures)
+        if meanwhile is not None:
+            meanwhile()
         wait(futures, return_when=FIRST_EXCEPTION)
         for future in futures:
             if future.done() and future.exception() is not None:

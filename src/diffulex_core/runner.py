@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -69,11 +69,15 @@ class EagerRunner:
         self._max_logits_tokens = max_logits_tokens
         self._cache_policy = cache_policy
         self._clock = StageClock()
+        self._work: Callable[[], None] | None = None
 
     @property
     def clock(self) -> StageClock:
         """The clock of its stages."""
         return self._clock
+
+    def at_leisure(self, work: Callable[[], None]) -> None:
+        self._work = work
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -93,6 +97,7 @@ class EagerRunner:
             self._kept.keep(step.kept, hidden[self._move(step.kept_rows)])
         count = len(step.head_rows)
         if count == 0:
+            self._meanwhile()
             nothing = tuple(_nothing() for _ in plan.windows)
             return StepOutput(decisions=nothing, head_rows=0, stages=stage_seconds(self._clock), how=how)
         decisions = tuple(self._sample(chosen, step))
@@ -105,6 +110,12 @@ class EagerRunner:
         self._kv_store = None
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
+
+    def _meanwhile(self) -> None:
+        """The device has all that it is to do for the step: time for what else there is to do."""
+        self._clock.pause()
+        if self._work is not None:
+            self._work()
 
     def _sample(self, chosen: Tensor, step: PackedStep) -> Sequence[Decision]:
         """Head and sampler, over as many rows at a time as they may take."""
@@ -121,7 +132,10 @@ class EagerRunner:
             if by_facts.any():
                 return self._select(chosen, step, model, selecting, by_facts)
         if self._partwise is None:
-            return self._sampler.sample(self._logits(chosen, step, np.arange(count)), step.sampling)
+            logits = self._logits(chosen, step, np.arange(count))
+            self._meanwhile()
+            self._clock.begin("sample")
+            return self._sampler.sample(logits, step.sampling)
         scored = [
             self._partwise.score(self._logits(chosen, step, np.arange(begin, end)), step.sampling.part(begin, end))
             for begin, end in parts
@@ -151,6 +165,7 @@ class EagerRunner:
     def _decide(self, sampler: PartwiseSampler, scored: Sequence[Tensor], step: PackedStep) -> Sequence[Decision]:
         """The decisions from the facts of all parts of the head's rows; waits for the device."""
         facts = scored[0] if len(scored) == 1 else torch.cat(tuple(scored), dim=1)
+        self._meanwhile()
         self._clock.begin("copy")
         return sampler.decide(facts, step.sampling)
 

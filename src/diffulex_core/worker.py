@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,15 @@ from diffulex_core.layers.blocked import block_weights
 from diffulex_core.pattern import AttentionPattern
 from diffulex_core.profiling.ranges import TraceRanges
 from diffulex_core.profiling.session import Recording
-from diffulex_core.protocols import AttentionBackend, CachePolicy, DiffusionModel, ModelRunner, Sampler, StagedRunner
+from diffulex_core.protocols import (
+    AttentionBackend,
+    CachePolicy,
+    DiffusionModel,
+    LeisurelyRunner,
+    ModelRunner,
+    Sampler,
+    StagedRunner,
+)
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling import PackedSampler
 from diffulex_core.sizing import Capacity, MemoryMeter, memory_meter, step_memory
@@ -154,6 +162,11 @@ class Worker:
         output = self._runner.execute(plan)
         self._ran[output.how] += 1
         return output
+
+    def at_leisure(self, work: Callable[[], None]) -> None:
+        """See `LeisurelyRunner`; a runner that is none leaves the work to others."""
+        if isinstance(self._runner, LeisurelyRunner):
+            self._runner.at_leisure(work)
 
     def start_profile(self, recording: Recording) -> None:
         """Every stage is a range of this process's recordings from now on; whoever owns the process records them."""

@@ -61,7 +61,8 @@ class AllExperts:
 class FarBeside:
     """An `Executor` in the engine's process that executes every plan on the far device as well, and compares.
 
-    A step in which the host waits for the far device more than once, or for anything but its decisions, raises.
+    A step in which the host waits for the far device more than once, or for anything but its decisions, raises; so does
+    one whose time of leisure is not before that.
     """
 
     def __init__(self, worker: Worker, blueprint: Blueprint, host: Host) -> None:
@@ -82,10 +83,13 @@ class FarBeside:
     def execute(self, plan: StepPlan) -> StepOutput:
         assert self._far is not None
         expected = self._near.execute(plan)
+        leisure = list[int]()
         with far_device() as waits:
+            self._far.at_leisure(lambda: leisure.append(len(waits)))
             found = self._far.execute(plan)
         asked = any(len(decision.positions) for decision in expected.decisions)
         assert waits == ["a tensor is copied to the host"] * asked, f"step {plan.step}"
+        assert leisure == [0], f"step {plan.step}"
         for one, other in zip(found.decisions, expected.decisions, strict=True):
             assert one.tokens.tolist() == other.tokens.tolist(), f"step {plan.step}"
             assert one.accepted.tolist() == other.accepted.tolist(), f"step {plan.step}"

@@ -181,6 +181,20 @@ def test_replicas_run_at_the_same_time() -> None:
     executor.close()
 
 
+def test_replicas_run_while_the_engine_does_something_else() -> None:
+    all_three, met = threading.Barrier(3), list[int]()
+
+    def meet() -> StepOutput:
+        all_three.wait(timeout=10)
+        return NOTHING
+
+    executor = ReplicaExecutor([Copy(Calling(meet)), Copy(Calling(meet))])
+    executor.at_leisure(lambda: met.append(all_three.wait(timeout=10)))
+    assert executor.execute(plan_of(0, 1)).decisions == ()
+    assert len(met) == 1
+    executor.close()
+
+
 def test_a_replica_without_work_is_left_alone() -> None:
     def complain() -> StepOutput:
         raise AssertionError("nothing is planned here")

@@ -166,6 +166,22 @@ def test_a_call_that_an_interrupt_cuts_short_is_forgotten(pair: WorkerGroup, mon
     assert asked(pair, "new", "new") == [(0, "new"), (1, "new")]
 
 
+def test_workers_are_at_work_while_the_engine_does_something_else(pair: WorkerGroup) -> None:
+    answered = list[bool]()
+
+    def meanwhile() -> None:
+        answered.extend(worker.connection.poll(10) for worker in pair._workers)
+
+    assert pair.call("execute", "a", "b", meanwhile=meanwhile) == [(0, "a"), (1, "b")]
+    assert answered == [True, True]
+
+
+def test_what_the_engine_does_meanwhile_may_fail(pair: WorkerGroup) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        pair.call("execute", "dawdle", "old", meanwhile=interrupted)
+    assert asked(pair, "new", "new") == [(0, "new"), (1, "new")]
+
+
 @pytest.mark.parametrize("half", ["recv", "send_bytes"])
 def test_an_interrupt_in_the_middle_of_a_message_ends_the_workers(
     half: str, pair: WorkerGroup, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -71,9 +71,11 @@ class WorkerGroup:
                 worker.send(pickle.dumps(assignment))
             failing.pop_all()
 
-    def call(self, method: Method, *arguments: Any) -> list[Any]:
+    def call(self, method: Method, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> list[Any]:
         """Call a method of every rank's `Worker`; returns what they return, in rank order.
 
+        Args:
+            meanwhile: called once all ranks have been told what to do, before their answers are awaited.
         Raises:
             WorkerError: a worker died or did not answer in time, the group was ended before, or this is a fork.
             Exception: whatever the method, or loading, raised first.
@@ -99,6 +101,8 @@ class WorkerGroup:
             for worker in self._workers:
                 worker.send(message)
             self._whole = True
+            if meanwhile is not None:
+                meanwhile()
             return self._await(_DOING[method], self._timeout)
 
     def close(self) -> None:

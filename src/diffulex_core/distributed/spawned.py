@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -82,6 +82,7 @@ class SpawnedExecutor:
                 )
                 for rank, device in enumerate(devices)
             ]
+            self._work: Callable[[], None] | None = None
             self._group = WorkerGroup(assignments, replica=replica, manifest=host.manifest(), timeout=timeout)
 
     @property
@@ -95,8 +96,12 @@ class SpawnedExecutor:
         self._group.call("allocate", num_pages)
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        output: StepOutput = self._group.call("execute", plan)[0]
+        output: StepOutput = self._group.call("execute", plan, meanwhile=self._work)[0]
         return output
+
+    def at_leisure(self, work: Callable[[], None]) -> None:
+        """See `LeisurelyRunner`; the workers have no part in it."""
+        self._work = work
 
     def start_profile(self, recording: Recording) -> None:
         """Record every process of the group; see `ProfiledExecutor`."""

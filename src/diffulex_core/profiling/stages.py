@@ -79,6 +79,10 @@ class StageClock:
         self._stage = stage
         self._since = perf_counter()
 
+    def pause(self) -> None:
+        """End the stage that runs; none does until the next begins."""
+        self._end()
+
     def finish(self) -> tuple[float, ...]:
         """End the stage that runs; seconds of all stages since the last `finish` or `reset`, in their order."""
         self._end()

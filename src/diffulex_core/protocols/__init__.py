@@ -12,7 +12,7 @@ from diffulex_core.protocols.networks import (
     SoftInputNetwork,
 )
 from diffulex_core.protocols.requests import Foreseeing, GuidedReq, JointReq, Req, ReqFactory, ReqKind
-from diffulex_core.protocols.running import Executor, ModelRunner, ProfiledExecutor, StagedRunner
+from diffulex_core.protocols.running import Executor, LeisurelyRunner, ModelRunner, ProfiledExecutor, StagedRunner
 from diffulex_core.protocols.sampling import BelievingSampler, PartwiseSampler, Sampler
 from diffulex_core.protocols.scheduling import KVCacheManager, Scheduler
 
@@ -26,6 +26,7 @@ __all__ = [
     "GuidedReq",
     "JointReq",
     "KVCacheManager",
+    "LeisurelyRunner",
     "ModelRunner",
     "ModelSource",
     "PartwiseSampler",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from diffulex_core.types import StepOutput, StepPlan
@@ -27,6 +28,21 @@ class ModelRunner(Protocol):
 
     def close(self) -> None:
         """Free the device memory it holds."""
+        ...
+
+
+@runtime_checkable
+class LeisurelyRunner(Protocol):
+    """What a runner, or an executor, offers besides `execute` that lets others work while the device does."""
+
+    def at_leisure(self, work: Callable[[], None]) -> None:
+        """From now on call `work` once in every step: when the device has all that it is to do for the step, and before
+        its results are waited for.
+
+        Args:
+            work: what the host has to do that needs none of the step's results; it is called on the thread of
+                `execute`.
+        """
         ...
 
 
