@@ -17,8 +17,8 @@ from diffulex_core.pattern import IntArray, Phase
 from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.sparse.config import SparseConfig
-from diffulex_core.sparse.state import SparseState
-from diffulex_core.types import BoolArray, Canvas, CompletionReason, Decision, Guidance, SampleGroup, Span
+from diffulex_core.sparse.state import Frame, SparseState
+from diffulex_core.types import BoolArray, Canvas, CompletionReason, Decision, Guidance, SampleGroups, Span, Terms
 
 _SEED_BITS = 2**63 - 1
 
@@ -68,6 +68,9 @@ class CanvasRequest:
         self._shifted = context.shifted
         self._scale = options.cfg_scale
         self._rule = rule
+        self._terms = Terms(
+            accept_threshold=math.inf, force_one=False, clean_confidence=rule.clean, measure=rule.measure
+        )
         sparse = sparse_of(params, context)
         self._sparse = None if sparse is None else SparseState(config=sparse)
         self._tokens: IntArray = np.concatenate((prompt, np.full(length, self._mask, dtype=np.int64)))
@@ -139,22 +142,26 @@ class CanvasRequest:
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
         masks = self._open()
-        span = self._frame(masks)
-        if budget is not None and span.rows > budget:
+        frame = self._frame(masks)
+        if isinstance(frame, Span):
+            return frame if budget is None or frame.rows <= budget else None
+        rows = (frame.end - frame.start) * (2 if self.guided else 1)
+        if budget is not None and rows > budget:
             return None
-        asked = (self._rule.ask(masks) if len(masks) else masks) + self.prompt_len
-        if len(asked) == 0 or not span.advances:
-            return span
-        group = SampleGroup(
-            block=0,
-            positions=asked,
-            rows=(np.maximum(asked - 1, 0) if self._shifted else asked) - span.start,
-            accept_threshold=math.inf,
-            force_one=False,
-            clean_confidence=self._rule.clean,
-            measure=self._rule.measure,
+        return Span(
+            start=frame.start,
+            tokens=self._tokens[frame.start : frame.end].copy(),
+            catch_up=0,
+            store_from=frame.store_from,
+            store_until=0,
+            phase=Phase.DECODE,
+            groups=self._groups(masks, frame.start),
+            advances=True,
+            guidance=self._guidance(frame.start, frame.end),
+            refresh=frame.refresh,
+            packed=frame.packed,
+            held=frame.held,
         )
-        return attrs.evolve(span, groups=(group,))
 
     def chunkable(self, stored: int) -> bool:
         return False
@@ -193,28 +200,26 @@ class CanvasRequest:
         """[n] undecided positions of the canvas, counted from its first."""
         return np.flatnonzero(~self._decided[self.prompt_len :])
 
-    def _frame(self, masks: IntArray) -> Span:
-        """What the next step feeds, with nothing to sample."""
-        whole = Span(
-            start=0,
-            tokens=self._tokens.copy(),
-            catch_up=0,
-            store_until=0,
-            phase=Phase.DECODE,
-            groups=(),
-            advances=True,
-            guidance=self._guidance(),
-        )
+    def _frame(self, masks: IntArray) -> Frame | Span:
+        """What the next step feeds; or a step that only restores what an earlier one kept."""
         if self._sparse is None or len(masks) == 0:
-            return whole
+            return Frame(start=0, end=len(self._tokens))
         region = self._region(masks)
         forced = self._sparse.config.force_first and bool(self._decided[region.start])
-        return self._sparse.frame(whole, region, row_before=self._shifted and not forced)
+        return self._sparse.frame(self._tokens, region, row_before=self._shifted and not forced)
+
+    def _groups(self, masks: IntArray, start: int) -> SampleGroups:
+        """What the next step, which feeds everything from `start` on, is asked for."""
+        asked = (self._rule.ask(masks) if len(masks) else masks) + self.prompt_len
+        if len(asked) == 0:
+            return SampleGroups.of(())
+        rows = (np.maximum(asked - 1, 0) if self._shifted else asked) - start
+        return SampleGroups(blocks=(0,), sizes=(len(asked),), positions=asked, rows=rows, terms=(self._terms,))
 
     def _region(self, masks: IntArray) -> Region:
         """The rule's region, counted from the sequence's first position."""
         region = self._rule.region(masks)
-        return attrs.evolve(region, start=region.start + self.prompt_len, end=region.end + self.prompt_len)
+        return Region(start=region.start + self.prompt_len, end=region.end + self.prompt_len, last=region.last)
 
     def _rewrite(self, step: int | None) -> None:
         """Let the hook replace the sequence, and look at all of it anew."""
@@ -234,11 +239,12 @@ class CanvasRequest:
         self._stop.first_stop = None
         self._stop.notice(at, tokens[at])
 
-    def _guidance(self) -> Guidance | None:
+    def _guidance(self, start: int, end: int) -> Guidance | None:
+        """The second reading of positions `[start, end)`."""
         if not self.guided:
             return None
-        tokens = self._tokens.copy()
-        tokens[: self.prompt_len] = self._mask
+        tokens = self._tokens[start:end].copy()
+        tokens[: max(0, self.prompt_len - start)] = self._mask
         return Guidance(tokens=tokens, scale=self._scale)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import attrs
 import numpy as np
 
@@ -10,6 +12,17 @@ from diffulex_core.pattern import IntArray
 from diffulex_core.sparse.config import SparseConfig
 from diffulex_core.sparse.phases import CachePhase, phase
 from diffulex_core.types import Refresh, Span
+
+
+class Frame(NamedTuple):
+    """The part of a sequence that a step feeds; each number is named as in `Span`. Without any it is a full pass."""
+
+    start: int
+    end: int
+    store_from: int = 0
+    refresh: Refresh | None = None
+    packed: int | None = None
+    held: int | None = None
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -29,22 +42,22 @@ class SparseState:
     """That pass, without anything to sample; None where nothing is kept."""
     _lost: bool = attrs.field(default=False, init=False)
 
-    def frame(self, whole: Span, region: Region, *, row_before: bool) -> Span:
-        """The part of a full pass that the next step feeds, with what becomes of its K/V; changes nothing.
+    def frame(self, tokens: IntArray, region: Region, *, row_before: bool) -> Frame | Span:
+        """The part of the sequence that the next step feeds, and what becomes of its K/V; changes nothing.
 
         Args:
-            whole: prompt and canvas, with nothing to sample.
+            tokens: [n] prompt and canvas.
             region: what is being decided.
             row_before: the row before the region is needed.
         Returns:
-            The span, with nothing to sample. One that does not advance only restores what was kept.
+            The part; or a pass that restores what was kept, and does not advance.
         """
         start, end = region.start, region.end
-        outside = len(whole.tokens) - (end - start)
+        outside = len(tokens) - (end - start)
         keep = self.config.kept_of(outside)
-        match self._phase(whole.tokens, region):
+        match self._phase(tokens, region):
             case CachePhase.FULL:
-                return attrs.evolve(whole, held=0)
+                return Frame(start=0, end=len(tokens), held=0)
             case CachePhase.REFRESH:
                 refresh = Refresh(
                     start=start,
@@ -54,23 +67,14 @@ class SparseState:
                     # A wider one sees nothing more, and could be as wide as any whole number.
                     pool=min(self.config.pool_kernel, 2 * outside - 1),
                 )
-                return attrs.evolve(whole, refresh=refresh, held=keep)
+                return Frame(start=0, end=len(tokens), refresh=refresh, held=keep)
         if self._lost and self._refreshed is not None:
             return self._refreshed
-        first = start - row_before
-        guidance = whole.guidance
-        return attrs.evolve(
-            whole,
-            start=first,
-            tokens=whole.tokens[first:end],
-            guidance=None if guidance is None else attrs.evolve(guidance, tokens=guidance.tokens[first:end]),
-            store_from=start,
-            packed=keep,
-            held=0 if region.last else keep,
-        )
+        held = 0 if region.last else keep
+        return Frame(start=start - row_before, end=end, store_from=start, packed=keep, held=held)
 
     def took(self, span: Span, region: Region) -> None:
-        """The step is over: the span of `frame` was executed."""
+        """The step is over: a span of what `frame` gave was executed."""
         if not span.advances:
             self._lost = False
             return
