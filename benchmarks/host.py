@@ -23,9 +23,22 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
+from diffulex_core.types import StepPlan
+
 REQUESTS = 64
 STAGES = ("schedule", "pack", "update", "record")
 """Of the host's time: planning with page work, laying rows out, applying decisions with page work, and records."""
+
+
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "filling": {"model_name": "kit_decoder", "decoding_strategy": "kit_blocks"},
+    "editing": {"model_name": "llada2", "decoding_strategy": "multi_bd", "sampling_mode": "edit"},
+    "merging": {"model_name": "llada2", "decoding_strategy": "dmax"},
+    "denoising": {"model_name": "diffusion_gemma", "decoding_strategy": "diffusion_gemma"},
+    "sparse": {"model_name": "llada", "decoding_strategy": "llada_canvas", "sparse.enabled": True},
+}
+"""Families and strategies: what becomes of blocks. Masks are filled; tokens are edited; or merged, too; a canvas is
+denoised; or blocks of one are decided over a sparse cache, of which steps that feed only the block are measured."""
 
 
 @attrs.frozen(kw_only=True)
@@ -35,13 +48,49 @@ class Shape:
     block_size: int
     prompt: int
     buffer_size: int = 4
+    kind: str = "filling"
 
     @property
     def label(self) -> str:
-        return f"{self.buffer_size} blocks of {self.block_size}, prompt {self.prompt}"
+        count = f"{self.buffer_size} blocks" if self.buffer_size > 1 else "a block"
+        return f"{self.kind}, {count} of {self.block_size}, prompt {self.prompt}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the engine."""
+        settings = {**KINDS[self.kind], "block_size": self.block_size}
+        if self.kind == "sparse":
+            return {**settings, "sparse.default_block_len": self.block_size, "gen_length": 4 * self.block_size}
+        if self.kind == "denoising":
+            return settings
+        return {
+            **settings,
+            "buffer_size": self.buffer_size,
+            "add_block_threshold": 0.0,
+            "semi_complete_threshold": 0.0,
+        }
+
+    def answer(self, steps: int) -> int:
+        """Tokens of an answer that takes more than so many steps."""
+        return self.block_size * (4 if self.kind in ("denoising", "sparse") else self.buffer_size + steps)
+
+    def measured(self, plan: StepPlan) -> bool:
+        """Whether a step is one of those that are measured: all requests feed their blocks and nothing else."""
+        rows = self.buffer_size * self.block_size
+        return len(plan.windows) == REQUESTS and all(len(window.span.tokens) == rows for window in plan.windows)
 
 
-SHAPES = [Shape(block_size=block_size, prompt=prompt) for block_size in (32, 4) for prompt in (256, 1024, 4096)]
+SHAPES = [
+    *(Shape(block_size=block_size, prompt=prompt) for block_size in (32, 4) for prompt in (256, 1024, 4096)),
+    *(
+        Shape(block_size=block_size, prompt=prompt, kind=kind)
+        for kind in ("editing", "merging")
+        for block_size in (32, 4)
+        for prompt in (256, 4096)
+    ),
+    Shape(block_size=256, prompt=256, buffer_size=1, kind="denoising"),
+    *(Shape(block_size=32, prompt=prompt, buffer_size=1, kind="sparse") for prompt in (256, 1024)),
+]
 
 
 def step_times(shape: Shape, steps: int, *, pages: bool) -> dict[str, dict[str, list[float]]]:
@@ -61,11 +110,12 @@ def step_times(shape: Shape, steps: int, *, pages: bool) -> dict[str, dict[str, 
     from diffulex_core.testing.subjects import FamilySubject
 
     torch.set_num_threads(1)
-    host = Host.discover([], extra=[kit, host_parts])
-    entry = host.models.entry(kit.FAMILY)
+    host = Host.discover(extra=[kit, host_parts])
+    entry = host.models.entry(shape.settings["model_name"])
     assert entry.descriptor.tiny is not None
-    family = FamilySubject(host=host, entry=entry, config=host.load(entry.descriptor.tiny, provenance=entry.provenance))
-    answer = shape.block_size * (shape.buffer_size + steps)
+    tiny = host.load(entry.descriptor.tiny, provenance=entry.provenance)
+    family = FamilySubject(host=host, entry=entry, config=_longer(tiny))
+    answer = shape.answer(steps)
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=answer)
     times: dict[str, dict[str, list[float]]] = {"wall": {}, "cpu": {}}
     with TemporaryDirectory() as folder:
@@ -75,48 +125,53 @@ def step_times(shape: Shape, steps: int, *, pages: bool) -> dict[str, dict[str, 
             host=host,
             executor=host_parts.EXECUTOR,
             load_format="dummy",
-            model_name=kit.FAMILY,
-            decoding_strategy="kit_blocks",
-            block_size=shape.block_size,
-            buffer_size=shape.buffer_size,
             page_size=32,
             max_model_len=shape.prompt + answer,
             max_num_reqs=REQUESTS,
-            max_num_batched_tokens=32768,
-            add_block_threshold=0.0,
-            semi_complete_threshold=0.0,
+            max_num_batched_tokens=131072,
             skip_warmup=True,
+            strict=True,
+            **shape.settings,
         )
     with engine:
         clocks = host_parts.put_on_clocks(engine, pages=pages)
         for request in range(REQUESTS):
             engine.add_request([(7 * at * at + 13 * at + 31 * request) % 90 for at in range(shape.prompt)], params)
-        while True:
-            plan = engine.step().plan
-            assert plan is not None
-            rows = shape.buffer_size * shape.block_size
-            if len(plan.windows) == REQUESTS and all(len(window.span.tokens) == rows for window in plan.windows):
-                break
-        for _ in range(steps):
+        measured = 0
+        while measured < steps:
             clocks.read()
             with clocks.on("step"):
-                engine.step()
-            for clock, read in zip(times, clocks.read(), strict=True):
-                stages = _stages(read)
+                plan = engine.step().plan
+            assert plan is not None, "the requests ended too early"
+            read = clocks.read()
+            if not shape.measured(plan):
+                continue
+            measured += 1
+            for clock, stages in zip(times, map(_stages, read), strict=True):
                 for stage, nanoseconds in stages.items():
                     times[clock].setdefault(stage, []).append(nanoseconds / 1000)
     return times
 
 
+def _longer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that sets no limit to sequences."""
+    lengths = ("max_position_embeddings", "max_sequence_length")
+    return {
+        name: _longer(value) if isinstance(value, dict) else 10**6 if name in lengths else value
+        for name, value in config.items()
+    }
+
+
 def _stages(read: Mapping[str, int]) -> dict[str, int]:
-    """The host's stages, of what the clocks say; "host" is their sum."""
+    """The host's stages, of what the clocks say; "host" is their sum, and "leisure" what a device works through."""
     apart = read["forward"] + read["sampler"]
     return {
         "schedule": read["schedule"],
-        "pack": read["execute"] - apart,
+        "pack": read["execute"] - apart - read.get("leisure", 0),
         "update": read["update"],
-        "record": read["step"] - read["schedule"] - read["execute"] - read["update"],
+        "record": read["step"] - read["schedule"] - read["execute"] - read["update"] + read.get("leisure", 0),
         "host": read["step"] - apart,
+        "leisure": read.get("leisure", 0),
         "sampler": read["sampler"],
         **({"pages": read["pages"]} if "pages" in read else {}),
     }
@@ -125,7 +180,8 @@ def _stages(read: Mapping[str, int]) -> dict[str, int]:
 def child(checkout: Path, shape: Shape, steps: int, *, pages: bool) -> dict[str, dict[str, list[float]]]:
     """`step_times` in a fresh process that imports a checkout's core."""
     command = [sys.executable, __file__, "--child", json.dumps([attrs.asdict(shape), steps, pages])]
-    environ = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    sources = [checkout / "src", *sorted(checkout.glob("plugins/*/src"))]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
     times: dict[str, dict[str, list[float]]] = json.loads(done.stdout.splitlines()[-1])
     return times
@@ -137,6 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--only", help="measure the shapes whose label begins so")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
@@ -146,7 +203,8 @@ def main() -> None:
     checkouts = {"this": Path(__file__).parents[1]}
     if arguments.against is not None:
         checkouts["other"] = arguments.against.resolve()
-    results = [measure(shape, checkouts, arguments.steps, arguments.rounds) for shape in SHAPES]
+    shapes = [shape for shape in SHAPES if shape.label.startswith(arguments.only or "")]
+    results = [measure(shape, checkouts, arguments.steps, arguments.rounds) for shape in shapes]
     show(results)
     if arguments.json is not None:
         facts = {"requests": REQUESTS, "steps": arguments.steps, "rounds": arguments.rounds, "load": os.getloadavg()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,14 @@ from diffulex_core.engine import Diffulex
 from diffulex_core.kv_store import KVStore
 from diffulex_core.plugin import (
     AttentionBatch,
+    BelievingSampler,
     Component,
     Decision,
     KVCacheManager,
     KVGeometry,
     Register,
     Req,
+    Sampler,
     SamplingBatch,
     Scheduler,
     StepOutput,
@@ -31,7 +33,7 @@ from diffulex_core.plugin import (
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling.packed import PackedSampler
 from diffulex_core.sizing import Capacity
-from diffulex_core.worker import Blueprint, make_pattern
+from diffulex_core.worker import Blueprint, component, make_pattern
 
 EXECUTOR = "without_network"
 """Name of the executor."""
@@ -88,6 +90,14 @@ class NoNetwork:
         with self._clocks.on("forward"):
             return torch.zeros(len(hidden), self._vocab_size)
 
+    def blend(self, ids: Tensor, weights: Tensor, match_norm: Tensor) -> Tensor:
+        with self._clocks.on("forward"):
+            return torch.zeros(len(ids), 1)
+
+    def soft_embeddings(self, logits: Tensor) -> Tensor:
+        with self._clocks.on("forward"):
+            return torch.zeros(len(logits), 1)
+
 
 class NoAttention:
     """Stands where a backend is expected; the network attends to nothing."""
@@ -100,14 +110,37 @@ class NoAttention:
 
 @attrs.frozen
 class ClockedSampler:
-    """The packed sampler, which decides as that of any engine does."""
+    """A strategy's sampler, which decides as that of any engine does."""
 
     clocks: Clocks
-    inner: PackedSampler
+    inner: Sampler
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
         with self.clocks.on("sampler"):
             return self.inner.sample(logits, batch)
+
+
+@attrs.frozen
+class ClockedBelievingSampler:
+    """One that says what it decides from."""
+
+    clocks: Clocks
+    inner: BelievingSampler
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        return self.decide(self.score(logits, batch), batch)
+
+    def score(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        with self.clocks.on("sampler"):
+            return self.inner.score(logits, batch)
+
+    def score_and_believe(self, logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:
+        with self.clocks.on("sampler"):
+            return self.inner.score_and_believe(logits, batch)
+
+    def decide(self, scored: Tensor, batch: SamplingBatch) -> Sequence[Decision]:
+        with self.clocks.on("sampler"):
+            return self.inner.decide(scored, batch)
 
 
 class HostExecutor:
@@ -115,9 +148,16 @@ class HostExecutor:
 
     def __init__(self, blueprint: Blueprint, **arguments: Any) -> None:
         self.clocks = Clocks()
-        self._page_size = blueprint.config.cache.page_size
-        self._pattern = make_pattern(blueprint.config, arguments["host"])
+        config, host = blueprint.config, arguments["host"]
+        self._page_size = config.cache.page_size
+        self._pattern = make_pattern(config, host)
         self._network = NoNetwork(self.clocks, blueprint.num_tokens)
+        mask = config.model.mask_token_id
+        sampler: Sampler = component(host, "sampler", config.strategy.sampler, PackedSampler)(
+            vocab_size=self.vocab_size, forbidden=frozenset() if mask is None else frozenset({mask})
+        )
+        believes = isinstance(sampler, BelievingSampler)
+        self._sampler = (ClockedBelievingSampler if believes else ClockedSampler)(self.clocks, sampler)
 
     @property
     def vocab_size(self) -> int:
@@ -130,13 +170,20 @@ class HostExecutor:
         device = torch.device("cpu")
         self._runner = EagerRunner(
             model=self._network,
-            sampler=ClockedSampler(self.clocks, PackedSampler(vocab_size=self.vocab_size, forbidden=frozenset())),
+            sampler=self._sampler,
             pattern=self._pattern,
             backend=NoAttention(),
             kv_store=KVStore.allocate(self._network.kv_geometry, num_pages, self._page_size, torch.float32, device),
             page_size=self._page_size,
             device=device,
         )
+
+    def at_leisure(self, work: Callable[[], None]) -> None:
+        def clocked() -> None:
+            with self.clocks.on("leisure"):
+                work()
+
+        self._runner.at_leisure(clocked)
 
     def execute(self, plan: StepPlan) -> StepOutput:
         with self.clocks.on("execute"):
