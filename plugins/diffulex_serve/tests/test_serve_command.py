@@ -32,6 +32,11 @@ def host() -> Host:
     return Host.discover(environ={})
 
 
+@pytest.fixture(autouse=True)
+def _no_port_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFULEX_SERVE__PORT", "0")
+
+
 def failed(host: Host, *arguments: str) -> str:
     result = CliRunner().invoke(build_cli(host), ["serve", *arguments], obj=host)
     assert isinstance(result.exception, DiffulexError), result.output
@@ -43,7 +48,9 @@ def test_the_help_shows_every_key_in_its_section(host: Host) -> None:
     for title, schema in (("Server", serve_schema()), ("Engine", build_schema(core_sections()))):
         for spec in schema:
             flag = f"--{spec.name.replace('.', '-').replace('_', '-')} "
-            header = "Options" if spec.name == "model" else f"{title}: {spec.section}"
+            header = (
+                "Options" if spec.name == "model" else f"{title}: {spec.section}".replace("Server: server", "Server")
+            )
             section = text.partition(f"\n{header}:\n")[2].partition("\n\n")[0]
             assert flag in section
 
@@ -137,7 +144,7 @@ def test_discovery_and_the_help_need_neither_a_server_nor_a_network() -> None:
     assert done.stdout.strip() == "[]"
 
 
-ONE_FILE = "model: tiny/llada\npage_size: 16\nserve:\n  port: 1\nchat:\n  temperature: 0.5\n"
+ONE_FILE = "model: tiny/llada\npage_size: 16\nserve:\n  max_queue: 7\nchat:\n  temperature: 0.5\n"
 
 
 def test_one_file_serves_all_commands(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +158,13 @@ def test_one_file_serves_all_commands(host: Host, tmp_path: Path, monkeypatch: p
     seen: list[tuple[int, str | None, str]] = []
 
     async def run(spec: EngineSpec, options: ServeOptions, *, model: str, **_: Any) -> None:
-        seen.append((options.server.port, options.security.api_key, model))
+        seen.append((options.limits.max_queue, options.security.api_key, model))
         assert spec.load().config.cache.page_size == 16
 
     monkeypatch.setattr("diffulex_serve.launch.run", run)
     monkeypatch.setattr("diffulex_serve.logs.configure_logs", lambda _: None)
     CliRunner().invoke(build_cli(host), ["serve", "--config", str(file)], obj=host, catch_exceptions=False)
-    assert seen == [(1, "k", "tiny/llada")]
+    assert seen == [(7, "k", "tiny/llada")]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import attrs
 import click
 
 from diffulex_core.config import KeySpec, read_config_file
+from diffulex_core.config.convert import choices_of
 from diffulex_core.config.describe import allowed, type_name
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.host import Host
@@ -19,6 +21,7 @@ from diffulex_serve.options import TITLE
 from diffulex_serve.settings import divide, read_options, serve_schema
 
 _NAMED_APART = frozenset({"model"})
+_WIDEST_HELP = 110
 
 
 class KeyOption(click.Option):
@@ -27,12 +30,11 @@ class KeyOption(click.Option):
     def __init__(self, spec: KeySpec, group: str) -> None:
         self.spec, self.group = spec, group
         flag = spec.name.replace(".", "-").replace("_", "-")
-        limits = allowed(spec)
-        default = spec.default if not isinstance(spec.default, tuple) else ", ".join(map(str, spec.default)) or "none"
-        about = "; ".join(filter(None, [limits, f"default: {default}"]))
+        limits = "" if choices_of(spec.kind) else allowed(spec)
+        about = "; ".join(filter(None, [limits, f"default: {_shown(spec.default)}"]))
         super().__init__(
             [f"--{flag}", _variable(spec.name)],
-            metavar=type_name(spec.kind).upper().replace(" ", "_"),
+            metavar=_metavar(spec.kind),
             help=f"{spec.info.help} [{about}]",
         )
 
@@ -52,6 +54,24 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(records)
 
 
+def _metavar(kind: Any) -> str:
+    """How values of a type are called in the help."""
+    choices = choices_of(kind)
+    if choices:
+        return "|".join(map(str, choices))
+    name = type_name(kind).partition(" or ")[0]
+    several = name.removeprefix("list of ")
+    word = "TEXT" if several == "str" else several.upper()
+    return word if several == name else f"{word},..."
+
+
+def _shown(default: object) -> str:
+    """A default as it would be written in a config file."""
+    if isinstance(default, tuple):
+        return ", ".join(map(str, default)) or "none"
+    return default or "empty" if isinstance(default, str) else json.dumps(default)
+
+
 def _variable(name: str) -> str:
     """The argument of the command that carries a key."""
     return f"key_{name.replace('.', '__')}"
@@ -60,7 +80,7 @@ def _variable(name: str) -> str:
 def _key_options() -> list[click.Parameter]:
     serve, core = serve_schema(), build_schema(core_sections())
     return [
-        *(KeyOption(spec, f"Server: {spec.section}") for spec in serve),
+        *(KeyOption(spec, "Server" if spec.section == "server" else f"Server: {spec.section}") for spec in serve),
         *(KeyOption(spec, f"Engine: {spec.section}") for spec in core if spec.name not in _NAMED_APART),
     ]
 
@@ -80,7 +100,7 @@ def _run(
     DIFFULEX_<SECTION>__<KEY>, such as DIFFULEX_SERVE__API_KEY. --set reaches keys of families and strategies.
     """
     from diffulex_serve.engine.spec import EngineSpec
-    from diffulex_serve.launch import run
+    from diffulex_serve.launch import listen, run
     from diffulex_serve.logs import configure_logs
     from diffulex_serve.texts import Texts
 
@@ -89,13 +109,15 @@ def _run(
     if no_restart:
         own["restart"] = "false"
     options = read_options(table=table, file_name=str(config_file), environ=os.environ, typed=own)
-    spec = EngineSpec(model=model, texts=engine, config_file=file, manifest=host.manifest())
-    loaded = spec.load(host)
-    name = options.server.served_model_name or loaded.config.model.model
-    configure_logs(options.server)
-    spec = attrs.evolve(spec, plugins=tuple(plugin for plugin, _, _ in host.manifest()))
-    replicas = loaded.config.parallel.data_parallel_size
-    asyncio.run(run(spec, options, model=name, texts=Texts(loaded.tokenizer), replicas=replicas))
+    # Before anything that takes time: the commonest mistake is that the server runs already.
+    with listen(options.server.host, options.server.port) as listener:
+        spec = EngineSpec(model=model, texts=engine, config_file=file, manifest=host.manifest())
+        loaded = spec.load(host)
+        name = options.server.served_model_name or loaded.config.model.model
+        configure_logs(options.server)
+        spec = attrs.evolve(spec, plugins=tuple(plugin for plugin, _, _ in host.manifest()))
+        replicas, texts = loaded.config.parallel.data_parallel_size, Texts(loaded.tokenizer)
+        asyncio.run(run(spec, options, model=name, texts=texts, replicas=replicas, listener=listener))
 
 
 def _divide_typed(typed: Mapping[str, str | None], settings: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -140,7 +162,13 @@ def _common_options() -> list[click.Parameter]:
 
 def _make_command() -> click.Command:
     callback: Any = click.pass_obj(_run)
-    return GroupedCommand("serve", callback=callback, help=_run.__doc__, params=[*_common_options(), *_key_options()])
+    return GroupedCommand(
+        "serve",
+        callback=callback,
+        help=_run.__doc__,
+        params=[*_common_options(), *_key_options()],
+        context_settings={"max_content_width": _WIDEST_HELP},
+    )
 
 
 serve = _make_command()

@@ -45,7 +45,15 @@ _LOOKS_PER_SECOND = 20
 """How often a stopping server looks whether its requests are done."""
 
 
-async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Texts, replicas: int = 1) -> None:
+async def run(
+    spec: EngineSpec,
+    options: ServeOptions,
+    *,
+    model: str,
+    texts: Texts,
+    replicas: int = 1,
+    listener: socket.socket | None = None,
+) -> None:
     """Serve until a signal ends it.
 
     The first signal lets running requests finish for `drain_timeout` seconds, the second ends them.
@@ -56,11 +64,12 @@ async def run(spec: EngineSpec, options: ServeOptions, *, model: str, texts: Tex
         model: the name under which clients ask for the model.
         texts: the model's tokenizer.
         replicas: engines that share the requests, where each has a process of its own.
+        listener: a socket that listens already (`listen`), which is closed here; None = one that the options name.
     Raises:
         ConfigError: the address cannot be listened on.
         EngineDied: the engine could not load.
     """
-    listener = listen(options.server.host, options.server.port)
+    listener = listener or listen(options.server.host, options.server.port)
     if options.server.host not in LOOPBACK and options.security.api_key is None:
         _log.warning("others can reach %s and no api_key is set: anybody may ask", options.server.host)
     client = make_client(spec, options, replicas)

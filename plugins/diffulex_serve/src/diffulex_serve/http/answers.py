@@ -148,7 +148,7 @@ class Readiness(Answer):
     replicas: list[Replica]
 
 
-class Version(BaseModel):
+class Version(Answer):
     """What runs here."""
 
     version: str
@@ -158,6 +158,8 @@ class Version(BaseModel):
     strategy: str
     block_size: int
     max_model_len: int
+    chat_template: bool
+    sampling_defaults: dict[str, Any] = Field(description="What a request gets that leaves sampling parameters out.")
 
 
 class SetBy(Answer):
