@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin
 
 import attrs
@@ -35,16 +34,24 @@ def check_thresholds_change_decisions(subject: StrategySubject, effort: Effort) 
     `thresholds` what is read, and in a mode's `ignores` what is not read there. One that is read only where a key of
     the strategy says so is found where that key is a switch or a choice.
     """
-    idle = set(subject.strategy.thresholds)
+    idle, tried, refused = set(subject.strategy.thresholds), 0, list[str]()
     for settings in _settings(subject):
-        with suppress(ConfigError), bench(subject, **settings) as made:
-            idle -= _felt(made, effort, idle)
+        try:
+            with bench(subject, **settings) as made:
+                idle -= _felt(made, effort, idle)
+            tried += 1
+        except ConfigError as error:
+            turned = " with " + ", ".join(f"{name}={value!r}" for name, value in settings.items()) if settings else ""
+            refused.append(f"The configuration{turned} is refused: {' '.join(error.problems)}")
         if not idle:
             return
-    raise CheckFailed(
+    if not tried:
+        raise CheckFailed(f"no threshold could be tried. {' '.join(refused)}")
+    told = (
         f"{', '.join(sorted(idle))}: {VALUES[0]:g}, {VALUES[1]:g} and values between them decide the same in the same "
-        f"steps, for all of {effort.examples(SHARE)} requests, whichever of the strategy's own keys is turned"
+        f"steps, for all of {effort.examples(SHARE)} requests, whichever of the strategy's own keys is turned."
     )
+    raise CheckFailed(" ".join((told, *refused)))
 
 
 def _settings(subject: StrategySubject) -> Iterator[dict[str, Any]]:
