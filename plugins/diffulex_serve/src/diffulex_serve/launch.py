@@ -19,7 +19,6 @@ import uvicorn
 
 from diffulex_core.plugin import ConfigError, DiffulexError
 from diffulex_serve.engine.client import Client
-from diffulex_serve.engine.inline import inline_client
 from diffulex_serve.engine.process import process_client
 from diffulex_serve.engine.protocols import EngineClient
 from diffulex_serve.engine.replicas import ReplicatedClient
@@ -107,6 +106,9 @@ def _make_one(spec: EngineSpec, options: ServeOptions) -> RestartingClient:
 
     def make() -> Client:
         if options.server.backend == "inline":
+            # It imports torch, which a server whose engines have processes of their own does not need.
+            from diffulex_serve.engine.inline import inline_client
+
             return inline_client(spec.open, stall_timeout=recovery.stall_timeout, load_timeout=recovery.load_timeout)
         return process_client(
             spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def main(log_format: str, name: str) -> int:
     endpoint, secret, spec = (sys.stdin.buffer.readline().decode().strip() for _ in range(3))
     if not spec:
         return PARENT_GONE
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(endpoint,), daemon=True).start()
     sys.stderr = _Quiet(sys.stderr.buffer, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
     import zmq
@@ -81,10 +83,16 @@ def _serve(line: _SocketLine, spec: str) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(endpoint: str) -> None:
     """Wait until the parent's end of the pipe closes, and end: nobody could reach this engine any more."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    path = Path(endpoint.removeprefix("ipc://"))
+    if endpoint.startswith("ipc://"):
+        # The folder is the parent's, which may have had no time for it.
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
     os._exit(PARENT_GONE)
 
 
