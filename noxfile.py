@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -174,9 +175,38 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """A server under load and under attack for some minutes: `nox -s load -- --seconds 10 --replicas 2`."""
-    session.install("-r", "requirements-dev.txt")
-    session.run("python", "benchmarks/serve_load.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    """A server under load and under attack; `-- --only hostile schema` for a part, `-- --seconds 10` for less."""
+    session.install("-r", "requirements-dev.txt", "schemathesis>=4.4")
+    session.run("python", "-m", "benchmarks.serve_load", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Ask the advisory service about everything that the server installs; an error where it cannot be asked."""
+    session.install("pip-audit>=2.9")
+    folder = Path(session.create_tmp()).resolve()
+    resolved, pinned = folder / "resolved.json", folder / "pinned.txt"
+    wanted = (TORCH, "-e", ".", "-e", "plugins/diffulex_serve")
+    resolve = ("install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(resolved), *wanted)
+    session.run("python", "-m", "pip", *resolve)
+    wheels = [each["metadata"] for each in json.loads(resolved.read_text())["install"]]
+    # Advisories are about released versions: those of a build, as of torch for the CPU, are not told apart.
+    lines = sorted(f"{each['name']}=={each['version'].partition('+')[0]}" for each in wheels)
+    pinned.write_text("".join(f"{line}\n" for line in lines if not line.startswith("diffulex-")))
+    told = folder / "told.json"
+    told.unlink(missing_ok=True)
+    # --strict: what the service does not know is an error, as is a service that does not answer; then nothing is told.
+    ask = ("pip-audit", "--strict", "--no-deps", "--disable-pip", "--requirement", str(pinned))
+    session.run(*ask, "--format", "json", "--output", str(told), *session.posargs, success_codes=[0, 1])
+    if not told.exists():
+        session.error(
+            "NOTHING WAS AUDITED: the advisory service could not be asked, or does not know a package; see above."
+        )
+    audited = json.loads(told.read_text())["dependencies"]
+    found = [f"{each['name']} {each['version']}: {one['id']}" for each in audited for one in each["vulns"]]
+    if found:
+        session.error("Known vulnerabilities: " + ", ".join(found))
+    session.log(f"No advisory is known about any of {len(audited)} packages.")
 
 
 @nox.session

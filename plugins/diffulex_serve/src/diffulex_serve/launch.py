@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 import attrs
-import uvicorn
 
 from diffulex_core.plugin import ConfigError, DiffulexError
 from diffulex_serve.engine.client import Client
@@ -26,6 +25,7 @@ from diffulex_serve.engine.restarting import RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.http.app import create_app
 from diffulex_serve.http.desk import Desk
+from diffulex_serve.http.listening import HttpServer
 from diffulex_serve.loading import watch_loading
 from diffulex_serve.options import ServeOptions
 from diffulex_serve.texts import Texts
@@ -73,10 +73,7 @@ async def run(
         _log.warning("others can reach %s and no api_key is set: anybody may ask", options.server.host)
     client = make_client(spec, options, replicas)
     desk = Desk(client, texts, options, model=model)
-    config = uvicorn.Config(
-        create_app(desk), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
-    )
-    server = _Server(config)
+    server = HttpServer(create_app(desk), options.limits)
     stopping, forced = asyncio.Event(), asyncio.Event()
     with _signals(server, stopping, forced):
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -192,7 +189,7 @@ def _terminal(options: ServeOptions) -> TextIO | None:
     return sys.stderr
 
 
-async def _drain(server: _Server, stopping: asyncio.Event, desk: Desk) -> None:
+async def _drain(server: HttpServer, stopping: asyncio.Event, desk: Desk) -> None:
     """Once told to stop, refuse new requests, wait for those that run, and end the server."""
     await stopping.wait()
     desk.draining = True
@@ -219,7 +216,7 @@ async def _close(client: EngineClient, forced: asyncio.Event) -> None:
 
 
 @contextlib.contextmanager
-def _signals(server: _Server, stopping: asyncio.Event, forced: asyncio.Event) -> Iterator[None]:
+def _signals(server: HttpServer, stopping: asyncio.Event, forced: asyncio.Event) -> Iterator[None]:
     """Interrupts stop the server in order, and at once when they come again."""
 
     def stop() -> None:
@@ -237,12 +234,3 @@ def _signals(server: _Server, stopping: asyncio.Event, forced: asyncio.Event) ->
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to whoever runs it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Do nothing."""
-        yield

@@ -32,6 +32,9 @@ class LimitsSection:
     max_prompt_tokens: int | None = key(None, "Tokens of a prompt; null = what the model can take.", minimum=1)
     max_n: int = key(16, "Answers that one request may ask for, over all of its prompts.", minimum=1)
     request_timeout: float | None = key(600.0, "Seconds that a request may take; null = no limit.", above=0)
+    head_timeout: float = key(
+        20.0, "Seconds in which a request's head must arrive; a connection without one is closed.", above=0
+    )
     body_timeout: float = key(30.0, "Seconds in which a request's body must arrive.", above=0)
     drain_timeout: float = key(30.0, "Seconds that running requests have to finish when the server stops.", minimum=0)
 

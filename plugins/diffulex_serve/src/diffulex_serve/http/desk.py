@@ -222,6 +222,8 @@ class Desk:
             raise
         except OverflowError as error:
             raise ApiError(400, "A number of the request is too large for any model.") from error
+        except UnicodeEncodeError as error:
+            raise ApiError(400, "A text of the request holds half of a surrogate pair.") from error
         fold = Fold(
             request_id=request_id,
             info=self.info,

@@ -1,0 +1,1 @@
+"""A server under load and under attack: every answer is checked, and what it left behind is counted."""
