@@ -85,6 +85,8 @@ class CanvasRequest:
         self._frontier = len(prompt)
         self._nfe = 0
         self._completion: CompletionReason | None = None
+        self._looked: tuple[IntArray, Region | None] | None = None
+        """What `_open` gives; None = a step has changed it."""
         self._hook = tokens_hook
         self._rewrite(None)
 
@@ -98,7 +100,7 @@ class CanvasRequest:
 
     @property
     def steps_left(self) -> int | None:
-        left = self._rule.left(self._open())
+        left = self._rule.left(self._open()[0])
         return None if left is None else int(min(left, self._stop.nfe_cap - self._nfe))
 
     @property
@@ -141,8 +143,8 @@ class CanvasRequest:
         return len(self._tokens) * (2 if self.guided else 1)
 
     def plan(self, stored: int, budget: int | None) -> Span | None:
-        masks = self._open()
-        frame = self._frame(masks)
+        masks, region = self._open()
+        frame = self._frame(region)
         if isinstance(frame, Span):
             return frame if budget is None or frame.rows <= budget else None
         rows = (frame.end - frame.start) * (2 if self.guided else 1)
@@ -170,9 +172,9 @@ class CanvasRequest:
         asked = span.groups.positions
         if not np.array_equal(decision.positions, asked):
             raise ValueError(f"request {self.request_id}: decided positions are not the ones that were asked")
-        masks = self._open()
-        if self._sparse is not None and len(masks):
-            self._sparse.took(span, self._region(masks))
+        masks, region = self._open()
+        if self._sparse is not None and region is not None:
+            self._sparse.took(span, region)
         if not span.advances:
             return
         if len(masks):
@@ -185,6 +187,7 @@ class CanvasRequest:
         self._stop.notice(positions, tokens)
         while self._frontier < len(self._tokens) and self._decided[self._frontier]:
             self._frontier += 1
+        self._looked = None
         self._rewrite(self._nfe)
         self._nfe += 1
         self._completion = self._stop.reason(self._tokens, self._frontier, self._nfe)
@@ -196,15 +199,17 @@ class CanvasRequest:
     def finish(self, reason: CompletionReason) -> None:
         self._completion = reason
 
-    def _open(self) -> IntArray:
-        """[n] undecided positions of the canvas, counted from its first."""
-        return np.flatnonzero(~self._decided[self.prompt_len :])
+    def _open(self) -> tuple[IntArray, Region | None]:
+        """[n] undecided positions of the canvas, counted from its first, and where a sparse cache works on them."""
+        if self._looked is None:
+            masks = np.flatnonzero(~self._decided[self.prompt_len :])
+            self._looked = masks, None if self._sparse is None or len(masks) == 0 else self._region(masks)
+        return self._looked
 
-    def _frame(self, masks: IntArray) -> Frame | Span:
+    def _frame(self, region: Region | None) -> Frame | Span:
         """What the next step feeds; or a step that only restores what an earlier one kept."""
-        if self._sparse is None or len(masks) == 0:
+        if self._sparse is None or region is None:
             return Frame(start=0, end=len(self._tokens))
-        region = self._region(masks)
         forced = self._sparse.config.force_first and bool(self._decided[region.start])
         return self._sparse.frame(self._tokens, region, row_before=self._shifted and not forced)
 
@@ -233,6 +238,7 @@ class CanvasRequest:
             if len(outside):
                 raise ValueError(f"the tokens hook wrote id {outside[0]}, outside the vocabulary of {self._vocab_size}")
         self._tokens = tokens
+        self._looked = None
         self._decided[self.prompt_len :] = tokens[self.prompt_len :] != self._mask
         at = np.flatnonzero(self._decided[self.prompt_len :]) + self.prompt_len
         self._frontier = int(np.argmin(self._decided)) if not self._decided.all() else len(tokens)

@@ -100,6 +100,7 @@ class SparseState:
         since, drift = None, 0.0
         if self._refreshed is not None:
             changed = tokens != self._refreshed.tokens
-            drift = float(changed[inside].mean())
-            since = self._since if np.count_nonzero(changed) == np.count_nonzero(changed[inside]) else None
+            count = np.count_nonzero(changed[inside])
+            drift = count / (region.end - region.start)
+            since = self._since if np.count_nonzero(changed) == count else None
         return phase(self.config, step=self._step, since=since, drift=drift, last=region.last)

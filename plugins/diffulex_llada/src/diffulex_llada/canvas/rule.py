@@ -96,7 +96,7 @@ class LLaDARule:
         return int(open[0]) // self.block_length
 
     def _inside(self, open: IntArray) -> IntArray:
-        return open[open < (self._current(open) + 1) * self.block_length]
+        return open[: open.searchsorted((self._current(open) + 1) * self.block_length)]
 
     def _spent_in(self, block: int) -> int:
         return self._spent if block == self._block else 0
