@@ -104,6 +104,9 @@ class Pretender:
     async def close(self) -> None:
         self.state = EngineState.CLOSED
 
+    def kill(self) -> None:
+        self.state = EngineState.FAILED
+
 
 def group(count: int = 3) -> tuple[list[Pretender], ReplicatedClient]:
     made = [Pretender() for _ in range(count)]

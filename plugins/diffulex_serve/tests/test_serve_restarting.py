@@ -79,6 +79,7 @@ class Puppet:
         self.loads = loads
         self.sent: list[Command] = []
         self.closed = 0
+        self.killed = False
         self.events: asyncio.Queue[Sequence[Event]] = asyncio.Queue()
 
     async def open(self) -> None:
@@ -99,6 +100,9 @@ class Puppet:
 
     async def close(self) -> None:
         self.closed += 1
+
+    def kill(self) -> None:
+        self.killed = True
 
 
 class Stage:

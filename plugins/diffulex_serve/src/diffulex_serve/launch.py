@@ -40,6 +40,8 @@ _ADVICE: Mapping[int, str] = {
 }
 """What to do when a socket cannot listen, by the number of the error."""
 
+_LAST_WAIT = 1.0
+"""Seconds in which engines that were ended by force are gone; threads stay until the process ends."""
 _LOOKS_PER_SECOND = 20
 """How often a stopping server looks whether its requests are done."""
 
@@ -205,14 +207,15 @@ async def _drain(server: HttpServer, stopping: asyncio.Event, desk: Desk) -> Non
 
 
 async def _close(client: EngineClient, forced: asyncio.Event) -> None:
-    """End the engines in order; those that do not end are left to die with this process once a second signal came."""
+    """End the engines in order, and by force once a second signal came."""
     closing, hurry = asyncio.create_task(client.close()), asyncio.create_task(forced.wait())
     await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
     hurry.cancel()
+    if not closing.done():
+        client.kill()
+        await asyncio.wait({closing}, timeout=_LAST_WAIT)
     if closing.done():
         closing.result()
-    else:
-        _log.warning("the engine is ended by force")
 
 
 @contextlib.contextmanager
@@ -221,7 +224,8 @@ def _signals(server: HttpServer, stopping: asyncio.Event, forced: asyncio.Event)
 
     def stop() -> None:
         if stopping.is_set():
-            server.should_exit = server.force_exit = True
+            server.config.timeout_graceful_shutdown = 0
+            server.should_exit = True
             forced.set()
         stopping.set()
 

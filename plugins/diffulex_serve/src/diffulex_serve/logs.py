@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ LogFormat = Literal["json", "text"]
 def configure_logs(options: ServerSection) -> None:
     """Log to stderr as the options say, in place of what was configured before."""
     _log_to_stderr(options.log_format, "")
+    logging.getLogger("uvicorn.error").addFilter(_no_cancellation)
     for name in ("diffulex_serve", "diffulex_core"):
         logging.getLogger(name).setLevel(options.log_level.upper())
 
@@ -38,6 +40,11 @@ def _log_to_stderr(log_format: LogFormat, process: str) -> logging.Handler:
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
     return handler
+
+
+def _no_cancellation(record: logging.LogRecord) -> bool:
+    """Keep quiet of requests that are cut off when the server ends: their own lines tell of them."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class JsonLines(logging.Formatter):

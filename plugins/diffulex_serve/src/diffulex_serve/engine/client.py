@@ -185,6 +185,9 @@ class Client:
             await asyncio.gather(self._router, return_exceptions=True)
         self._fail(EngineUnavailable("The engine was closed."))
 
+    def kill(self) -> None:
+        self._transport.kill()
+
     def forget(self, request_id: str) -> None:
         """Stop listening to a request that was accepted, and abort it unless it ended."""
         if request_id in self._open:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from diffulex_core.engine import Diffulex
@@ -15,6 +16,7 @@ from diffulex_serve.engine.messages import Command, Event
 
 ENGINE_THREAD = "diffulex-engine"
 """Name of the threads that run engines."""
+_LOOK_EVERY = 0.005
 
 
 def inline_client(
@@ -57,12 +59,17 @@ class InlineTransport:
 
     async def close(self) -> None:
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, self._grace)
+            deadline = time.monotonic() + self._grace
+            while self._thread.is_alive() and time.monotonic() < deadline:
+                await asyncio.sleep(_LOOK_EVERY)
             if self._thread.is_alive():
                 raise EngineDied(
                     f"The engine's thread did not end in {self._grace:g} s and cannot be ended by force. Use the "
                     "backend 'process' for an engine that may get stuck."
                 )
+
+    def kill(self) -> None:
+        """A thread ends with its process and not before."""
 
     def _serve(self) -> None:
         """What the thread does. Its errors are told to the frontend and go no further."""

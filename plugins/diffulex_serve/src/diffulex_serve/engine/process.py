@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 LONGEST_IPC_PATH = 100
 """Bytes; operating systems allow a few more."""
+UNTOLD_GRACE = 2.0
+"""Seconds in which a process ends whose pipe was closed: it has nothing to finish."""
 
 
 def process_client(
@@ -130,20 +132,26 @@ class ProcessTransport:
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
     async def _end(self) -> None:
         process = self._process
         if process is None or self._exit is None or process.stdin is None:
             return
+        grace = self._grace
         if not self._told:
-            process.stdin.close()  # an engine that loads or is stuck ends by this
+            process.stdin.close()  # an engine that loads, or whose loop is stuck, ends by this
+            grace = min(grace, UNTOLD_GRACE)
         try:
-            await asyncio.wait_for(asyncio.shield(self._exit), timeout=self._grace)
+            await asyncio.wait_for(asyncio.shield(self._exit), timeout=grace)
         except TimeoutError:
-            process.kill()
+            self.kill()
             await self._exit
         except asyncio.CancelledError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            self.kill()
             raise
         finally:
             process.stdin.close()

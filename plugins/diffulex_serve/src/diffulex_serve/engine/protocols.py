@@ -108,3 +108,7 @@ class EngineClient(Protocol):
     async def close(self) -> None:
         """Abort everything and end the engine. Calling it again does nothing."""
         ...
+
+    def kill(self) -> None:
+        """End the engine by force, so that a `close` which waits for it is done soon. A thread cannot be ended so."""
+        ...

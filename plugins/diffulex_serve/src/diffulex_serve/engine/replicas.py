@@ -145,6 +145,10 @@ class ReplicatedClient:
             if isinstance(error, BaseException):
                 raise error
 
+    def kill(self) -> None:
+        for place in self._places:
+            place.client.kill()
+
     def _ready(self) -> list[_Place]:
         return [place for place in self._places if place.client.state is EngineState.READY]
 

@@ -155,6 +155,9 @@ class RestartingClient:
             await asyncio.gather(self._keeper, return_exceptions=True)
         await self._end()
 
+    def kill(self) -> None:
+        self._client.kill()
+
     async def _keep(self) -> None:
         """Put a new engine in the place of each that dies."""
         deaths = 0

@@ -34,3 +34,7 @@ class Transport(Protocol):
             EngineDied: it cannot be ended.
         """
         ...
+
+    def kill(self) -> None:
+        """End it by force now, where that can be done; `close` frees the rest."""
+        ...
