@@ -69,16 +69,18 @@ class LiveText:
         return "".join(parts)
 
     def close(self) -> str:
-        """What takes the draft away and begins a line."""
-        back, fresh = self._back(), self._end.column == 0
+        """What takes away the draft, and whatever was typed meanwhile, and begins a line."""
+        back, fresh = self._to_end(), self._end.column == 0
         self._end = self._cursor = Place()
         self._wrapped = False
         return back + ("" if fresh else "\n")
 
     def _back(self) -> str:
-        """What leads from the draft's end to its beginning and erases it."""
-        if self._cursor == self._end:
-            return ""
+        """What takes away the draft, where there is one."""
+        return "" if self._cursor == self._end else self._to_end()
+
+    def _to_end(self) -> str:
+        """What leads back to the end of the text that stays and erases all behind it."""
         up, right = self._cursor.line - self._end.line, self._end.column
         moves = [_UP.format(up)] * bool(up) + [_RIGHT.format(right)] * bool(right)
         return "".join([_HOME, *moves, _ERASE_BELOW])

@@ -69,9 +69,11 @@ class ConsoleTerminal:
         self._text = LiveText(mask=mask, dim=not self._console.no_color)
 
     def read(self) -> str | None:
+        asking = sys.stdin.isatty() and self._console.is_terminal
         try:
-            return input("> " if sys.stdin.isatty() and self._console.is_terminal else "")
+            return input("> " if asking else "")
         except EOFError:
+            self._write("\n" if asking else "")
             return None
 
     def show(self, text: str, draft: Sequence[str | None] = ()) -> None:

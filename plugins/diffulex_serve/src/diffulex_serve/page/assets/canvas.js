@@ -86,7 +86,8 @@ export function drawCell(node, cell, position, symbol) {
 /** Colour an element, from 0 (cold) to 1 (hot); null = no colour. */
 export function tint(node, heat) {
   node.classList.toggle("known", heat !== null);
-  if (heat !== null) node.style.setProperty("--heat", `${Math.round(heat * PERCENT)}%`);
+  if (heat === null) node.removeAttribute("style");
+  else node.style.setProperty("--heat", `${Math.round(heat * PERCENT)}%`);
 }
 
 function heatOf(cell, nfe, colour) {

@@ -7,6 +7,7 @@ import { ServerError, events } from "./server.js";
 import { Speech } from "./speech.js";
 
 const DRAW_EVERY = 40; // milliseconds
+const REST = 3; // times as long as drawing takes, before it is drawn again: long answers are drawn less often
 const LOOK_EVERY = 1000; // at a server that loads
 const MARGIN = 6; // pixels below what a canvas scrolls to
 const STOP_PATIENCE = 3000; // until an answer that was stopped is given up
@@ -141,10 +142,12 @@ export class Side {
     const began = performance.now();
     const since = () => (performance.now() - began) / 1000;
     let drawing = null;
+    let pause = DRAW_EVERY;
     const draw = () => {
       drawing = null;
       this.#clock.now = since();
       this.#grow(recording.last);
+      pause = Math.max(DRAW_EVERY, REST * (since() - this.#clock.now) * 1000);
     };
     this.#running = run;
     this.#begin(recording);
@@ -160,7 +163,7 @@ export class Side {
           if (run.stopped) this.#end(run);
         }
         if (event.event === "fill" || event.event === "block_commit") this.#clock.first ??= since();
-        drawing ??= setTimeout(draw, DRAW_EVERY);
+        drawing ??= setTimeout(draw, pause);
       }
       if (!recording.last.end) throw new ServerError(0, "The stream ended before the answer did.");
       this.#say(ending(recording.last));
