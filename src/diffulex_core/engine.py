@@ -22,6 +22,7 @@ from diffulex_core.errors import EngineClosed, NonFiniteLogits
 from diffulex_core.evaluation.likelihood import Estimate, log_likelihoods
 from diffulex_core.generation import Generation, StepResult
 from diffulex_core.host import Host
+from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.notes import StepNotes
 from diffulex_core.outputs import GenerationOutputs, ReqTrajectory
 from diffulex_core.pattern import IntArray
@@ -344,6 +345,11 @@ class Diffulex:
         """Pages of the KV cache, those of all replicas together: how many there are, and how many are free."""
         caches = self._open.kv_caches
         return sum(cache.num_pages for cache in caches), sum(cache.num_free_pages for cache in caches)
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages of the core's KV cache that hold the beginnings of prompts for others, in use or free."""
+        return sum(cache.num_cached_pages for cache in self._open.kv_caches if isinstance(cache, PagedKVCache))
 
     def is_finished(self) -> bool:
         """Whether nothing waits and nothing runs."""

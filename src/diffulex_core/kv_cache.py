@@ -72,6 +72,11 @@ class PagedKVCache:
     def num_free_pages(self) -> int:
         return len(self._free)
 
+    @property
+    def num_cached_pages(self) -> int:
+        """Pages whose content can be found again, in use or free."""
+        return len(self._page_of_entry)
+
     def open(self, sequence: int, known: IntArray, prompt_len: int) -> int:
         """Start `sequence`, taking over shared pages; returns the number of slots that are stored already."""
         if sequence in self._sequences:

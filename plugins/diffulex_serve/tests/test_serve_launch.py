@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from diffulex_core.engine import Diffulex
-from diffulex_core.errors import DiffulexError
+from diffulex_core.errors import ConfigError, DiffulexError
 from diffulex_core.generation import StepResult
 from diffulex_serve.engine.errors import EngineDied
 from diffulex_serve.engine.spec import EngineSpec
-from diffulex_serve.launch import run
+from diffulex_serve.launch import _close, listen, run, url_of as address_of
 from diffulex_serve.options import LimitsSection, ServeOptions, ServerSection
 from diffulex_serve.texts import Texts
 
@@ -113,6 +113,47 @@ def test_requests_end_when_their_time_is_over_or_a_second_signal_comes(
     given = options(drain_timeout=drain)
     lines = within(60, lambda: stopped_while_it_streams(caplog, texts, given, signals=signals))
     assert not any('"length_tokens"' in line for line in lines)
+
+
+class Stuck:
+    """Engines that do not end by themselves."""
+
+    def __init__(self) -> None:
+        self.killed = asyncio.Event()
+
+    async def close(self) -> None:
+        await self.killed.wait()
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+def test_a_second_signal_ends_engines_that_do_not_end_by_themselves() -> None:
+    async def scene() -> None:
+        client, forced = Stuck(), asyncio.Event()
+        closing = asyncio.create_task(_close(client, forced))  # type: ignore[arg-type]  # it is all that is asked for
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        forced.set()
+        await closing
+        assert client.killed.is_set()
+
+    within(10, scene)
+
+
+def test_a_name_of_several_addresses_is_listened_on_where_its_clients_try_first() -> None:
+    for host, shown in (("localhost", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")):
+        with listen(host, 0) as listener:
+            assert address_of(listener).startswith(f"http://{shown}:")
+
+
+def test_a_port_that_is_taken_is_told_with_what_to_do() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match="Another program listens there"):
+            listen("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="Check --host"):
+        listen("203.0.113.1", 0)
 
 
 def test_a_server_answers_probes_while_its_engine_loads_and_says_why_it_could_not(

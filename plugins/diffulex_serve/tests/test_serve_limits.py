@@ -231,6 +231,32 @@ def test_a_request_is_ended_by_its_id(narrow: Any) -> None:
     assert narrow.ask("DELETE", f"/v1/requests/{told['id']}").json()["aborted"] is False
 
 
+@pytest.mark.parametrize(("path", "body"), [("/v1/completions", LONG), ("/v1/completions", {**LONG, "n": 2})])
+def test_the_answers_of_openais_routes_are_ended_by_their_common_id(
+    narrow: Any, path: str, body: dict[str, Any]
+) -> None:
+    async def both() -> tuple[list[dict[str, Any]], bool]:
+        import httpx
+
+        transport = httpx.ASGITransport(app=narrow.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            asking = asyncio.create_task(client.post(path, json={**body, "stream": True}))
+            while not narrow.desk._named:
+                await asyncio.sleep(0.005)
+            [name] = narrow.desk._named
+            told = await client.delete(f"/v1/requests/{name}")
+            lines = (await asking).text.split("\n\n")
+            assert json.loads(lines[0].removeprefix("data: "))["id"] == name
+            return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]], told.json()["aborted"]
+
+    chunks, aborted = narrow.run(both())
+    assert aborted is True
+    ends = [choice for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+    assert {choice["finish_reason"] for choice in ends} == {"abort"}
+    assert len(ends) == body.get("n", 1)
+    assert narrow.desk._named == {}
+
+
 def test_a_server_that_stops_takes_no_more_requests(served: Any) -> None:
     server = served.with_options(ServeOptions())
     server.desk.draining = True

@@ -206,6 +206,7 @@ def test_metrics_count_what_happened(served: Any) -> None:
     assert "diffulex_time_to_first_token_seconds_count 1.0" in lines
     assert "diffulex_requests_running 0.0" in lines
     assert 'diffulex_kv_pages{state="used"} 0.0' in lines
+    assert 'diffulex_kv_pages{state="cached"} 0.0' in lines  # under d2f a prompt of 20 tokens shares no page
     assert "diffulex_engine_up 1.0" in lines
 
 

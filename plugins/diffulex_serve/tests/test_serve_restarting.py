@@ -298,6 +298,26 @@ def test_where_no_folder_can_be_made_the_engine_is_reached_over_the_loopback(
     assert "No space left on device" in caplog.text
 
 
+@pytest.mark.parametrize("how", ["killed", "untold"])
+def test_a_process_that_is_stuck_ends_by_force(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    async def scene() -> None:
+        transport = ProcessTransport(SPEC, grace=60.0)
+        await transport.open()
+        assert transport._process is not None
+        os.kill(transport._process.pid, signal.SIGSTOP)
+        closing = asyncio.create_task(transport.close())
+        await asyncio.sleep(0.05)
+        if how == "killed":
+            transport.kill()
+        async with asyncio.timeout(20):
+            await closing
+        assert transport._process.returncode == -signal.SIGKILL
+        transport.kill()
+
+    monkeypatch.setattr("diffulex_serve.engine.process.UNTOLD_GRACE", 30.0 if how == "killed" else 0.1)
+    run(scene())
+
+
 def test_waits_grow_to_a_limit() -> None:
     waits = [Backoff().waits(deaths) for deaths in (1, 2, 3, 7, 10**6)]
     assert waits == [0.5, 1.0, 2.0, 30.0, 30.0]

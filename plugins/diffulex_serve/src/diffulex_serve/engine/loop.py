@@ -213,7 +213,13 @@ class EngineLoop:
 
     def _tell_load(self, result: StepResult | None = None) -> None:
         pages, free = self._engine.cache_pages
-        self._load = attrs.evolve(self._load, live=len(self._live), pages=pages, free_pages=free)
+        self._load = attrs.evolve(
+            self._load,
+            live=len(self._live),
+            pages=pages,
+            free_pages=free,
+            cached_pages=self._engine.cached_pages,
+        )
         if result is not None and result.plan is not None:
             self._load = attrs.evolve(
                 self._load,

@@ -220,6 +220,7 @@ class Load:
         rows: that it fed.
         live: requests that wait or run.
         pages, free_pages: of the KV cache.
+        cached_pages: that hold the beginnings of prompts for others, in use or free.
         stages: seconds of the stages of that step, by name.
     """
 
@@ -230,6 +231,7 @@ class Load:
     live: int = 0
     pages: int = 0
     free_pages: int = 0
+    cached_pages: int = 0
     stages: Mapping[str, float] = attrs.field(factory=dict)
 
 

@@ -184,6 +184,7 @@ class ReplicatedClient:
             live=sum(each.live for each in loads),
             pages=sum(each.pages for each in loads),
             free_pages=sum(each.free_pages for each in loads),
+            cached_pages=sum(each.cached_pages for each in loads),
             stages=load.stages if stepped else self._load.stages,
         )
         for listener in self._listeners:

@@ -165,7 +165,7 @@ class RestartingClient:
             began = time.monotonic()
             self._note_death(await self._client.death())
             self._state = EngineState.RESTARTING if self._restart else EngineState.FAILED
-            self._tell(attrs.evolve(self._load, requests=0, live=0, pages=0, free_pages=0))
+            self._tell(attrs.evolve(self._load, requests=0, live=0, pages=0, free_pages=0, cached_pages=0))
             if not self._restart:
                 return
             deaths = 1 if time.monotonic() - began >= self._backoff.calm else deaths + 1

@@ -36,6 +36,7 @@ class Ask:
         prompt: token ids.
         params: how it is decoded.
         watched: whether its steps are wanted, and not only its end.
+        name: under which a client knows it; None = by the request's id.
         wishes: what is told of the steps.
         min_interval: seconds between two looks at it; what happens meanwhile is told as one.
     """
@@ -43,6 +44,7 @@ class Ask:
     prompt: tuple[int, ...]
     params: SamplingParams
     watched: bool
+    name: str | None = None
     wishes: Wishes = Wishes(detail="none")
     min_interval: float = 0.0
 
@@ -130,6 +132,8 @@ class Desk:
         self.created = int(time.time())
         self._inside = 0
         self._last_step = -1
+        self._named: dict[str, set[str]] = {}
+        """Ids of the requests that a client knows by one name."""
         self.stepped_at: float | None = None
         """When the engine finished its latest step, by the monotonic clock."""
         self._usual = 1.0
@@ -186,6 +190,15 @@ class Desk:
         finally:
             self._inside -= count
 
+    async def abort(self, name: str) -> bool:
+        """End a request by its id, or all that have a name; False when none is here (any more).
+
+        Raises:
+            EngineUnavailable: there is no engine.
+        """
+        aborted = [await self.client.abort(each) for each in sorted(self._named.get(name, {name}))]
+        return any(aborted)
+
     @asynccontextmanager
     async def open(self, asks: Sequence[Ask]) -> AsyncIterator[list[Reply]]:
         """Hand in answers that belong together; leaving ends those that are not done.
@@ -204,7 +217,13 @@ class Desk:
         timeout = limits.request_timeout
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         async with AsyncExitStack() as stack:
-            yield [await self._submit(ask, deadline, stack) for ask in asks]
+            replies = [await self._submit(ask, deadline, stack) for ask in asks]
+            # Nobody is told a name before all of its requests are here.
+            for ask, reply in zip(asks, replies, strict=True):
+                if ask.name is not None:
+                    self._named.setdefault(ask.name, set()).add(reply.request_id)
+                    stack.callback(self._forget_name, ask.name)
+            yield replies
         took = time.monotonic() - began
         self._usual += 0.2 * (took - self._usual)
 
@@ -237,6 +256,9 @@ class Desk:
         reply = Reply(answer, fold, ask=ask, deadline=deadline, desk=self)
         stack.callback(self._note_abort, reply)
         return reply
+
+    def _forget_name(self, name: str) -> None:
+        self._named.pop(name, None)
 
     def _note_abort(self, reply: Reply) -> None:
         """Count an answer for which nobody waited, or that came to no end."""

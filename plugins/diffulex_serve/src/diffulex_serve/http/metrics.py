@@ -89,7 +89,7 @@ class Metrics:
         self.rows = counter("engine_rows", "Rows that the engine fed.")
         self.running = gauge("requests_running", "Requests in the latest step.")
         self.waiting = gauge("requests_waiting", "Requests that wait for their turn.")
-        self.pages = gauge("kv_pages", "Pages of the KV cache: used, free.", "state")
+        self.pages = gauge("kv_pages", "Pages of the KV cache: used, free, and cached, which may be either.", "state")
         self.up = gauge("engine_up", "1 while the engine takes requests.")
         self.queue_time = histogram("queue_seconds", "From arrival to the first forward.", _SECONDS)
         self.ttft = histogram("time_to_first_token_seconds", "From arrival to the first token.", _SECONDS)
@@ -111,6 +111,7 @@ class Metrics:
         self.waiting.set(load.live - running)
         self.pages.labels("used").set(load.pages - load.free_pages)
         self.pages.labels("free").set(load.free_pages)
+        self.pages.labels("cached").set(load.cached_pages)
 
     def note_step(self, load: Load) -> None:
         """Take in a step of the engine."""

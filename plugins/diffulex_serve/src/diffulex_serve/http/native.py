@@ -53,8 +53,8 @@ def native_routes(desk: Desk) -> APIRouter:
 
     @router.delete("/v1/requests/{request_id}", response_model=None, responses=answers(Aborted, *ENGINE))
     async def abort(request_id: str) -> Response:
-        """End a request now; whoever waits for it gets what is final, with the reason `abort`."""
-        return json_response({"id": request_id[:200], "aborted": await desk.client.abort(request_id)})
+        """End a request now, by the `id` of its answer; whoever waits for it gets what is final, and `abort` as why."""
+        return json_response({"id": request_id[:200], "aborted": await desk.abort(request_id)})
 
     @router.post("/tokenize", response_model=None, responses=answers(Tokens, 400, *ENGINE))
     async def tokenize(body: Tokenize) -> Response:

@@ -70,7 +70,7 @@ async def _answer(
     stack = AsyncExitStack()
     try:
         stack.enter_context(desk.admit(count_of(body, desk)))
-        replies = await unless_left(request, _open(body, desk, stack))
+        replies = await unless_left(request, _open(body, desk, stack, writer))
         if not body.stream:
             ends = await unless_left(request, _all(replies))
             content = writer.whole(replies, ends)
@@ -83,9 +83,10 @@ async def _answer(
     return EventStream(_chunks(writer, replies, with_usage=with_usage), stack, seconds=desk.stream_seconds)
 
 
-async def _open(body: ChatCompletion | Completion, desk: Desk, stack: AsyncExitStack) -> list[Reply]:
+async def _open(body: ChatCompletion | Completion, desk: Desk, stack: AsyncExitStack, writer: _Writer) -> list[Reply]:
     asks = await (asks_of_chat(body, desk) if isinstance(body, ChatCompletion) else asks_of_completion(body, desk))
-    return await stack.enter_async_context(desk.open(asks))
+    name = writer.head(chunk=False)["id"]
+    return await stack.enter_async_context(desk.open([attrs.evolve(ask, name=name) for ask in asks]))
 
 
 async def _all(replies: Sequence[Reply]) -> list[Ended]:
