@@ -1,4 +1,4 @@
-"""`torch_cpu`: one fused attention call for each run of rows that see the same keys."""
+"""`torch_cpu`: each run of rows that see the same keys by torch's fused attention, or by larger matrix products."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffulex_core.attention.case import AttentionCase
+from diffulex_core.attention.onednn import OneDNNAttention
 from diffulex_core.types import AttentionBatch, RowRun
 
 _ALIGNMENT = 64
@@ -31,6 +32,10 @@ class TorchCPU:
     follow one another, else in a copy. So its bits do not depend on other sequences.
     """
 
+    def __init__(self) -> None:
+        """Finds out what this CPU can do."""
+        self._products = OneDNNAttention()
+
     def attend(
         self, query: Tensor, key_pages: Tensor, value_pages: Tensor, batch: AttentionBatch, scale: float
     ) -> Tensor:
@@ -45,7 +50,8 @@ class TorchCPU:
             for run in runs:
                 seen = slice(run.key_start - first, run.key_end - first)
                 rows = slice(run.row_start, run.row_end)
-                out[rows] = _attend_run(query[rows], keys[seen], values[seen], scale)
+                attend = self._products.attend if self._products.pays(query[rows], keys[seen]) else _fused
+                out[rows] = attend(query[rows], keys[seen], values[seen], scale)
         return out
 
 
@@ -61,7 +67,7 @@ def _read(pages: Tensor, batch: AttentionBatch, runs: Sequence[RowRun], first: i
     return pages[table].flatten(0, 1)[slots]
 
 
-def _attend_run(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _fused(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """[rows, heads, head_dim] of rows that all see `keys` and `values` [keys, kv_heads, head_dim].
 
     Query heads that share a KV head become rows of that head, so that keys are not expanded.
