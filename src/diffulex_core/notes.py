@@ -43,8 +43,10 @@ class StepNotes:
 
     def write_rest(self) -> None:
         """Put the notes that are left into their records."""
-        for request_id in [*self._left]:
-            self.write(request_id)
+        left, tickets, forward, canvases = self._left, self._tickets, self._forward, self._canvases
+        while left:
+            request_id, at = left.popitem()
+            tickets[request_id].note(forward, at, canvases.get(request_id))
 
     @cached_property
     def _forward(self) -> Forward:

@@ -172,6 +172,8 @@ class EagerRunner:
     def _logits(self, chosen: Tensor, step: PackedStep, wanted: IntArray) -> Tensor:
         """[n, columns]: logits of n of the head's rows, ascending, joined with those of their second rows."""
         assert self._model is not None
+        if len(wanted) == len(chosen) and len(chosen) % ROW_MULTIPLE == 0:
+            return self._model.logits(chosen)
         guided = np.flatnonzero(np.isin(step.guided.at, wanted)) if len(step.guided.at) else step.guided.at
         count, rows = len(wanted), np.concatenate((wanted, len(step.head_rows) + guided))
         padding = np.zeros(round_up(len(rows)) - len(rows), dtype=np.int64)
