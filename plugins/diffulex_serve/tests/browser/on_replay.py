@@ -68,7 +68,7 @@ def test_confidence_and_age_have_colours(page: Page) -> None:
         {**ended([3, 2], "cb"), "nfe": 8},
     )
     shown(page, events)
-    assert heats(page) == [100, 75]
+    assert heats(page) == [100, 32]  # three quarters to the power of four
     page.get_by_label("Colour").select_option("age")
     assert heats(page) == [83, 67]  # one and four forwards ago, of steps that double
     page.keyboard.press("Tab")
@@ -83,7 +83,7 @@ def test_confidence_and_age_have_colours(page: Page) -> None:
         "[...document.querySelectorAll('.of-confidence .known')].map(cell => getComputedStyle(cell).backgroundColor)"
     )
     page.get_by_label("Colour").select_option("confidence")
-    assert len(set(page.evaluate(legend))) == 3
+    assert len(set(page.evaluate(legend))) == 4
 
 
 def test_an_age_is_drawn_anew_until_it_does_not_matter_any_more(page: Page) -> None:

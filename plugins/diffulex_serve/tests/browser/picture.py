@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from site_of_tests import chromium, site
 from stage import Q, generate, part, unfold
 
-SIZE = {"width": 1200, "height": 600}
+SIZE = {"width": 1200, "height": 720}
 
 
 def take(target: Path) -> None:

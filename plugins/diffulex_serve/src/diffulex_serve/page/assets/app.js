@@ -1,6 +1,6 @@
 // The page: what is typed, whom it is sent to, and how answers are drawn.
 
-import { tint } from "./canvas.js";
+import { heatOfConfidence, tint } from "./canvas.js";
 import { baseOf, compareWith, keptPrompt, named } from "./compare.js";
 import { opening, restrict, sampling, suggest } from "./controls.js";
 import { recorded } from "./film.js";
@@ -170,6 +170,9 @@ settings.elements.mask_symbol.addEventListener("input", () => {
   for (const side of sides) side.draw();
 });
 
+for (const cell of document.querySelectorAll(".legend [data-confidence]")) {
+  tint(cell, heatOfConfidence(cell.dataset.confidence));
+}
 for (const cell of document.querySelectorAll(".legend [data-heat]")) tint(cell, cell.dataset.heat / 100);
 for (const group of settings.querySelectorAll("details[data-wide]")) group.open = matchMedia(WIDE).matches;
 for (const name of ["colour", "layout"]) at("stage").dataset[name] = at("view").elements[name].value;

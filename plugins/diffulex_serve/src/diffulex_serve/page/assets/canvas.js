@@ -92,7 +92,13 @@ export function tint(node, heat) {
 
 function heatOf(cell, nfe, colour) {
   if (cell.token === null || cell.beyond || colour === "none") return null;
-  return colour === "age" ? 1 - stepOf(cell, nfe) / OLDEST : cell.confidence;
+  if (colour === "age") return 1 - stepOf(cell, nfe) / OLDEST;
+  return cell.confidence === null ? null : heatOfConfidence(cell.confidence);
+}
+
+/** The colour of a confidence: most are close to 1, and there they must be told apart. */
+export function heatOfConfidence(confidence) {
+  return confidence ** 4;
 }
 
 function stepOf(cell, nfe) {

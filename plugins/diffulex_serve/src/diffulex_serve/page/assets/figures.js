@@ -39,15 +39,14 @@ const ENDS = {
   length_context: "the context is full",
   nfe_limit: "no more forwards were allowed",
   repetition: "it repeated itself",
-  aborted: "it was stopped",
 };
 
 /** Why an answer ended. */
 export function ending({ end }) {
   const tokens = counted(end.usage.completion_tokens, "token");
   const forwards = counted(end.usage.nfe, "forward");
-  const word = end.finish_reason === "abort" ? "Stopped" : "Done";
-  return `${word}: ${tokens} in ${forwards}; ${ENDS[end.stop_detail] ?? end.stop_detail}.`;
+  if (end.finish_reason === "abort") return `Stopped: ${tokens} in ${forwards}.`;
+  return `Done: ${tokens} in ${forwards}; ${ENDS[end.stop_detail] ?? end.stop_detail}.`;
 }
 
 function counted(count, thing) {

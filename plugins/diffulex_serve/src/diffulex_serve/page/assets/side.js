@@ -230,6 +230,7 @@ export class Side {
     this.#turns = keep ? this.turns : [];
     this.#parts.turns.replaceChildren(...this.#turns.map(said));
     this.#parts.turns.hidden = this.#turns.length === 0;
+    this.#parts.turns.scrollTop = this.#parts.turns.scrollHeight;
   }
 
   #failed(error) {
