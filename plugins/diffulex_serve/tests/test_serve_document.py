@@ -209,6 +209,32 @@ def test_an_error_is_what_the_document_says(
     assert response.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/jobs/x", "DELETE, GET"), ("/v1/jobs", "POST"), ("/v1/models/a/b", "GET"), ("/page/app.js", "GET")],
+)
+def test_all_methods_of_a_path_are_told_to_who_tries_another(served: Any, path: str, methods: str) -> None:
+    response = served.ask("PATCH", path)
+    assert (response.status_code, response.headers["allow"]) == (405, methods)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/generate", {"prompt": ""}, "prompt"),
+        ("/v1/generate_batch", {"prompts": ["Q", ""]}, "prompts.1"),
+        ("/v1/completions", {"prompt": "Q", "max_tokens": 0}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": CHAT, "top_p": 0}, "top_p"),
+        ("/generate", {"prompt": "Q", "logit_bias": {"a": 1}}, "logit_bias.a.[key]"),
+        ("/generate", {"prompt": "Q", "logprobs": 21}, "logprobs"),
+        ("/detokenize", {"tokens": [1], "skip_special_tokens": "no"}, "skip_special_tokens"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_by_its_name(served: Any, path: str, body: Any, field: str) -> None:
+    response = served.post(path, body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
 def test_the_document_is_a_page_for_people_too(served: Any, document: dict[str, Any]) -> None:
     response = served.get("/docs")
     assert response.headers["content-type"] == "text/html; charset=utf-8"

@@ -10,12 +10,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from diffulex_core.plugin import InvalidSamplingParams, PromptTooLong, RequestError
 from diffulex_serve.engine.errors import CallRejected, EngineUnavailable, RequestRefused
 from diffulex_serve.journal import note
 from diffulex_serve.stream.committing import StreamBroken
 
+METHOD_NOT_ALLOWED = 405
 UNAVAILABLE_FOR = 5
 """Seconds after which a client may ask again when there is no engine."""
 
@@ -82,6 +84,13 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(500, "The server failed. Its log says more.", kind="server_error")
 
 
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """The methods that the routes of a path have together; the router knows those of the first alone."""
+    documented: dict[str, Any] = app.openapi()["paths"]
+    found = (methods for route, methods in documented.items() if compile_path(route)[0].match(path))
+    return sorted({method.upper() for methods in found for method in methods})
+
+
 def add_handlers(app: FastAPI) -> None:
     """Make every error of the application an error object."""
 
@@ -100,9 +109,12 @@ def add_handlers(app: FastAPI) -> None:
         message = f"{where}: {first['msg']}.{more}" if where else f"{first['msg']}.{more}"
         return ApiError(400, message, param=where or None).response()
 
-    async def of_http(_: Request, error: Exception) -> Response:
+    async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return ApiError(error.status_code, f"{error.detail}.", headers=error.headers).response()
+        headers = dict(error.headers or {})
+        if error.status_code == METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods(app, request.url.path)) or headers.get("Allow", "")
+        return ApiError(error.status_code, f"{error.detail}.", headers=headers).response()
 
     for kind in (ApiError, RequestError, EngineUnavailable, CallRejected, StreamBroken):
         app.add_exception_handler(kind, of_ours)

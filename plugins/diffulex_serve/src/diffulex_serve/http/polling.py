@@ -17,18 +17,19 @@ from diffulex_serve.http.schemas import Job, Sampling
 
 USUAL_LENGTH = 32
 """Tokens of an answer where a request does not say."""
+Prompt = Annotated[str, Field(min_length=1)]
 
 
 class Submission(Sampling):
     """The body of `/v1/generate`: `gen_length` is what others call `max_tokens`."""
 
-    prompt: str
+    prompt: Prompt
 
 
 class Submissions(Sampling):
     """The body of `/v1/generate_batch`."""
 
-    prompts: Annotated[list[str], Field(min_length=1)]
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
 
 
 class Submitted(Answer):

@@ -8,17 +8,29 @@ from typing import Annotated, Any, Literal
 import attrs
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffulex_core.plugin import InvalidSamplingParams, SamplingParams
+from diffulex_core.plugin import SamplingParams
 from diffulex_serve.stream.protocol import Detail
 
+LONGEST_TOKEN_ID = 10
+"""Digits."""
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 """What fits a message to the engine."""
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Length = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+"""Of a canvas, its blocks and its steps."""
+Logprobs = Annotated[int, Field(strict=True, ge=0, le=20)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 Stops = str | Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-LONGEST_TOKEN_ID = 10
-"""Digits."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Temperature = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e6)]
+TopP = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1)]
+Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
+Bias = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+Biases = Annotated[
+    dict[Annotated[str, Field(pattern=rf"^[0-9]{{1,{LONGEST_TOKEN_ID}}}$")], Bias], Field(max_length=1024)
+]
+"""By token id."""
 
 
 class Sampling(BaseModel):
@@ -26,27 +38,27 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    temperature: Number | None = None
-    max_tokens: Whole | None = None
-    max_nfe: Whole | None = None
-    max_repetition_run: Whole | None = None
+    temperature: Temperature | None = None
+    max_tokens: Count | None = None
+    max_nfe: Count | None = None
+    max_repetition_run: Count | None = None
     ignore_eos: bool | None = None
-    top_p: Number | None = None
-    top_k: Whole | None = None
-    min_p: Number | None = None
+    top_p: TopP | None = None
+    top_k: Count | None = None
+    min_p: Share | None = None
     seed: Whole | None = None
     stop: Stops | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
-    confidence: str | None = None
+    confidence: Literal["prob", "margin", "neg_entropy"] | None = None
     thresholds: dict[str, Number] | None = Field(default=None, max_length=32)
-    logit_bias: dict[str, Number] | None = Field(default=None, max_length=1024)
-    logprobs: Whole | None = None
+    logit_bias: Biases | None = None
+    logprobs: Logprobs | None = None
     skip_special_tokens: bool | None = None
     sparse: dict[str, Any] | None = None
-    gen_length: Whole | None = None
-    steps: Whole | None = None
-    block_length: Whole | None = None
-    cfg_scale: Number | None = None
+    gen_length: Length | None = None
+    steps: Length | None = None
+    block_length: Length | None = None
+    cfg_scale: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1000)] | None = None
     remasking: str | None = None
     suppress_eos: bool | None = None
     defer_eos: bool | None = None
@@ -112,39 +124,39 @@ class OpenAISampling(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    max_tokens: Whole | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    max_tokens: Count | None = None
     n: Whole | None = Field(default=None, ge=1)
     stop: Stops | None = None
     seed: Whole | None = None
-    logit_bias: dict[str, Number] | None = Field(default=None, max_length=1024)
+    logit_bias: Biases | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Number | None = None
     presence_penalty: Number | None = None
     user: str | None = None
-    top_k: Whole | None = None
-    min_p: Number | None = None
-    max_nfe: Whole | None = None
-    max_repetition_run: Whole | None = None
+    top_k: Count | None = None
+    min_p: Share | None = None
+    max_nfe: Count | None = None
+    max_repetition_run: Count | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
     thresholds: dict[str, Number] | None = Field(default=None, max_length=32)
     skip_special_tokens: bool | None = None
-    gen_length: Whole | None = None
-    steps: Whole | None = None
-    block_length: Whole | None = None
-    cfg_scale: Number | None = None
+    gen_length: Length | None = None
+    steps: Length | None = None
+    block_length: Length | None = None
+    cfg_scale: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1000)] | None = None
 
 
 class ChatCompletion(OpenAISampling):
     """The body of `/v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: Whole | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Whole | None = None
+    top_logprobs: Logprobs | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
@@ -154,7 +166,7 @@ class Completion(OpenAISampling):
     """The body of `/v1/completions`."""
 
     prompt: str | TokenIds | list[str] | list[TokenIds] = Field(min_length=1)
-    logprobs: Whole | None = None
+    logprobs: Logprobs | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: Whole | None = None
@@ -163,7 +175,7 @@ class Completion(OpenAISampling):
 class Tokenize(BaseModel):
     """The body of `/tokenize`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
@@ -172,7 +184,7 @@ class Tokenize(BaseModel):
 class Detokenize(BaseModel):
     """The body of `/detokenize`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     tokens: list[TokenId]
     skip_special_tokens: bool = False
@@ -195,7 +207,7 @@ def sampling_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sa
     """
     values = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     if "logit_bias" in values:
-        values["logit_bias"] = {_token(token): bias for token, bias in values["logit_bias"].items()}
+        values["logit_bias"] = {int(token): bias for token, bias in values["logit_bias"].items()}
     return SamplingParams(**values)
 
 
@@ -203,12 +215,6 @@ def sampling_values(defaults: Mapping[str, Any]) -> dict[str, Any]:
     """What a request gets that leaves all sampling parameters out, but for those that are tables."""
     values = attrs.asdict(SamplingParams(**defaults), recurse=False)
     return {name: value for name, value in values.items() if name not in ("thresholds", "logit_bias", "sparse")}
-
-
-def _token(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > LONGEST_TOKEN_ID:
-        raise InvalidSamplingParams(f"logit_bias has the key {text[:32]!r}; its keys are token ids.")
-    return int(text)
 
 
 Generate.model_rebuild()
