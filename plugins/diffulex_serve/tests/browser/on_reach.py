@@ -86,6 +86,26 @@ def test_an_answer_is_heard_in_pieces_and_once(page: Page) -> None:
     assert page.locator("[aria-live], [role=status], [role=alert]").filter(has=page.locator(".cell")).count() == 0
 
 
+HEARD = """async () => {
+  const { Speech } = await import("/page/speech.js");
+  const root = document.createElement("div");
+  const speech = new Speech(root);
+  speech.begin();
+  for (let at = 1; at <= 40; at += 1) {
+    speech.grow("word ".repeat(at));
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  speech.end();
+  return [...root.children].map((piece) => piece.textContent);
+}"""
+
+
+def test_text_that_comes_quickly_is_heard_in_few_pieces(page: Page) -> None:
+    pieces = page.evaluate(HEARD)
+    assert "".join(pieces) == "word " * 40
+    assert len(pieces) < 5
+
+
 SHIFTS = """() => {
   window.shifts = [];
   new PerformanceObserver((list) => {
