@@ -17,6 +17,7 @@ from diffulex_core.blocks import BlockRequest
 from diffulex_core.kv_cache import PagedKVCache
 from diffulex_core.packing import pack
 from diffulex_core.pattern import BlockCausal
+from diffulex_core.protocols import ReqFactory
 from diffulex_core.req_context import ReqContext
 from diffulex_core.sampling_params import DecodingThresholds, SamplingParams
 from diffulex_core.scheduler import ContinuousScheduler
@@ -85,8 +86,14 @@ Counter = Callable[[Counted], AbstractContextManager[None]]
 """Counts what happens inside."""
 
 
-def count(prompt: int, into: Counter) -> Counted:
-    """The cost of `STEPS` steps of requests that all have `BUFFER` blocks, but for network and sampler."""
+def count(prompt: int, into: Counter, make: ReqFactory = BlockRequest, options: object = None) -> Counted:
+    """The cost of `STEPS` steps of requests that all have `BUFFER` blocks, but for network and sampler.
+
+    Args:
+        prompt: length of every prompt.
+        into: what is counted.
+        make: of the requests; `options` are those of its strategy.
+    """
     pattern = BlockCausal(block_size=BLOCK)
     context = ReqContext(
         pattern=pattern,
@@ -95,6 +102,7 @@ def count(prompt: int, into: Counter) -> Counted:
         eos_token_ids=frozenset({99}),
         max_model_len=prompt + 2000,
         thresholds=DecodingThresholds(add_block_threshold=0.0, semi_complete_threshold=0.0),
+        options=options,
     )
     pages = REQUESTS * -(-(prompt + 1000) // PAGE)
     cache = PagedKVCache(num_pages=pages, page_size=PAGE, pattern=pattern, prefix_caching=True)
@@ -104,7 +112,7 @@ def count(prompt: int, into: Counter) -> Counted:
     params = SamplingParams(temperature=0.0, max_tokens=900)
     for request_id in range(REQUESTS):
         tokens = (np.arange(prompt) * 7 + 31 * request_id) % 90
-        scheduler.add(BlockRequest(request_id=request_id, prompt=tokens, params=params, context=context))
+        scheduler.add(make(request_id=request_id, prompt=tokens, params=params, context=context))
     counted = Counted()
 
     def step(counting: Callable[[], AbstractContextManager[None]]) -> None:
