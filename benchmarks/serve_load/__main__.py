@@ -22,11 +22,13 @@ from benchmarks.serve_load.server import SLOW, Server, serving
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "serve.json"
 PAGE = ROOT / "docs" / "serving.md"
-SCENES = ("load", "storm", "rude", "hostile", "schema", "kill")
+SCENES = ("load", "memory", "storm", "rude", "hostile", "schema", "kill")
 EXAMPLES_OF = 200
 """One of so many hostile requests is as many examples as schemathesis makes of each operation."""
 PAGES = 1024
 """Of each engine's cache: every one of them is in use after some seconds of load, so that memory can be flat."""
+FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
+"""torch keeps 1,024 kernels of a kind, for as many numbers of rows; with few, what else grows is seen."""
 LONGEST = 1800.0
 """Seconds after which the run is given up."""
 
@@ -84,6 +86,9 @@ async def everything(options: argparse.Namespace, report: Report) -> None:
     async with serving(common) as server:
         await honest(server, options, report)
         report.check("the server ends as it was told", await server.stop() == 0, server.process.returncode)
+    if "memory" in options.only:
+        async with serving(common, FEW_KERNELS) as server:
+            await memory(server, options, report)
     if {"hostile", "schema"} & set(options.only):
         # Of its own, as it waits a shorter time for slow senders, and others should not pay for what was measured.
         async with serving((*common, "--head-timeout", f"{SLOW:g}", "--body-timeout", f"{SLOW:g}")) as server:
@@ -115,6 +120,13 @@ async def honest(server: Server, options: argparse.Namespace, report: Report) ->
         await faults.unread(server, expected, report, files=files)
     if "kill" in options.only:
         await faults.killed(server, expected, report, clients=options.clients, files=files)
+
+
+async def memory(server: Server, options: argparse.Namespace, report: Report) -> None:
+    """Load on engines that keep few kernels."""
+    expected = await ask_alone(server, questions(), report)
+    sizes = {"clients": options.clients, "seconds": options.seconds, "files": server.files()}
+    await under_load(server, expected, report, scene=f"{options.clients} clients, few kernels kept", flat=True, **sizes)
 
 
 async def attacks(server: Server, options: argparse.Namespace, report: Report) -> None:

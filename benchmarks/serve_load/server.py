@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -82,11 +83,12 @@ def request(method: str, path: str, body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving(arguments: Sequence[str]) -> AsyncIterator[Server]:
-    """A server, until it is ended."""
+async def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> AsyncIterator[Server]:
+    """A server, with these variables beside our own, until it is ended."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "diffulex_core", "serve", "--model", "tiny/llada", "--port", "0", *arguments),
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environ or {})},
     )
     assert process.stderr is not None
     found = None

@@ -63,9 +63,17 @@ def _structured(data: Any, kind: Any) -> Any:
         raise WireError(f"A message cannot be read: {type(error).__name__}: {error}.") from error
 
 
+def _as_sent(value: Any, _: Any) -> tuple[Any, ...]:
+    """Numbers as they were packed; turning each into what it is already took most of the time of reading."""
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} is no list")
+    return tuple(value)
+
+
 def _make_converter() -> cattrs.Converter:
     converter = make_converter(detailed_validation=False, omit_if_default=True)
     converter.register_structure_hook(bool | None | list[str], lambda value, _: value)
+    converter.register_structure_hook_func(lambda kind: kind in (tuple[int, ...], tuple[float, ...]), _as_sent)
     for union in (Command, Event, Command | Event):
         configure_tagged_union(union, converter, tag_name="m")
     return converter
