@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -300,6 +301,31 @@ def test_a_stranger_behind_the_url_is_told_from_a_server(body: bytes, words: str
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
     terminal = talk(RemoteLink("http://test", api_key=None, transport=transport), "hi")
     assert words in terminal.complaints[0]
+
+
+class Dying(httpx.AsyncByteStream):
+    """The body of a stream whose server is gone after one event."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b'data: {"event": "block_commit", "text": "12"}\n\n'
+        raise httpx.ReadError("")
+
+
+def test_a_server_that_dies_is_told_in_one_line_and_what_was_final_is_kept() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content)["messages"])
+        if len(asked) == 1:
+            return httpx.Response(200, stream=Dying())
+        raise httpx.ConnectError("refused")
+
+    asked: list[Any] = []
+    terminal = talk(RemoteLink("http://test", api_key=None, transport=httpx.MockTransport(answer)), "one", "two")
+    assert terminal.answers == ["12"]
+    broken, gone = terminal.complaints
+    assert broken == "The server at http://test broke off its answer. Is it still running?"
+    assert gone.startswith("The server at http://test does not answer")
+    assert "\n" not in gone
+    assert [message["content"] for message in asked[1]] == ["one", "12", "two"]
 
 
 def invoke(*arguments: str, typed: str = "") -> Any:

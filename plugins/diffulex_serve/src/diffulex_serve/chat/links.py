@@ -78,6 +78,7 @@ class RemoteLink:
         return served
 
     async def events(self, body: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
+        begun = False
         try:
             async with self._client.stream("POST", "/generate", json=body) as response:
                 if response.status_code != httpx.codes.OK:
@@ -87,13 +88,18 @@ class RemoteLink:
                     if data == "[DONE]":
                         return
                     if data:
-                        yield json.loads(data)
+                        event = json.loads(data)
+                        begun = True
+                        yield event
         except (httpx.HTTPError, json.JSONDecodeError) as error:
-            raise self._lost(error) from error
-        raise ChatFailed(f"The server at {self._url} broke off its answer.")
+            raise self._broken() if begun else self._lost(error) from error
+        raise self._broken()
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    def _broken(self) -> ChatFailed:
+        return ChatFailed(f"The server at {self._url} broke off its answer. Is it still running?")
 
     def _lost(self, error: Exception) -> ChatFailed:
         about = str(error) or type(error).__name__
