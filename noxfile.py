@@ -55,7 +55,9 @@ def tests(session: nox.Session) -> None:
     """The fast tests, a file at a time on each core; arguments after `--` go to pytest in place of that."""
     session.install("-r", "requirements-dev.txt")
     fast = ("-q", "-m", "not slow", "-n", "auto", "--dist", "loadfile")
-    session.run("python", "-m", "pytest", *(session.posargs or fast), env={"OMP_NUM_THREADS": "1"})
+    # Where Python is told not to keep what it compiles, every process that a test starts compiles everything again.
+    env = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    session.run("python", "-m", "pytest", *(session.posargs or fast), env=env)
 
 
 @nox.session

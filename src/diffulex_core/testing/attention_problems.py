@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import attrs
@@ -43,13 +45,17 @@ def grid(device_type: str) -> list[AttentionCase]:
     ]
 
 
-def served(subject: AttentionSubject) -> list[AttentionCase]:
-    """The cases of the grid that the backend accepts, on the CPU if it accepts any there."""
+@functools.lru_cache(maxsize=8)
+def served(subject: AttentionSubject) -> tuple[AttentionCase, ...]:
+    """The cases of the grid that the backend accepts, on the CPU if it accepts any there.
+
+    Every check asks for them, to know whether it says anything, and a probe may look for packages in each of thousands.
+    """
     for device_type in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        accepted = [case for case in grid(device_type) if not subject.probe(case)]
+        accepted = tuple(case for case in grid(device_type) if not subject.probe(case))
         if accepted:
             return accepted
-    return []
+    return ()
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -195,7 +201,7 @@ def intervals(draw: st.DrawFn, case: AttentionCase) -> tuple[tuple[int, ...], tu
 
 
 @st.composite
-def problems(draw: st.DrawFn, cases: list[AttentionCase], /) -> Problem:
+def problems(draw: st.DrawFn, cases: Sequence[AttentionCase], /) -> Problem:
     """Problems of one to four sequences in scattered pages; the last page belongs to nobody."""
     case = draw(st.sampled_from(cases))
     laid = [draw(intervals(case)) for _ in range(draw(st.integers(1, 4)))]
