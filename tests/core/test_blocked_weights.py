@@ -12,6 +12,8 @@ from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import Range
 from diffulex_core.layers.blocked import DTYPES, block_weights, multiply, usable
 from diffulex_core.layers.linear import Embedding, Linear, PackedLinear, VocabHead
+from diffulex_core.layers.mlp import GatedMLP
+from diffulex_core.layers.moe.spec import Activation
 
 CPU = torch.device("cpu")
 ABLE = [dtype for dtype in DTYPES if usable(dtype)]
@@ -89,6 +91,50 @@ def test_parts_of_a_packed_layer_still_come_apart() -> None:
     x = rows_of(8, 16, torch.float32, seed=4)
     for found, weight in zip(layer.split(layer(x)), (gate, up), strict=True):
         torch.testing.assert_close(found, functional.linear(x, weight))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    width=st.integers(1, 70), inputs=st.integers(1, 70), rows=st.integers(0, 40), bias=st.booleans(),
+    activation=st.sampled_from(["silu", "gelu_tanh"]), dtype=st.sampled_from(ABLE),
+)  # fmt: skip
+def test_the_gates_of_an_mlp_are_those_of_the_plain_layers(
+    width: int, inputs: int, rows: int, bias: bool, activation: Activation, dtype: torch.dtype
+) -> None:
+    mlp = filled(GatedMLP(context(dtype), inputs, width, activation=activation, bias=bias))
+    x = rows_of(rows, inputs, dtype, seed=1) / inputs**0.5
+    packed = functional.linear(x.double(), mlp.gate_up.weight.double(), mlp.gate_up.bias.double() if bias else None)
+    gate, up = packed.chunk(2, dim=-1)
+    gate = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+    plain = mlp(x)
+    assert block_weights(mlp) == 2
+    rounding = 0.02 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(mlp.gate_up(x).double(), gate * up, rtol=rounding, atol=rounding)
+    torch.testing.assert_close(mlp(x), plain, rtol=3 * rounding, atol=rounding * width)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    inputs=st.sampled_from([33, 48, 256]), width=st.sampled_from([40, 97, 512]),
+    before=st.integers(0, 9), behind=st.integers(0, 9), activation=st.sampled_from(["silu", "gelu_tanh"]),
+    dtype=st.sampled_from(ABLE),
+)  # fmt: skip
+def test_the_bits_of_eight_rows_of_gates_do_not_depend_on_rows_beside_them(
+    inputs: int, width: int, before: int, behind: int, activation: Activation, dtype: torch.dtype
+) -> None:
+    mlp = filled(GatedMLP(context(dtype), inputs, width, activation=activation))
+    block_weights(mlp)
+    own, others = rows_of(8, inputs, dtype, seed=2), rows_of(8 * (before + behind), inputs, dtype, seed=3)
+    together = mlp(torch.cat((others[: 8 * before], own, others[8 * before :])))
+    assert torch.equal(together[8 * before :][:8], mlp(own))
+
+
+def test_gates_that_an_adapter_works_on_are_left_alone() -> None:
+    mlp = filled(GatedMLP(context(), 16, 24))
+    mlp.gate_up.multiply = lambda x, weight, bias: functional.linear(x, 2 * weight, bias)
+    before = mlp.gate_up
+    assert block_weights(mlp) == 1, "`down`"
+    assert mlp.gate_up is before
 
 
 def test_a_layer_that_multiplies_in_its_own_way_is_left_alone() -> None:

@@ -7,11 +7,16 @@ depend on the number of rows either, as long as that is a multiple of eight.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffulex_core.layers.linear import Multiplies
+from diffulex_core.layers.fused_gates import FusedGates
+from diffulex_core.layers.linear import Multiplies, PackedLinear
+from diffulex_core.layers.mlp import GatedMLP
+from diffulex_core.layers.moe.spec import Activation
 from diffulex_core.protocols import DiffusionModel
 from diffulex_core.weights.loader import as_module
 
@@ -23,7 +28,7 @@ def block_weights(network: DiffusionModel | nn.Module) -> int:
     """Lay out the weights of all linear layers on the CPU that nothing else has taken in hand.
 
     A layer's `weight` keeps its shape and dtype, and `to_dense()` gives its numbers back; only its layout differs. One
-    that is also an embedding is laid out in a copy.
+    that is also an embedding is laid out in a copy. The gates of an MLP become `FusedGates`.
 
     Args:
         network: with its final weights.
@@ -32,14 +37,28 @@ def block_weights(network: DiffusionModel | nn.Module) -> int:
     """
     laid_out, able = 0, {dtype for dtype in DTYPES if usable(dtype)}
     for layer in as_module(network).modules():
-        if not isinstance(layer, Multiplies) or layer.multiply is not functional.linear:
-            continue
-        weight = layer.weight
-        if weight.device.type == "cpu" and weight.dtype in able and weight.numel():
-            layer.weight = nn.Parameter(blocked(weight.detach()), requires_grad=False)
+        if isinstance(layer, GatedMLP) and layer.kernels is None:
+            gates = layer.gate_up
+            if isinstance(gates, PackedLinear) and _free(gates, able):
+                layer.gate_up = _fused(gates, layer.gate)
+                laid_out += 1
+        elif isinstance(layer, Multiplies) and _free(layer, able):
+            layer.weight = nn.Parameter(blocked(layer.weight.detach()), requires_grad=False)
             layer.multiply = multiply
             laid_out += 1
     return laid_out
+
+
+def _free(layer: Multiplies, able: Container[torch.dtype]) -> bool:
+    """Whether nothing else has taken the layer in hand, and this can be done."""
+    weight = layer.weight
+    usual = layer.multiply is functional.linear
+    return usual and weight.device.type == "cpu" and weight.dtype in able and weight.numel() > 0
+
+
+def _fused(gates: PackedLinear, activation: Activation) -> FusedGates:
+    weights = tuple(blocked(part) for part in gates.split(gates.weight.detach(), dim=0))
+    return FusedGates(weights, None if gates.bias is None else gates.split(gates.bias, dim=0), activation)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

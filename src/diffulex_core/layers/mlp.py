@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from diffulex_core.context import BuildContext
 from diffulex_core.distributed.ranges import even_range
 from diffulex_core.layers.activations import ACTIVATIONS
+from diffulex_core.layers.fused_gates import FusedGates
 from diffulex_core.layers.linear import PackedLinear, RowLinear
 from diffulex_core.layers.moe.spec import Activation
 
 
 class GatedMLP(nn.Module):
-    """`down(act(gate(x)) * up(x))`, gate and up in one multiplication."""
+    """`down(act(gate(x)) * up(x))`, gate and up in one multiplication, or as `FusedGates` in its place."""
+
+    gate_up: PackedLinear | FusedGates
 
     def __init__(
         self, ctx: BuildContext, hidden_size: int, size: int, *, activation: Activation = "silu", bias: bool = False
@@ -34,6 +37,9 @@ class GatedMLP(nn.Module):
         return self.down.addend(self._gated(x))
 
     def _gated(self, x: Tensor) -> Tensor:
+        if isinstance(self.gate_up, FusedGates):
+            fused: Tensor = self.gate_up(x)
+            return fused
         packed = self.gate_up(x)
         if self.kernels is not None:
             return self.kernels.gated(packed, self.gate)
