@@ -74,7 +74,7 @@ def replaced(options: DMaxOptions, confidence: list[float]) -> Merges:
     )
     merges = Merges(rule)
     if described is not None:
-        merges.put(5, described)
+        merges.put(5, described.merged, described.ids, described.weights)
     return merges
 
 
@@ -107,7 +107,7 @@ def test_a_token_is_merged_once_where_fewer_tokens_are_possible_than_are_merged(
     )
     assert described is not None
     merges = Merges(rule)
-    merges.put(0, described)
+    merges.put(0, described.merged, described.ids, described.weights)
     blends = merges.between(0, 4)
     assert blends is not None
     shares = {token: blends.weights[blends.ids == token].sum() for token in (98, 4, MASK)}

@@ -108,18 +108,14 @@ class Revising:
         """The last so many blocks of each request before its end."""
         size = self.block_size
         begins = [end - count * size for end, count in zip(ends, counts, strict=True)]
-        tokens, decided, first_editable = list[IntArray](), list[BoolArray](), list[int]()
-        for request, begin, end in zip(requests, begins, ends, strict=True):
-            table = request.blocks
-            tokens.append(table.tokens[begin:end])
-            decided.append(table.decided[begin:end])
-            first_editable.append(min(max(request.prompt_len, begin), end))
-        many = np.array(counts)
-        blocks = np.arange(int(many.sum())) + np.repeat(np.array(begins) // size - starts_of(many), many)
+        bounds = [*zip([request.blocks for request in requests], begins, ends, strict=True)]
+        tokens = [table.tokens[begin:end] for table, begin, end in bounds]
+        decided = [table.decided[begin:end] for table, begin, end in bounds]
+        many, first, prompts = np.array(counts), np.array(begins), np.array([each.prompt_len for each in requests])
+        blocks = np.arange(int(many.sum())) + np.repeat(first // size - starts_of(many), many)
         editable = None
-        if first_editable != begins:
-            positions = blocks[:, None] * size + np.arange(size)
-            editable = positions >= np.repeat(np.array(first_editable), many)[:, None]
+        if ((prompts > first) & (many > 0)).any():
+            editable = blocks[:, None] * size + np.arange(size) >= np.repeat(prompts, many)[:, None]
         return BlockGrid(
             counts=counts,
             blocks=blocks,

@@ -60,14 +60,22 @@ class MergeRule:
         """
         if not self.options.merges:
             return None
-        if self.options.token_merge_mode == "iter_smooth_topk":
-            assert probable is not None
-            ids = np.column_stack((tokens, probable.tokens))
-            weights = np.column_stack((np.ones(len(tokens)), self.options.token_merge_weight * probable.probabilities))
-            return Merged(merged=decided, ids=ids, weights=weights.astype(np.float32))
-        ids, weights = self._by_probability(tokens, confidence, probable)
+        smooth = self.options.token_merge_mode == "iter_smooth_topk"
         # A certain token's blend is its own embedding, up to rounding.
-        return Merged(merged=decided & (confidence < 1), ids=ids, weights=weights.astype(np.float32))
+        merged = decided if smooth else decided & (confidence < 1)
+        at = np.flatnonzero(merged)
+        if probable is not None:
+            probable = Alternatives(tokens=probable.tokens[at], probabilities=probable.probabilities[at])
+        if smooth:
+            assert probable is not None
+            own_ids = np.column_stack((tokens[at], probable.tokens))
+            own = np.column_stack((np.ones(len(at)), self.options.token_merge_weight * probable.probabilities))
+        else:
+            own_ids, own = self._by_probability(tokens[at], confidence[at], probable)
+        ids = np.zeros((len(tokens), own_ids.shape[1]), dtype=np.int64)
+        weights = np.zeros(ids.shape, dtype=np.float32)
+        ids[at], weights[at] = own_ids, own
+        return Merged(merged=merged, ids=ids, weights=weights)
 
     def _by_probability(
         self, tokens: IntArray, confidence: FloatArray, probable: Alternatives | None
@@ -91,20 +99,16 @@ class MergeRule:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Merged:
-    """Sums of embeddings at n consecutive positions.
+    """What is fed of n consecutive positions.
 
     Attributes:
-        merged: [n] bool: positions that are fed one; the others are fed their token.
-        ids: [n, k]; weights: [n, k] float32.
+        merged: [n] bool: positions that are fed a sum of embeddings; the others are fed their token.
+        ids: [n, k]; weights: [n, k] float32; both mean nothing where no sum is fed.
     """
 
     merged: BoolArray
     ids: IntArray
     weights: FloatArray
-
-    def part(self, first: int, last: int) -> Merged:
-        """Those of some of the positions."""
-        return Merged(merged=self.merged[first:last], ids=self.ids[first:last], weights=self.weights[first:last])
 
 
 class Merges:
@@ -117,80 +121,77 @@ class Merges:
         self.rule = rule
         self._begin = 0
         """Position of the first row."""
-        self._held: Merged | None = None
+        self._merged: BoolArray = np.zeros(0, dtype=np.bool_)
+        self._ids: IntArray = np.zeros((0, 0), dtype=np.int64)
+        self._weights: FloatArray = np.zeros((0, 0), dtype=np.float32)
 
-    def put(self, position: int, merged: Merged) -> None:
+    def put(self, position: int, merged: BoolArray, ids: IntArray, weights: FloatArray) -> None:
         """Take over the descriptors of consecutive positions, in place of what was known of them.
 
         Args:
             position: of the first; descriptors that came before begin at or before it.
-            merged: theirs.
+            merged, ids, weights: as in `Merged`.
         """
-        held = self._held
-        if held is None:
+        if not len(self._merged):
             self._begin = position
         first = position - self._begin
-        last = first + len(merged.merged)
-        if held is None or last > len(held.merged):
-            held = self._held = _grown(held, last, like=merged)
-        held.merged[first:last] = merged.merged
-        held.ids[first:last] = merged.ids
-        held.weights[first:last] = merged.weights
+        last = first + len(merged)
+        if last > len(self._merged):
+            self._grow(last, ids.shape[1])
+        self._merged[first:last] = merged
+        self._ids[first:last] = ids
+        self._weights[first:last] = weights
 
-    def within(self, start: int, end: int) -> tuple[int, Merged | None]:
-        """The descriptors of `[start, end)`, and the first position that they are of; None where nothing is known."""
-        if self._held is None:
-            return start, None
+    def within(self, start: int, end: int) -> tuple[int, BoolArray, IntArray, FloatArray]:
+        """The descriptors of `[start, end)`, as far as anything is known.
+
+        Returns:
+            The first position that they are of, [n] whether each is fed a sum, and [n, k] the sums.
+        """
         first = max(start, self._begin)
-        return first, self._held.part(first - self._begin, max(end, first) - self._begin)
+        own = slice(first - self._begin, max(end, first) - self._begin)
+        return first, self._merged[own], self._ids[own], self._weights[own]
 
     def between(self, start: int, end: int) -> Blends | None:
         """What is fed blended of `[start, end)`; None where nothing is."""
-        first, held = self.within(start, end)
-        if held is None or not held.merged.any():
+        first, merged, ids, weights = self.within(start, end)
+        if not merged.any():
             return None
         return Blends(
-            positions=np.flatnonzero(held.merged) + first,
-            ids=held.ids[held.merged],
-            weights=held.weights[held.merged],
+            positions=np.flatnonzero(merged) + first,
+            ids=ids[merged],
+            weights=weights[merged],
             match_norm=self.rule.match_norm,
         )
+
+    def _grow(self, rows: int, width: int) -> None:
+        """Make room for at least so many rows; those that are new are not merged."""
+        have = len(self._merged)
+        room = max(_FIRST_ROOM, rows, 2 * have)
+        merged, ids = np.zeros(room, dtype=np.bool_), np.zeros((room, width), dtype=np.int64)
+        weights = np.zeros((room, width), dtype=np.float32)
+        if have:
+            merged[:have], ids[:have], weights[:have] = self._merged, self._ids, self._weights
+        self._merged, self._ids, self._weights = merged, ids, weights
 
 
 def blended(each: Sequence[Merges], spans: Sequence[tuple[int, int]]) -> BlendColumns | None:
     """What is fed blended of some requests' spans `[start, end)`; None where nothing is."""
-    found, shifts, row = list[Merged](), list[int](), 0
+    held, shifts, row = list[tuple[BoolArray, IntArray, FloatArray]](), list[int](), 0
     for merges, (start, end) in zip(each, spans, strict=True):
-        first, held = merges.within(start, end)
-        if held is not None:
-            found.append(held)
+        first, merged, ids, weights = merges.within(start, end)
+        if len(merged):
+            held.append((merged, ids, weights))
             shifts.append(row + first - start)
         row += end - start
-    if not found:
+    if not held:
         return None
-    merged = np.concatenate([held.merged for held in found])
+    merged, ids, weights = (np.concatenate(column) for column in zip(*held, strict=True))
     at = np.flatnonzero(merged)
     if len(at) == 0:
         return None
-    sizes = np.array([len(held.merged) for held in found])
-    rows = np.arange(len(merged)) + np.repeat(np.array(shifts) - (np.cumsum(sizes) - sizes), sizes)
+    sizes = np.array([len(known) for known, _, _ in held])
+    rows = at + np.repeat(np.array(shifts) - (np.cumsum(sizes) - sizes), sizes)[at]
     return BlendColumns(
-        rows=rows[at],
-        ids=np.concatenate([held.ids for held in found])[at],
-        weights=np.concatenate([held.weights for held in found])[at],
-        match_norm=np.full(len(at), each[0].rule.match_norm),
+        rows=rows, ids=ids[at], weights=weights[at], match_norm=np.full(len(at), each[0].rule.match_norm)
     )
-
-
-def _grown(held: Merged | None, rows: int, *, like: Merged) -> Merged:
-    """The same with room for at least so many rows, of which those that are new are not merged."""
-    room = max(_FIRST_ROOM, rows, 0 if held is None else 2 * len(held.merged))
-    grown = Merged(
-        merged=np.zeros(room, dtype=np.bool_),
-        ids=np.zeros((room, like.ids.shape[1]), dtype=np.int64),
-        weights=np.zeros((room, like.weights.shape[1]), dtype=np.float32),
-    )
-    if held is not None:
-        own = slice(len(held.merged))
-        grown.merged[own], grown.ids[own], grown.weights[own] = held.merged, held.ids, held.weights
-    return grown

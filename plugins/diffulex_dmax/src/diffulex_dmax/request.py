@@ -142,7 +142,8 @@ class JointMerges:
             if first < last:
                 # What a block lacks of its size is prompt, and stands before all else.
                 position = (blocks[first] + 1) * size - asked[first]
-                rule.merges.put(position, merged.part(ends[first], ends[last]))
+                rows = slice(ends[first], ends[last])
+                rule.merges.put(position, merged.merged[rows], merged.ids[rows], merged.weights[rows])
 
 
 class DMaxRule:
