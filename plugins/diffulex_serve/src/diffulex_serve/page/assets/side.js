@@ -76,10 +76,16 @@ export class Side {
       this.#parts.strategy.textContent = `${served.strategy} (${served.family})`;
       this.#parts.block.textContent = String(served.block_size);
       this.#parts.context.textContent = `${served.max_model_len} tokens`;
-      this.#complain("");
-      this.#say("Ready.");
+      if (!this.busy) {
+        this.#complain("");
+        this.#say("Ready.");
+      }
       this.#met(served);
     } catch (error) {
+      if (this.busy) {
+        setTimeout(() => this.meet(), LOOK_EVERY);
+        return;
+      }
       if (error.status === 401) {
         if (this.#server.key !== null) this.#complain("This key is wrong.");
         this.#wantKey();
