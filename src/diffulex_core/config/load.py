@@ -15,7 +15,7 @@ from diffulex_core.config.layers import ConfigFile, read_config_file, user_layer
 from diffulex_core.config.resolve import resolve
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.config.settle import given_text
-from diffulex_core.config.tables import engine_part, engine_variables
+from diffulex_core.config.tables import command_tables, without_tables, without_variables
 from diffulex_core.errors import ConfigError
 from diffulex_core.sources import resolve_model
 
@@ -67,8 +67,9 @@ def load_config(
 
     file = read_config_file(config_file) if isinstance(config_file, Path) else config_file
     schema = build_schema(core_sections())
-    file = None if file is None else engine_part(file, host, schema.titles)
-    environ = engine_variables(environ or {}, host, schema.titles)
+    others = command_tables(host, schema.titles)
+    file = None if file is None else without_tables(file, others)
+    environ = without_variables(environ or {}, others)
     given = dict(options) if model is None else {**options, "model": model}
     layers = user_layers(schema, given, config_file=file, environ=environ, strict=strict, given_by=given_by)
     name, _ = given_text(layers, "model", schema)
