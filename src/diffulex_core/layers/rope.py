@@ -48,5 +48,10 @@ class Rotation:
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, heads, head_dim] -> the same, its leading dimensions rotated in fp32 and cast back."""
         half = self.cos.shape[-1]
-        a, b, rest = x.float().split((half, half, x.shape[-1] - 2 * half), dim=-1)
-        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin, rest), dim=-1).to(x.dtype)
+        wide = x.float()
+        turning, rest = wide[..., : 2 * half], wide[..., 2 * half :]
+        a, b = turning.split(half, dim=-1)
+        # Both halves at once: fewer passes over them than half by half, with the same products and sums.
+        cos, sin = torch.cat((self.cos, self.cos), dim=-1), torch.cat((-self.sin, self.sin), dim=-1)
+        turned = (turning * cos).add_(torch.cat((b, a), dim=-1).mul_(sin))
+        return (torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned).to(x.dtype)

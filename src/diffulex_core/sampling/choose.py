@@ -13,8 +13,10 @@ _BELOW_ONE = 1 - 2.0**-53
 def greedy(logits: Tensor) -> Tensor:
     """[rows, columns] -> [rows] int64: the most probable column, ties to the highest; 0 where a row holds NaN."""
     best = logits.amax(dim=1, keepdim=True)
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    return torch.where(logits == best, ids, 0).amax(dim=1)
+    # Numbers below 2^24 are exact in fp32, in which torch compares and searches faster than in bool and int64.
+    ids = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
+    is_best = torch.eq(logits, best, out=torch.empty(logits.shape, device=logits.device))
+    return is_best.mul_(ids).amax(dim=1).long()
 
 
 def draw(logits: Tensor, uniform: Tensor, tp: Communicator = ALONE) -> Tensor:
