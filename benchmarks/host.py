@@ -28,6 +28,8 @@ from diffulex_core.types import StepPlan
 REQUESTS = 64
 STAGES = ("schedule", "pack", "update", "record")
 """Of the host's time: planning with page work, laying rows out, applying decisions with page work, and records."""
+BESIDE = ("leisure", "critical")
+"""Of the same: what is done while a device works, and what is not."""
 
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -53,7 +55,8 @@ class Shape:
     @property
     def label(self) -> str:
         count = f"{self.buffer_size} blocks" if self.buffer_size > 1 else "a block"
-        return f"{self.kind}, {count} of {self.block_size}, prompt {self.prompt}"
+        kind = "" if self.kind == "filling" else f"{self.kind}, "
+        return f"{kind}{count} of {self.block_size}, prompt {self.prompt}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -163,7 +166,10 @@ def _longer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stages(read: Mapping[str, int]) -> dict[str, int]:
-    """The host's stages, of what the clocks say; "host" is their sum, and "leisure" what a device works through."""
+    """The host's stages, of what the clocks say.
+
+    "host" is their sum, "leisure" what of it is done while a device works, and "critical" the rest.
+    """
     apart = read["forward"] + read["sampler"]
     return {
         "schedule": read["schedule"],
@@ -172,6 +178,7 @@ def _stages(read: Mapping[str, int]) -> dict[str, int]:
         "record": read["step"] - read["schedule"] - read["execute"] - read["update"] + read.get("leisure", 0),
         "host": read["step"] - apart,
         "leisure": read.get("leisure", 0),
+        "critical": read["step"] - apart - read.get("leisure", 0),
         "sampler": read["sampler"],
         **({"pages": read["pages"]} if "pages" in read else {}),
     }
@@ -238,7 +245,16 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def show(results: Sequence[Mapping[str, Any]]) -> None:
     """Print milliseconds of a step."""
     table = Table(title=f"ms of a step, {REQUESTS} requests, median (1st to 9th tenth)", title_justify="left")
-    for column in ("", "checkout", "host, wall", "host, cpu", *(f"{stage}" for stage in STAGES), "pages", "sampler"):
+    columns = (
+        "",
+        "checkout",
+        "host, wall",
+        "host, cpu",
+        *(f"{stage}" for stage in (*STAGES, *BESIDE)),
+        "pages",
+        "sampler",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column in ("", "checkout") else "right")
     for result in results:
         for name in ("this", "other"):
@@ -250,7 +266,8 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
                 for c in (wall["host"], cpu["host"])
             )
             parts = (
-                f"{cpu[stage]['median'] / 1e3:.2f}" for stage in (*STAGES, "pages, on a clock of its own", "sampler")
+                f"{cpu[stage]['median'] / 1e3:.2f}"
+                for stage in (*STAGES, *BESIDE, "pages, on a clock of its own", "sampler")
             )
             table.add_row(result["label"], name, *whole, *parts)
     Console(width=160).print(table)

@@ -156,8 +156,9 @@ class HostExecutor:
         sampler: Sampler = component(host, "sampler", config.strategy.sampler, PackedSampler)(
             vocab_size=self.vocab_size, forbidden=frozenset() if mask is None else frozenset({mask})
         )
-        believes = isinstance(sampler, BelievingSampler)
-        self._sampler = (ClockedBelievingSampler if believes else ClockedSampler)(self.clocks, sampler)
+        self._sampler: Sampler = ClockedSampler(self.clocks, sampler)
+        if isinstance(sampler, BelievingSampler):
+            self._sampler = ClockedBelievingSampler(self.clocks, sampler)
 
     @property
     def vocab_size(self) -> int:
