@@ -11,7 +11,7 @@ _SCORES = 1 << 19
 """Most scores at a time, so that they stay in a cache and no prompt is too long."""
 _MATRIX_ROWS = 64
 """Rows that a matrix product needs to be quick, even if there are more scores then."""
-_WORTHWHILE = 1 << 16
+_WORTHWHILE = 3 << 15
 """Scores of a key/value head from which on the products save more time than it takes to begin them."""
 
 
