@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -29,7 +30,9 @@ def create_app(desk: Desk) -> FastAPI:
     jobs = Jobs(desk)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Made once, and not while others wait for their answers.
+        await asyncio.to_thread(app.openapi)
         yield
         await jobs.close()
 

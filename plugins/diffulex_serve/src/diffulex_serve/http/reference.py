@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -25,11 +26,14 @@ th, td { text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0 }
 def reference_routes() -> APIRouter:
     """The route."""
     router = APIRouter(include_in_schema=False)
+    made: dict[str, str] = {}
 
     @router.get("/docs", response_model=None)
     async def reference(request: Request) -> Response:
-        """The page."""
-        return Response(page(request.app.openapi()), media_type="text/html; charset=utf-8", headers=_HEADERS)
+        """The page; made once."""
+        if "text" not in made:
+            made["text"] = await asyncio.to_thread(page, request.app.openapi())
+        return Response(made["text"], media_type="text/html; charset=utf-8", headers=_HEADERS)
 
     return router
 
