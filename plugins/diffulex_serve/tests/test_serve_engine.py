@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from diffulex_core.config import ConfigFile
 from diffulex_core.engine import Diffulex
@@ -288,6 +288,7 @@ def test_messages_survive_their_journey() -> None:
 
 
 @given(st.binary(max_size=30))
+@example(b"\x81\x90\xc0")
 @settings(max_examples=50)
 def test_bytes_that_are_no_messages_are_an_error_of_ours(data: bytes) -> None:
     with pytest.raises(wire.WireError):

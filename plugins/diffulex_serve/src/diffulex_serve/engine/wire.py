@@ -45,7 +45,7 @@ def decode_events(data: bytes) -> list[Event]:
 def _unpacked(data: bytes) -> list[Any]:
     try:
         content = msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (TypeError, ValueError, msgpack.UnpackException) as error:  # a list may be the key of a map
         raise WireError(f"A message is no msgpack: {error}.") from error
     match content:
         case [int(version), list(messages)] if version == VERSION:
