@@ -83,9 +83,10 @@ def about() -> dict[str, Any]:
 async def everything(options: argparse.Namespace, report: Report) -> None:
     """All scenes that were asked for."""
     common = ("--data-parallel-size", str(options.replicas), "--num-pages", str(PAGES))
-    async with serving(common) as server:
-        await honest(server, options, report)
-        report.check("the server ends as it was told", await server.stop() == 0, server.process.returncode)
+    if {"load", "storm", "rude", "kill"} & set(options.only):
+        async with serving(common) as server:
+            await honest(server, options, report)
+            report.check("the server ends as it was told", await server.stop() == 0, server.process.returncode)
     if "memory" in options.only:
         async with serving(common, FEW_KERNELS) as server:
             await memory(server, options, report)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -22,6 +22,7 @@ PATIENCE = 120.0
 """Seconds in which a server must start, answer, recover, or be empty again."""
 SLOW = 3.0
 """Seconds in which the head of a request must arrive, and its body, at the server that is attacked."""
+LONGEST_LINE = 2000
 ODD_LINES = re.compile(r"Traceback| ERROR | CRITICAL |Task exception|never retrieved")
 
 
@@ -88,6 +89,7 @@ async def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = 
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "diffulex_core", "serve", "--model", "tiny/llada", "--port", "0", *arguments),
         stderr=asyncio.subprocess.PIPE,
+        limit=2**24,
         env={**os.environ, **(environ or {})},
     )
     assert process.stderr is not None
@@ -113,11 +115,10 @@ async def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = 
 
 async def _read_log(stream: asyncio.StreamReader, odd_lines: deque[str]) -> None:
     """Read the log so that the server never waits for us."""
-    with suppress(ValueError):  # a line without end
-        while line := await stream.readline():
-            text = line.decode(errors="replace")
-            if ODD_LINES.search(text):
-                odd_lines.append(text.strip()[:200])
+    while line := await stream.readline():
+        text = line.decode(errors="replace")
+        if ODD_LINES.search(text) or len(text) > LONGEST_LINE:
+            odd_lines.append(text.strip()[:200])
 
 
 async def becomes(holds: Callable[[], Awaitable[bool]]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
@@ -118,6 +119,14 @@ def test_very_many_silent_connections_do_not_keep_others_out(opened: Open) -> No
     *dead, served = opened.meets(*silent, honest)
     assert served.statuses == (200,)
     assert not any(each.hung or each.statuses for each in dead)
+
+
+def test_a_path_without_end_is_logged_in_part(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="diffulex_serve.access"):
+        opened.meets(Attack(pieces=(post("/" + "a" * 70_000 + "\n", b""),), owed=0))
+        opened.meets(Attack(pieces=(post("/" + "a" * 30_000, b""),)))
+    assert max(len(record.getMessage()) for record in caplog.records) < 1_000
+    assert "/" + "a" * 199 in caplog.text
 
 
 @pytest.mark.parametrize("field", ["stop", "confidence", "alg"])

@@ -24,6 +24,8 @@ _errors = logging.getLogger("diffulex_serve.errors")
 OPEN_ROUTES = frozenset({"/health", "/v1/health"})
 PROBES = frozenset({"/health", "/v1/health", "/ready", "/metrics"})
 """Asked all the time; only logs of the level debug tell."""
+LONGEST_LOGGED = 200
+"""Characters of a path that logs tell."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -66,10 +68,11 @@ class RequestLog:
 def _tell(scope: Scope, status: int, seconds: float, facts: Mapping[str, Any]) -> None:
     """Write a request's line: how it ended, and what is known of its answers."""
     level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-    told = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds, **facts}
+    method, path = scope["method"][:LONGEST_LOGGED], scope["path"][:LONGEST_LOGGED]
+    told = {"method": method, "path": path, "status": status, "seconds": seconds, **facts}
     answers = " ".join(f"{name}={value}" for name, value in facts.items())
-    path = scope["path"].encode("unicode_escape").decode()  # nobody else ends our lines
-    line = f"{scope['method']} {path} {status} in {seconds:.3f} s{': ' + answers if answers else ''}"
+    path = path.encode("unicode_escape").decode()  # nobody else ends our lines
+    line = f"{method} {path} {status} in {seconds:.3f} s{': ' + answers if answers else ''}"
     _log.log(level, "%s", line, extra={"facts": told})
 
 
