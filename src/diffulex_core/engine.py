@@ -55,6 +55,7 @@ class Diffulex:
         environ: variables that may set keys as `DIFFULEX_<SECTION>__<KEY>`; None = none. The command line passes its
             own.
         strict: refuse keywords that no section owns instead of warning.
+        given_by: who gave the options, for messages and `config explain`.
         **options: configuration keys (docs/configuration.md).
     Raises:
         ConfigError: the configuration does not hold together; all problems are listed.
@@ -71,6 +72,7 @@ class Diffulex:
         config_file: str | Path | ConfigFile | None = None,
         environ: Mapping[str, str] | None = None,
         strict: bool = False,
+        given_by: str = "the caller",
         **options: Any,
     ) -> None:
         host = self._host = host if host is not None else Host.discover(plugins)
@@ -81,6 +83,7 @@ class Diffulex:
             config_file=Path(config_file) if isinstance(config_file, str) else config_file,
             environ=environ,
             strict=strict,
+            given_by=given_by,
         )
         self._parts: Parts | None = assemble(loaded, host=host)
         self.config: EngineConfig = self._parts.config

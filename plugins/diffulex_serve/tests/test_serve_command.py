@@ -160,11 +160,17 @@ def test_one_file_serves_all_commands(host: Host, tmp_path: Path, monkeypatch: p
 
     async def run(spec: EngineSpec, options: ServeOptions, *, model: str, **_: Any) -> None:
         seen.append((options.limits.max_queue, options.security.api_key, model))
-        assert spec.load().config.cache.page_size == 16
+        again = EngineSpec.from_json(spec.to_json())
+        assert again == spec
+        config = again.load().config
+        assert (config.cache.page_size, config.schedule.max_num_reqs) == (16, 3)
+        assert str(config.origins["max_num_reqs"]) == "given by the command line"
 
     monkeypatch.setattr("diffulex_serve.launch.run", run)
     monkeypatch.setattr("diffulex_serve.logs.configure_logs", lambda _: None)
-    CliRunner().invoke(build_cli(host), ["serve", "--config", str(file)], obj=host, catch_exceptions=False)
+    CliRunner().invoke(
+        build_cli(host), ["serve", "--config", str(file), "--max-num-reqs", "3"], obj=host, catch_exceptions=False
+    )
     assert seen == [(7, "k", "tiny/llada")]
 
 

@@ -301,7 +301,8 @@ def test_the_configuration_is_told_with_who_set_it_and_without_secrets(served: A
     assert serve["api_key"]["value"] == "(set)"
     assert serve["restart"]["set_by"]["source"] == "default"
     keys = {row["key"]: row for row in told["keys"]}
-    assert (keys["model"]["value"], keys["model"]["set_by"]["source"]) == ("tiny/llada", "user")
+    assert keys["model"]["value"] == "tiny/llada"
+    assert keys["model"]["set_by"] == {"source": "user", "detail": "the caller"}
     assert (told["model_family"], told["decoding_strategy"]) == ("llada", "d2f")
     assert {row["key"]: row["value"] for row in served.get("/v1/config").json()["serve"]}["api_key"] is None
 

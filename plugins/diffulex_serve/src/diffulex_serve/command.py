@@ -111,7 +111,9 @@ def _run(
     options = read_options(table=table, file_name=str(config_file), environ=os.environ, typed=own)
     # Before anything that takes time: the commonest mistake is that the server runs already.
     with listen(options.server.host, options.server.port) as listener:
-        spec = EngineSpec(model=model, texts=engine, config_file=file, manifest=host.manifest())
+        spec = EngineSpec(
+            model=model, texts=engine, config_file=file, given_by="the command line", manifest=host.manifest()
+        )
         loaded = spec.load(host)
         name = options.server.served_model_name or loaded.config.model.model
         configure_logs(options.server)

@@ -32,6 +32,7 @@ class EngineSpec:
         options: configuration keys.
         texts: configuration keys as they were typed.
         config_file: parsed file with further keys, those of the server left out.
+        given_by: who gave model, options and texts, for messages.
         plugins: names of the plugins to use; None = all that are installed.
         manifest: plugin, distribution and version of everything that must be found; None = whatever there is.
         replica: which of the copies that `data_parallel_size` asks for this engine is to be; None = all of them.
@@ -41,6 +42,7 @@ class EngineSpec:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     texts: Mapping[str, str] = attrs.field(factory=dict)
     config_file: ConfigFile | None = None
+    given_by: str = "the caller"
     plugins: tuple[str, ...] | None = None
     manifest: Manifest | None = None
     replica: int | None = None
@@ -53,7 +55,13 @@ class EngineSpec:
         """
         host = host or Host.discover(self.plugins)
         return load_config(
-            self.model, self._options(), host=host, config_file=self.config_file, environ=_environ(), strict=True
+            self.model,
+            self._options(),
+            host=host,
+            config_file=self.config_file,
+            environ=_environ(),
+            strict=True,
+            given_by=self.given_by,
         )
 
     def open(self) -> Diffulex:
@@ -78,6 +86,7 @@ class EngineSpec:
             config_file=self.config_file,
             environ=_environ(),
             strict=True,
+            given_by=self.given_by,
             **(self._options() | self._of_replica(host)),
         )
 
@@ -90,6 +99,7 @@ class EngineSpec:
                 "options": dict(self.options),
                 "texts": dict(self.texts),
                 "config_file": file,
+                "given_by": self.given_by,
                 "plugins": self.plugins,
                 "manifest": self.manifest,
                 "replica": self.replica,
@@ -106,6 +116,7 @@ class EngineSpec:
             options=data["options"],
             texts=data["texts"],
             config_file=None if file is None else ConfigFile(name=file[0], values=file[1]),
+            given_by=data["given_by"],
             plugins=None if plugins is None else tuple(plugins),
             manifest=None if manifest is None else tuple((name, dist, version) for name, dist, version in manifest),
             replica=data["replica"],
