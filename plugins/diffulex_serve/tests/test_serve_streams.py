@@ -36,6 +36,8 @@ INFO = EngineInfo(
     sampling_defaults={},
     pid=1,
 )
+BROKEN = st.sampled_from([*"a é€😀".encode(), 0xFF, 256 + 256 * 0x82 + 0xE2, 256 + 256 * 0xC3 + 0xA9])
+"""Tokens of `pair_text`: parts of characters, in no order."""
 TEXTS = st.text(st.sampled_from("abc é€😀\n"), max_size=12)
 
 
@@ -77,6 +79,13 @@ def test_the_pieces_of_tokens_are_their_text_and_no_piece_holds_half_a_character
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+@given(st.lists(BROKEN, max_size=90))
+@settings(max_examples=80)
+def test_bytes_that_are_no_text_do_not_hurt_characters_behind_them(tokens: list[int]) -> None:
+    speller = Speller(pair_text)
+    assert "".join([*map(speller.add, tokens), speller.rest()]) == pair_text(tokens)
+
+
 def word_text(tokens: Sequence[int]) -> str:
     """A tokenizer whose tokens are words with a space before, which the first word of a text loses."""
     return "".join(f" {chr(token)}" for token in tokens).removeprefix(" ")
@@ -110,19 +119,21 @@ def test_commits_add_up_to_the_answer_cut_at_its_first_stop_string(
     if whole and data.draw(st.booleans()):
         begin = data.draw(st.integers(0, len(whole) - 1))
         stop.append(whole[begin : begin + data.draw(st.integers(1, 4))])
-    cuts = [at for at in (whole.find(each) for each in stop) if at >= 0]
-    text = whole[: min(cuts)] if cuts else whole
-    answer = tokens[: fewest(tokens, text)] if cuts else tokens
     committer = Committer(pair_text, stop)
     commits: list[Commit] = []
-    left = list(tokens)
-    while left:
-        size = data.draw(st.integers(1, len(left)))
-        commit = committer.add(left[:size])
+    answer, text, told = tokens, whole, 0
+    while told < len(tokens):
+        size = data.draw(st.integers(1, len(tokens) - told))
+        commit = committer.add(tokens[told : told + size])
         commits += [commit] if commit is not None else []
-        del left[:size]
-        if cuts and data.draw(st.booleans()) and pair_text(tokens[: len(tokens) - len(left)]).startswith(text):
-            break
+        told += size
+        known = pair_text(tokens[:told])
+        cuts = [at for at in map(known.find, stop) if at >= 0]
+        if cuts and text == whole:  # an answer ends as soon as it holds a stop string, whatever would follow
+            text = known[: min(cuts)]
+            answer = tokens[: fewest(tokens, text)]
+            if data.draw(st.booleans()):
+                break
     last = committer.finish(answer, text)
     commits += [last] if last is not None else []
     assert "".join(commit.text for commit in commits) == text == committer.text

@@ -10,6 +10,9 @@ HALF = "\ufffd"
 MOST_OF_A_CHARACTER = 3
 """Most bytes, and so most tokens, of a character that is not complete."""
 
+_NEAR = 16
+"""Tokens that are looked back upon where no character comes about: so many that the last ones are read as among all."""
+
 Spell = Callable[[Sequence[int]], str]
 """Tells the text of token ids."""
 
@@ -41,16 +44,25 @@ class Speller:
         if not text.endswith(HALF):
             return self._settle(text)
         piece = text.rstrip(HALF)[self._told :]
-        if not piece and self._waiting > MOST_OF_A_CHARACTER:
-            return self._settle(text)  # no character will come of this
         if piece:
-            self._told += len(piece)
             self._waiting = 0
+        elif self._waiting > MOST_OF_A_CHARACTER:
+            # No character begins as early as that, but one may in the last tokens.
+            end = len(text) - len(self._spell(self._near[-MOST_OF_A_CHARACTER:]))
+            piece = text[self._told : max(self._told, end)]
+        self._told += len(piece)
+        self._forget(len(text) - self._told)
         return piece
 
     def rest(self) -> str:
         """What the last tokens add when no more follow: an incomplete character."""
         return self._settle(self._spell(self._near))
+
+    def _forget(self, untold: int) -> None:
+        """Look no further back than is needed where characters do not come about for long; so many are not told."""
+        if len(self._near) > 2 * _NEAR:
+            self._near, self._known = self._near[-_NEAR:], 0
+            self._told = max(0, len(self._spell(self._near)) - untold)
 
     def _settle(self, text: str) -> str:
         """Tell all of the text, and look no further back than to its last tokens from now on."""
