@@ -214,7 +214,13 @@ def test_an_abort_finds_its_replica_and_a_profile_is_of_all() -> None:
     assert run(client.abort("b")) is False
     assert [each.requests for each in replicas] == [["a"], []]
     run(client.start_profile("p", {"formats": ["stages"]}))
-    assert [each.profiling for each in replicas] == [("p", {"formats": ["stages"]})] * 2
+    names = [name for name, config in (each.profiling for each in replicas) if config == {"formats": ["stages"]}]
+    assert names == ["p.replica0", "p.replica1"]
+    run(client.start_profile())
+    first, second = (each.profiling[0] for each in replicas)
+    assert first.removesuffix(".replica0") == second.removesuffix(".replica1") != first
+    run(client.start_profile(None, {"run_id": "r"}))
+    assert replicas[1].profiling[0] == "r.replica1"
     assert len(set(run(client.stop_profile()))) == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
@@ -128,9 +129,16 @@ class ReplicatedClient:
         return False
 
     async def start_profile(self, prefix: str | None = None, config: Mapping[str, Any] | None = None) -> None:
-        """Begin a recording on all replicas that are ready."""
+        """Begin a recording on all replicas that are ready; the names of its files say of which each is."""
         self._check_ready()
-        await asyncio.gather(*(place.client.start_profile(prefix, config) for place in self._ready()))
+        name = prefix or (config or {}).get("run_id") or datetime.now().strftime("%Y%m%d_%H%M%S")
+        await asyncio.gather(
+            *(
+                place.client.start_profile(f"{name}.replica{index}", config)
+                for index, place in enumerate(self._places)
+                if place.client.state is EngineState.READY
+            )
+        )
 
     async def stop_profile(self) -> list[str]:
         """End the recordings; the paths of all files."""
