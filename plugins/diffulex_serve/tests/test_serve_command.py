@@ -90,6 +90,16 @@ def test_the_command_line_is_stronger_than_the_environment_and_that_than_the_fil
         read_options(table={}, file_name="", environ={"DIFFULEX_SERVE__PROT": "2"}, typed={})
 
 
+@pytest.mark.parametrize("key", ["", " ", "two words", "schlüssel", "line\n"])
+@pytest.mark.parametrize("where", ["table", "environ", "typed"])
+def test_a_key_that_no_header_carries_is_refused_and_not_told(where: str, key: str) -> None:
+    name = "DIFFULEX_SERVE__API_KEY" if where == "environ" else "api_key"
+    given: dict[str, Any] = {"table": {}, "environ": {}, "typed": {}, where: {name: key}}
+    with pytest.raises(ConfigError, match="is empty or has more than printable ASCII") as refused:
+        read_options(file_name="all.yaml", **given)
+    assert not key.strip() or key not in str(refused.value)
+
+
 def test_the_engine_sees_nothing_of_the_servers_keys() -> None:
     from diffulex_core.config import ConfigFile
 

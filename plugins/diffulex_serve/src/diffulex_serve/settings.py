@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from diffulex_core.config.settle import Report, Setting, settle
 from diffulex_core.plugin import ConfigError
 from diffulex_serve.chat.options import TITLE as CHAT, ChatOptions
 from diffulex_serve.options import SECRETS, TITLE, ServeOptions
+
+_PLAIN_KEY = re.compile(r"[!-~]+")
 
 
 def serve_sections() -> tuple[Section, ...]:
@@ -61,6 +64,11 @@ def read_options(
         ConfigError: keys or values are wrong; all problems are listed.
     """
     settings = _settled(serve_schema(), TITLE, table, file_name, environ, typed)
+    key, text = settings["api_key"], typed.get("api_key", environ.get("DIFFULEX_SERVE__API_KEY"))
+    # What is empty is no key elsewhere; here it is a mistake that would let everybody in.
+    if (text is not None and not text.strip()) or (key.value is not None and not _PLAIN_KEY.fullmatch(key.value)):
+        problem = "is empty or has more than printable ASCII without spaces; leave it out, or take another"
+        raise ConfigError([f"api_key ({key.origin}) {problem}."])
     parts = {}
     for section in serve_sections():
         values = {name: each.value for name, each in settings.items() if each.spec.section == section.name}
