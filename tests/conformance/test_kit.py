@@ -139,12 +139,13 @@ def test_a_name_that_nobody_has_is_refused_with_the_closest_one(pytester: pytest
 
 def test_checks_run_in_several_processes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest(
         "from diffulex_core.testing import generate\nfrom tests.conformance import toy_checks\n"
         "generate.CHECKS = toy_checks.CHECKS\n"
     )
     pytester.makepyfile(THREE_LINES.format(expected=toy_checks.FAILS, argument="check"))
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2")
+    result = pytester.runpytest_subprocess("-p", "diffulex", "-p", "xdist", "-p", "no:cacheprovider", "-n", "2")
     result.assert_outcomes(passed=2, xfailed=1, warnings=1)
 
 
@@ -156,12 +157,17 @@ def pytest_sessionfinish(session):
 """
 
 
-def test_nothing_of_ours_is_imported_until_a_test_asks(pytester: pytest.Pytester) -> None:
+def test_nothing_of_ours_is_imported_until_a_test_asks(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Plugins of others may import what they like.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    ours = ("-p", "diffulex", "-p", "no:cacheprovider")
     pytester.makeconftest(SPY)
     pytester.makepyfile("def test_nothing(): pass")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:xdist", "--markers")
+    result = pytester.runpytest_subprocess(*ours, "--markers")
     result.stdout.fnmatch_lines(["*diffulex_checks(request)*", "*gpu:*", "*tp:*"])
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:xdist", "--strict-markers", "-s")
+    result = pytester.runpytest_subprocess(*ours, "--strict-markers", "-s")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*IMPORTED []*"])
 
