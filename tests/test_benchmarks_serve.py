@@ -130,3 +130,10 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = report(good=False)
     (tmp_path / "r.json").write_text(made.to_json())
     assert Report.read(tmp_path / "r.json") == made
+
+
+def test_the_report_in_the_documentation_is_that_of_the_results() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    results = Report.read(ROOT / "benchmarks" / "results" / "serve.json")
+    assert page.with_report(text, results) == text, "run `python -m benchmarks.serve_load render`"
+    assert results.complete
