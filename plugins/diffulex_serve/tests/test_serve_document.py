@@ -211,7 +211,12 @@ def test_an_error_is_what_the_document_says(
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/jobs/x", "DELETE, GET"), ("/v1/jobs", "POST"), ("/v1/models/a/b", "GET"), ("/page/app.js", "GET")],
+    [
+        ("/v1/jobs/x", "DELETE, GET, HEAD"),
+        ("/v1/jobs", "POST"),
+        ("/v1/models/a/b", "GET, HEAD"),
+        ("/page/app.js", "GET, HEAD"),
+    ],
 )
 def test_all_methods_of_a_path_are_told_to_who_tries_another(served: Any, path: str, methods: str) -> None:
     response = served.ask("PATCH", path)
@@ -233,6 +238,35 @@ def test_all_methods_of_a_path_are_told_to_who_tries_another(served: Any, path: 
 def test_what_is_out_of_bounds_is_refused_by_its_name(served: Any, path: str, body: Any, field: str) -> None:
     response = served.post(path, body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "why"),
+    [
+        ("/v1/completions", {"prompt": [True]}, "prompt.0", "valid integer"),
+        ("/v1/completions", {"prompt": [-1]}, "prompt.0", "greater than or equal to 0"),
+        ("/v1/completions", {"prompt": [[]]}, "prompt.0", "at least 1 item"),
+        ("/v1/completions", {"prompt": 5}, "prompt", "valid string"),
+        ("/generate", {"prompt": "Q", "stop": ["a"] * 33}, "stop", "at most 32 items"),
+        ("/generate", {"prompt": "Q", "stop": ["a", "b" * 257]}, "stop.1", "at most 256 characters"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None, "'text'"),
+        ("/v1/chat/completions", {"messages": [{}]}, "messages.0.role", "required"),
+        ("/tokenize", {"prompt": 5, "nothing": 6}, "prompt", "(1 more problems)"),
+    ],
+)
+def test_what_may_be_of_several_kinds_is_refused_for_what_is_wrong_with_it(
+    served: Any, path: str, body: Any, field: str | None, why: str
+) -> None:
+    error = served.post(path, body).json()["error"]
+    assert error["param"] == (field or "messages.0.content.0.type")
+    assert why in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/", "/page/app.js", "/openapi.json", "/v1/models/tiny/llada"])
+def test_who_asks_for_heads_gets_those_of_get_without_a_body(served: Any, path: str) -> None:
+    head, whole = served.ask("HEAD", path), served.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
 
 
 def test_the_document_is_a_page_for_people_too(served: Any, document: dict[str, Any]) -> None:

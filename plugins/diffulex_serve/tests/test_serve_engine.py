@@ -328,6 +328,7 @@ STORIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("tiny/llada2", {"sampling_mode": "edit"}, {}),
     ("tiny/llada2", {"decoding_strategy": "dmax"}, {}),
     ("tiny/dream", {}, {"logprobs": 1}),
+    ("tiny/dream", {"decoding_strategy": "dream_canvas"}, {"alg": "entropy", "gen_length": 32, "steps": 16}),
     ("tiny/gemma", {}, {"temperature": 0.7}),
 ]
 
@@ -367,6 +368,9 @@ def test_what_every_strategy_tells_step_by_step_is_its_answer(
     commits = [frame.body for frame in frames if frame.body.event == "block_commit"]
     assert "".join(commit.text for commit in commits) == record.text == frames[-1].body.text
     assert tuple(token for commit in commits for token in commit.token_ids) == record.token_ids
+    told = [frame.as_json() for frame in frames]
+    assert all(0 <= each <= 1 for frame in told for each in frame.get("confidence", ()))
+    assert any(each > 0.5 for frame in told for each in frame.get("confidence", ()))
     shown: dict[int, int] = {}
     for frame in frames:
         match frame.as_json():

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import pytest
+from pydantic import BaseModel
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.sampling_params import SamplingParams
+from diffulex_serve.http.schemas import ChatCompletion, Completion
 
 Q = "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?"
 ANSWER = "12 + 30 = 42. 42 - 7 = 35. The answer is 35."
@@ -96,6 +99,27 @@ def test_a_seed_gives_the_same_answers_again_and_different_ones_for_each_of_n(se
     for chunk in served.stream("/v1/completions", body):
         streamed[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
     assert streamed == texts
+
+
+def test_a_prompt_counts_once_however_many_answers_it_gets(served: Any) -> None:
+    def counts(body: dict[str, Any]) -> tuple[int, int]:
+        asked = {"temperature": 0, "max_tokens": 3, "ignore_eos": True, **body}
+        usage = served.post("/v1/completions", asked).json()["usage"]
+        return usage["prompt_tokens"], usage["completion_tokens"]
+
+    one, other = counts({"prompt": [5, 6, 7]}), counts({"prompt": [5, 6, 7, 8, 9]})
+    assert (one, other) == ((3, 3), (5, 3))
+    assert counts({"prompt": [[5, 6, 7], [5, 6, 7, 8, 9]], "n": 3}) == (8, 18)
+
+
+@pytest.mark.parametrize("body", [ChatCompletion, Completion])
+def test_openais_routes_ignore_no_sampling_parameter(body: type[BaseModel]) -> None:
+    assert {field.name for field in attrs.fields(SamplingParams)} <= set(body.model_fields)
+
+
+def test_a_sampling_parameter_that_openai_does_not_know_reaches_the_engine(served: Any) -> None:
+    error = served.post("/v1/completions", {"prompt": Q, "remasking": "random"}).json()["error"]
+    assert "remasking is a setting of fixed-length generation" in error["message"]
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> list[Any]:

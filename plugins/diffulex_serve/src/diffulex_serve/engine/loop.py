@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -195,7 +196,7 @@ class EngineLoop:
             opened=delta.opened,
             at=tuple(delta.written.tolist()),
             tokens=tuple(delta.tokens.tolist()),
-            confidence=tuple(round(float(decision.confidence[row]), 4) if row >= 0 else 0.0 for row in rows),
+            confidence=tuple(_share(float(decision.confidence[row])) if row >= 0 else 0.0 for row in rows),
             erased=tuple(delta.erased.tolist()),
             final=len(final),
             committed=canvas.committed,
@@ -230,6 +231,11 @@ class EngineLoop:
                 stages=_stages(self._engine),
             )
         self._events.append(self._load)
+
+
+def _share(confidence: float) -> float:
+    """A confidence from 0 to 1; one below 0 is a logarithm, such as the negative entropy of Dream's samplers."""
+    return round(math.exp(confidence) if confidence < 0 else confidence, 4)
 
 
 def engine_info(engine: Diffulex) -> EngineInfo:

@@ -16,7 +16,7 @@ from diffulex_serve.http.document import Application
 from diffulex_serve.http.errors import add_handlers
 from diffulex_serve.http.health import health_routes
 from diffulex_serve.http.jobs import Jobs, job_routes
-from diffulex_serve.http.middleware import OPEN_ROUTES, ApiKey, BodyLimit, RequestLog
+from diffulex_serve.http.middleware import OPEN_ROUTES, ApiKey, BodyLimit, Heads, RequestLog
 from diffulex_serve.http.native import native_routes
 from diffulex_serve.http.openai import openai_routes
 from diffulex_serve.http.polling import polling_routes
@@ -52,6 +52,7 @@ def create_app(desk: Desk) -> FastAPI:
         middleware.append(Middleware(ApiKey, key=options.security.api_key, open_routes=OPEN_ROUTES | PAGE_PATHS))
     limits = options.limits
     middleware.append(Middleware(BodyLimit, most=limits.max_body_bytes, seconds=limits.body_timeout))
+    middleware.append(Middleware(Heads))
     # The usual pages about the API would load scripts from elsewhere; /docs is a page of our own.
     app = Application(
         secured=options.security.api_key is not None,

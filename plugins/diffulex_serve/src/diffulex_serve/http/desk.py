@@ -171,6 +171,8 @@ class Desk:
             raise ApiError(503, "The server is stopping.", kind="service_unavailable", code="draining", headers=headers)
         if self.client.state is not EngineState.READY:
             self._refuse("engine")
+            if self.client.state is EngineState.FAILED:
+                raise EngineUnavailable("The engine failed, and is not started again.")
             raise EngineUnavailable(f"The engine is {self.client.state.value}. Try again later.")
         slots = self.info.max_num_reqs
         if self._inside + count > slots + self.options.limits.max_queue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -91,6 +91,32 @@ def _methods(app: FastAPI, path: str) -> list[str]:
     return sorted({method.upper() for methods in found for method in methods})
 
 
+def _nearest(problems: Sequence[Any], first: Any) -> Any:
+    """Of what is said of the field of the first problem, what a client most likely did wrong.
+
+    Where a field may be of several kinds, there is a problem for each of them: that with the kind that was meant lies
+    deepest, or is no matter of the kind.
+    """
+    same = [each for each in problems if each["loc"][:2] == first["loc"][:2]]
+    return max(same, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")), default=first)
+
+
+def _place(problem: Any, body: Any) -> list[str | int]:
+    """Where a problem is: its place without the kinds that a field was read as, which no client knows."""
+    kind, at, place = problem["type"], body, []
+    if problem["loc"][:1] != ("body",):
+        return list(problem["loc"])
+    for part in problem["loc"][1:]:
+        if isinstance(at, dict) and isinstance(part, str) and (part in at or kind == "missing"):
+            at = at.get(part)
+        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+            at = at[part]
+        elif part != "[key]":
+            continue
+        place.append(part)
+    return place
+
+
 def add_handlers(app: FastAPI) -> None:
     """Make every error of the application an error object."""
 
@@ -104,16 +130,19 @@ def add_handlers(app: FastAPI) -> None:
         first: Any = problems[0] if problems else unread
         if first["type"] == "json_invalid":
             return ApiError(400, f"The body is not JSON: {first['ctx']['error']}.").response()
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        message = f"{where}: {first['msg']}.{more}" if where else f"{first['msg']}.{more}"
+        nearest = _nearest(problems, first)
+        where = ".".join(map(str, _place(nearest, error.body)))
+        others = len({each["loc"][:2] for each in problems} - {nearest["loc"][:2]})
+        more = f" ({others} more problems)" if others else ""
+        message = f"{where}: {nearest['msg']}.{more}" if where else f"{nearest['msg']}.{more}"
         return ApiError(400, message, param=where or None).response()
 
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         if error.status_code == METHOD_NOT_ALLOWED:
-            headers["Allow"] = ", ".join(_methods(app, request.url.path)) or headers.get("Allow", "")
+            allowed = set(_methods(app, request.url.path) or headers.get("Allow", "").split(", "))
+            headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
         return ApiError(error.status_code, f"{error.detail}.", headers=headers).response()
 
     for kind in (ApiError, RequestError, EngineUnavailable, CallRejected, StreamBroken):

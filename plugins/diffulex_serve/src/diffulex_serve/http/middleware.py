@@ -161,6 +161,26 @@ class BodyLimit:
         return ApiError(413, f"The body is larger than {self._most} bytes.", code="body_too_large")
 
 
+class Heads:
+    """Answers HEAD as GET without a body, as probes and browsers may ask."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        inner = {**scope, "method": "GET"}
+        await self._app(inner, receive, sending)
+        if "route" in inner:  # the log counts by it
+            scope["route"] = inner["route"]
+
+
 def _header(scope: Scope, name: bytes) -> str | None:
     for key, value in scope["headers"]:
         if key == name:

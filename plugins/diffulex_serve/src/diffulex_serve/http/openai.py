@@ -66,7 +66,7 @@ def openai_routes(desk: Desk) -> APIRouter:
 async def _answer(
     kind: Kind, body: ChatCompletion | Completion, desk: Desk, request: Request, *, told: bool
 ) -> Response:
-    writer = _Writer(kind=kind, model=desk.model, texts=desk.texts, told=told)
+    writer = _Writer(kind=kind, model=desk.model, texts=desk.texts, told=told, n=body.n or 1)
     stack = AsyncExitStack()
     try:
         stack.enter_context(desk.admit(count_of(body, desk)))
@@ -121,7 +121,7 @@ async def _chunks(
                 raise ApiError(500, error.message, kind=error.type)
     if with_usage:
         ends = [reply.ended for reply in replies if reply.ended is not None]
-        yield {**writer.head(chunk=True), "choices": [], "usage": _usage(ends)}
+        yield {**writer.head(chunk=True), "choices": [], "usage": _usage(ends, writer.n)}
 
 
 @attrs.define(kw_only=True)
@@ -133,6 +133,8 @@ class _Writer:
     texts: Texts
     told: bool
     """Whether log probabilities are wanted."""
+    n: int
+    """Answers to each prompt."""
     id: str = attrs.field(factory=lambda: uuid.uuid4().hex)
     created: int = attrs.field(factory=lambda: int(time.time()))
 
@@ -175,7 +177,7 @@ class _Writer:
                     "stop_detail": ended.reason,
                 }
             )
-        return {**self.head(chunk=False), "choices": choices, "usage": _usage(ends)}
+        return {**self.head(chunk=False), "choices": choices, "usage": _usage(ends, self.n)}
 
     def logprobs(self, tokens: Sequence[int], known: Sequence[Logprob | None], offset: int) -> Mapping[str, Any] | None:
         """Log probabilities of some tokens, the first at this offset of the text; None where nobody asked."""
@@ -213,15 +215,15 @@ def _model(desk: Desk) -> dict[str, Any]:
     }
 
 
-def _usage(ends: Sequence[Ended]) -> dict[str, Any]:
-    """What some answers cost together; times are those of the slowest. A prompt counts once for each answer."""
+def _usage(ends: Sequence[Ended], n: int) -> dict[str, Any]:
+    """What some answers cost together, `n` to each prompt. A prompt counts once, as OpenAI does."""
     if len(ends) == 1:
         return dict(usage(ends[0]))
-    prompt, visible = sum(e.prompt_tokens for e in ends), sum(len(e.token_ids) for e in ends)
+    prompt, visible = sum(e.prompt_tokens for e in ends[::n]), sum(len(e.token_ids) for e in ends)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": visible,
         "total_tokens": prompt + visible,
-        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in ends)},
+        "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in ends[::n])},
         "nfe": sum(each.nfe for each in ends),
     }

@@ -148,6 +148,15 @@ class OpenAISampling(BaseModel):
     steps: Length | None = None
     block_length: Length | None = None
     cfg_scale: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1000)] | None = None
+    confidence: Literal["prob", "margin", "neg_entropy"] | None = None
+    sparse: dict[str, Any] | None = None
+    remasking: str | None = None
+    suppress_eos: bool | None = None
+    defer_eos: bool | None = None
+    alg: str | None = None
+    alg_temp: Number | None = None
+    eps: Number | None = None
+    skip_empty_steps: bool | None = None
 
 
 class ChatCompletion(OpenAISampling):
