@@ -77,6 +77,13 @@ def test_a_client_that_wants_few_looks_gets_steps_joined(served: Any) -> None:
     assert len({event["step"] for event in events}) < 5
 
 
+def test_the_end_of_an_answer_waits_for_no_look(served: Any) -> None:
+    began = time.monotonic()
+    *_, last = served.stream("/generate", {"prompt": Q, "stream_mode": "events", "min_interval_ms": 60_000})
+    assert (last["event"], last["text"]) == ("end", ANSWER)
+    assert time.monotonic() - began < 30
+
+
 def test_snapshots_draw_the_answer_and_hold_only_what_may_have_changed(served: Any) -> None:
     body = {"prompt": Q, "thresholds": {"accept_threshold": 0.9999}}
     answer = served.post("/generate", body).json()

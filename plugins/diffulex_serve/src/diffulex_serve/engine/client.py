@@ -326,6 +326,9 @@ class _Answer:
             if isinstance(event, Ended):
                 return
 
+    async def rest(self, seconds: float) -> None:
+        await self._mailbox.rest(seconds)
+
     async def __aenter__(self) -> Answer:
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import attrs
 
@@ -16,11 +17,13 @@ class Mailbox:
         self._step: Stepped | None = None
         self._end: Ended | BaseException | None = None
         self._filled = asyncio.Event()
+        self._over = asyncio.Event()
 
     def put(self, event: Stepped | Ended) -> None:
         """Take an event in."""
         if isinstance(event, Ended):
             self._end = event
+            self._over.set()
         else:
             self._step = event if self._step is None else joined(self._step, event)
         self._filled.set()
@@ -29,7 +32,13 @@ class Mailbox:
         """End with an error, unless the end is here already."""
         if self._end is None:
             self._end = error
+            self._over.set()
             self._filled.set()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, but not beyond the end."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), seconds)
 
     async def get(self) -> Stepped | Ended:
         """The next event; waits for it.

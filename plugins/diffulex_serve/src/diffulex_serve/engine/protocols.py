@@ -29,6 +29,10 @@ class Answer(Protocol):
         """
         ...
 
+    async def rest(self, seconds: float) -> None:
+        """Wait so long, but not beyond the end: what happens meanwhile arrives as one."""
+        ...
+
     async def __aenter__(self) -> Answer: ...
 
     async def __aexit__(

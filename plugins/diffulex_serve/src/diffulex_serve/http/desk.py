@@ -79,10 +79,10 @@ class Reply:
         looked = -math.inf
         while self.ended is None:
             wait = looked + self._ask.min_interval - time.monotonic()
-            if wait > 0:
-                await asyncio.sleep(wait)
             try:
                 async with asyncio.timeout_at(self._deadline):
+                    if wait > 0:
+                        await self._answer.rest(wait)
                     event = await anext(events)
             except EngineDied:
                 self.fate = "engine_died"
