@@ -437,12 +437,15 @@ def test_a_target_is_reached_by_the_median_of_its_own_cells() -> None:
 
 def test_targets_of_times_are_reached_from_below() -> None:
     imports = {"import diffulex_core": {"median": 0.2, "low": 0.1, "high": 0.4, "torch": False}}
-    host = {"shapes": [{"label": "4 blocks", "this": {"wall": {"host": {"median": 1600, "low": 1000, "high": 2000}}}}]}
+    told = {"median": 1600, "low": 1000, "high": 2000}
+    wall = dict.fromkeys(("critical", "schedule", "pack", "update", "leisure"), told)
+    host = {"requests": 64, "rounds": 5, "steps": 40, "shapes": [{"label": "4 blocks", "this": {"wall": wall}}]}
     start, step = targets.verdicts(report(imports=imports), host)
     assert (start.reached, step.reached) == (True, False)
     assert step.found == Spread(median=1.6, low=1.0, high=2.0)
     text = render.page(report(imports=imports), results="cpu.json", picture=None, host=host)
     assert "| host time of a step | `64 requests, 4 blocks` | <= 1.5 ms | 1.60 (1.00 to 2.00) ms | **missed** |" in text
+    assert "| 4 blocks | 1.60 (1.00 to 2.00) | 1.60 | 1.60 | 1.60 | 1.60 |" in text
 
 
 TOOL = """#!{python}

@@ -41,6 +41,8 @@ def page(report: Report, *, results: str, picture: str | None, host: Mapping[str
         parts.append(_limits(report))
     if report.imports:
         parts.append(_imports(report))
+    if host is not None:
+        parts.append(_host(host))
     return "\n\n".join([*parts, _REPRODUCE]) + "\n"
 
 
@@ -219,6 +221,26 @@ def _imports(report: Report) -> str:
         for name, each in report.imports.items()
     ]
     return f"## Start\n\n{_table(('fresh interpreter', 'seconds', 'imports torch'), rows)}"
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    """The host's stages, in ms."""
+    stages = ("critical", "schedule", "pack", "update", "leisure")
+    rows = []
+    for shape in host["shapes"]:
+        clock = shape["this"]["wall"]
+        spread = Spread(**{name: value / 1e3 for name, value in clock["critical"].items()})
+        rows.append(
+            (shape["label"], _spread(spread, 2), *(f"{clock[each]['median'] / 1e3:.2f}" for each in stages[1:]))
+        )
+    rates = f"{host['requests']} running requests, medians of {host['rounds']} rounds of {host['steps']} steps"
+    return (
+        f"## Host time of a step\n\n`python benchmarks/host.py --json benchmarks/results/host.json`: {rates}, without "
+        "network and sampler, in a single thread, milliseconds. *critical* is what a step waits for: planning "
+        "(*schedule*), laying rows out (*pack*) and applying decisions (*update*), page work included, and what lies "
+        f"between them. Records (*leisure*) are written while a device works on the next step.\n\n"
+        f"{_table(('running', *stages), rows)}"
+    )
 
 
 def _line(text: str) -> str:

@@ -21,8 +21,8 @@ from diffulex_core.profiling.profiler import EngineProfiler
 from diffulex_core.profiling.ring import StepRing
 from diffulex_core.profiling.stages import StageClock
 from diffulex_core.protocols import Executor, KVCacheManager, ModelRunner, ReqFactory, Scheduler
-from diffulex_core.req_context import AutoNFE, ReqContext
 from diffulex_core.replicas import ReplicaExecutor, ReplicaScheduler
+from diffulex_core.req_context import AutoNFE, ReqContext
 from diffulex_core.scheduler import ContinuousScheduler
 from diffulex_core.sizing import Capacity, choose_num_pages
 from diffulex_core.tracing import JsonTrace
