@@ -17,17 +17,32 @@ Message = Mapping[str, str]
 """A message of a conversation: `role` and `content`."""
 
 
-class Texts:
-    """A tokenizer for a server: long texts are encoded on a thread of their own, so that nobody waits for them.
+LONG = 1 << 14
+"""Characters from which on a text is long: it may take a tokenizer as long as an answer takes the engine."""
 
-    Encoding and decoding use copies of their own: a tokenizer serves one thread at a time.
-    """
+
+class _Lane:
+    """A thread with a tokenizer of its own, which serves one thread at a time."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="diffulex-tokenizer")
+
+    async def run(self, work: Callable[[Any], T]) -> T:
+        """What `work` makes of the tokenizer."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._tokenizer)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+class Texts:
+    """A tokenizer for a server: texts are encoded on threads of their own, and short ones do not wait for long ones."""
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer`: a checkpoint's (`LoadedConfig.tokenizer`)."""
         self._decoder = tokenizer
-        self._encoder = copy.deepcopy(tokenizer)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="diffulex-tokenizer")
+        self._short, self._long = _Lane(tokenizer), _Lane(tokenizer)
         self._alone: dict[int, str] = {}
         self._bare: dict[int, str] = {}
 
@@ -46,8 +61,7 @@ class Texts:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidPrompt(f"The prompt is not valid text: character {error.start} is half of a pair.") from error
-        ids = await self._on_thread(lambda: self._encoder.encode(text))
-        return [int(token) for token in ids]
+        return await self._encode(text)
 
     async def converse(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation, up to where the assistant's next message begins.
@@ -64,13 +78,12 @@ class Texts:
 
         given = [dict(message) for message in messages]
         try:
-            text = await self._on_thread(
-                lambda: self._encoder.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
+            text = await self._lane(sum(len(message["content"]) for message in messages)).run(
+                lambda tokenizer: tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False)
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise InvalidPrompt(f"The model's chat template refuses these messages: {error}") from error
-        ids = await self._on_thread(lambda: self._encoder.encode(str(text), add_special_tokens=False))
-        return [int(token) for token in ids]
+        return await self._encode(str(text), add_special_tokens=False)
 
     def spell(self, *, skip_special_tokens: bool = True) -> Spell:
         """What tells the text of token ids."""
@@ -85,8 +98,9 @@ class Texts:
         return self._remembered(token, self._bare, skip_special_tokens=True)
 
     def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads."""
+        self._short.close()
+        self._long.close()
 
     def _remembered(self, token: int, known: dict[int, str], *, skip_special_tokens: bool) -> str:
         if token not in known:
@@ -94,8 +108,14 @@ class Texts:
             known[token] = "" if HALF in text else text
         return known[token]
 
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids = await self._lane(len(text)).run(
+            lambda tokenizer: tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        )
+        return [int(token) for token in ids]
+
+    def _lane(self, length: int) -> _Lane:
+        return self._long if length >= LONG else self._short
 
 
 def plain(messages: Sequence[Message]) -> str:
