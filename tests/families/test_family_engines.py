@@ -21,8 +21,9 @@ from tests.families.subjects import PLAIN, Subject, host
 from tests.families.test_family_oracles import drawn
 
 BLOCK = 4
-SETTINGS: dict[str, dict[str, Any]] = {"diffusion_gemma": {"diffusion_gemma_max_denoising_steps": 5}}
-"""Of single strategies. A random network believes its own beliefs: they magnify a difference fivefold in each step."""
+SETTINGS: dict[str, dict[str, Any]] = {"diffusion_gemma": {"diffusion_gemma_max_denoising_steps": 3}}
+"""Of single strategies. A random network believes its own beliefs: they magnify what two backends round differently up to
+tenfold in each step, from 1e-6 in the first to 4e-4 in the fifth, where a draw may fall to another token."""
 PROMPTS = [[5, 9, 2, 31, 17], [44, 3], [8] * 11]
 PAIRS = [
     pytest.param(subject, strategy.name, id=f"{subject}-{strategy.name}")
@@ -63,8 +64,10 @@ def test_a_family_answers_with_every_strategy_that_fits(subject: Subject, strate
         assert len(answer.token_ids) == 10
         assert MASK_ID not in answer.token_ids
         assert max(answer.token_ids) < VOCAB_SIZE
-    alone = answers(folder, strategy, max_num_reqs=1, attn_impl="torch_ref")
+    alone = answers(folder, strategy, max_num_reqs=1)
     assert [answer.token_ids for answer in alone] == [answer.token_ids for answer in together]
+    other = answers(folder, strategy, max_num_reqs=1, attn_impl="torch_ref")
+    assert [answer.token_ids for answer in other] == [answer.token_ids for answer in together]
 
 
 def test_every_family_with_a_default_strategy_is_decoded_by_it() -> None:
