@@ -22,8 +22,8 @@ from tests.families.test_family_oracles import drawn
 
 BLOCK = 4
 SETTINGS: dict[str, dict[str, Any]] = {"diffusion_gemma": {"diffusion_gemma_max_denoising_steps": 3}}
-"""Of single strategies. A random network believes its own beliefs: they magnify what two backends round differently up to
-tenfold in each step, from 1e-6 in the first to 4e-4 in the fifth, where a draw may fall to another token."""
+"""Of single strategies. A random network believes its own beliefs: they magnify what two backends round differently up
+to tenfold in each step, from 1e-6 in the first to 4e-4 in the fifth, where a draw may fall to another token."""
 PROMPTS = [[5, 9, 2, 31, 17], [44, 3], [8] * 11]
 PAIRS = [
     pytest.param(subject, strategy.name, id=f"{subject}-{strategy.name}")
