@@ -1,6 +1,6 @@
 """Host time of a step with 64 running requests: everything but network and sampler, whose time stands beside it.
 
-Run: python benchmarks/host.py [--steps N] [--rounds N] [--against CHECKOUT] [--json FILE]. The network is none, and
+Run: python -m benchmarks.host [--steps N] [--rounds N] [--against CHECKOUT] [--json FILE]. The network is none, and
 requests run in steady state with all blocks of their buffer, and one position of each block is decided in a step.
 Every number is of a single thread, by the wall and of its processor time, which a busy machine disturbs less.
 `--against` takes turns with another checkout of this repository, in processes of their own.
@@ -15,16 +15,19 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
+from benchmarks.bench.machine import commit
 from rich.console import Console
 from rich.table import Table
 
 from diffulex_core.types import StepPlan
 
+ROOT = Path(__file__).parents[1]
 REQUESTS = 64
 STAGES = ("schedule", "pack", "update", "record")
 """Of the host's time: planning with page work, laying rows out, applying decisions with page work, and records."""
@@ -102,8 +105,8 @@ def step_times(shape: Shape, steps: int, *, pages: bool) -> dict[str, dict[str, 
     Args:
         pages: a stage "pages", at the price of slower stages around it.
     """
-    import host_parts
     import torch
+    from benchmarks import host_parts
 
     from diffulex_core.engine import Diffulex
     from diffulex_core.host import Host
@@ -186,10 +189,10 @@ def _stages(read: Mapping[str, int]) -> dict[str, int]:
 
 def child(checkout: Path, shape: Shape, steps: int, *, pages: bool) -> dict[str, dict[str, list[float]]]:
     """`step_times` in a fresh process that imports a checkout's core."""
-    command = [sys.executable, __file__, "--child", json.dumps([attrs.asdict(shape), steps, pages])]
+    command = [sys.executable, "-m", "benchmarks.host", "--child", json.dumps([attrs.asdict(shape), steps, pages])]
     sources = [checkout / "src", *sorted(checkout.glob("plugins/*/src"))]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=True)
     times: dict[str, dict[str, list[float]]] = json.loads(done.stdout.splitlines()[-1])
     return times
 
@@ -207,15 +210,17 @@ def main() -> None:
         shape, steps, pages = json.loads(arguments.child)
         print(json.dumps(step_times(Shape(**shape), steps, pages=pages)))
         return
-    checkouts = {"this": Path(__file__).parents[1]}
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    checkouts = {"this": ROOT}
     if arguments.against is not None:
         checkouts["other"] = arguments.against.resolve()
     shapes = [shape for shape in SHAPES if shape.label.startswith(arguments.only or "")]
     results = [measure(shape, checkouts, arguments.steps, arguments.rounds) for shape in shapes]
     show(results)
     if arguments.json is not None:
-        facts = {"requests": REQUESTS, "steps": arguments.steps, "rounds": arguments.rounds, "load": os.getloadavg()}
-        arguments.json.write_text(json.dumps({**facts, "unit": "us", "shapes": results}, indent=1) + "\n")
+        facts = {"commit": commit(ROOT), "began": began, "requests": REQUESTS}
+        facts |= {"steps": arguments.steps, "rounds": arguments.rounds, "load": os.getloadavg(), "unit": "us"}
+        arguments.json.write_text(json.dumps({**facts, "shapes": results}, indent=1) + "\n")
 
 
 def measure(shape: Shape, checkouts: Mapping[str, Path], steps: int, rounds: int) -> dict[str, Any]:

@@ -439,13 +439,17 @@ def test_targets_of_times_are_reached_from_below() -> None:
     imports = {"import diffulex_core": {"median": 0.2, "low": 0.1, "high": 0.4, "torch": False}}
     told = {"median": 1600, "low": 1000, "high": 2000}
     wall = dict.fromkeys(("critical", "schedule", "pack", "update", "leisure"), told)
-    host = {"requests": 64, "rounds": 5, "steps": 40, "shapes": [{"label": "4 blocks", "this": {"wall": wall}}]}
+    filling, other = (
+        {"label": kind, "shape": {"kind": kind}, "this": {"wall": wall}} for kind in ("filling", "editing")
+    )
+    shapes = [other, filling]
+    host = {"commit": "abc", "began": "today", "requests": 64, "rounds": 5, "steps": 40, "shapes": shapes}
     start, step = targets.verdicts(report(imports=imports), host)
     assert (start.reached, step.reached) == (True, False)
     assert step.found == Spread(median=1.6, low=1.0, high=2.0)
     text = render.page(report(imports=imports), results="cpu.json", picture=None, host=host)
-    assert "| host time of a step | `64 requests, 4 blocks` | <= 1.5 ms | 1.60 (1.00 to 2.00) ms | **missed** |" in text
-    assert "| 4 blocks | 1.60 (1.00 to 2.00) | 1.60 | 1.60 | 1.60 | 1.60 |" in text
+    assert "masks | `64 requests, filling` | <= 1.5 ms | 1.60 (1.00 to 2.00) ms | **missed** |" in text
+    assert "| editing | 1.60 (1.00 to 2.00) | 1.60 | 1.60 | 1.60 | 1.60 |" in text
 
 
 TOOL = """#!{python}
@@ -530,8 +534,8 @@ def test_every_line_of_a_table_has_a_cell_for_each_column() -> None:
     imports = {"import x": {"median": 0.1, "low": 0.1, "high": 0.2, "torch": False}}
     spread = {"median": 1.0, "low": 0.5, "high": 2.0}
     trained = [
-        {"name": "way", "problems": 4, "right": 3, "tokens": 60, "forwards": 30, "rows": 600, "head_rows": 60,
-         "tokens_per_second": spread, "faster": spread, "citable": True}
+        {"model": "tiny/x", "name": "way", "problems": 4, "right": 3, "tokens": 60, "forwards": 30, "rows": 600,
+         "head_rows": 60, "tokens_per_second": spread, "faster": spread, "citable": True}
     ]  # fmt: skip
     text = render.page(
         report(outcome(), limits=limits, imports=imports, trained=trained), results="cpu.json", picture="p.png"

@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
+from benchmarks.bench.anatomy import anatomy_cells, measure_anatomy
 from benchmarks.bench.cells import Cell, choose, default_cells, llamacpp_cells, smoke_cells, unsampled
 from benchmarks.bench.child import ChildFailed, call_in_child
 from benchmarks.bench.gemma import measure_gemma
@@ -31,13 +33,14 @@ from benchmarks.bench.picture import draw
 from benchmarks.bench.render import page
 from benchmarks.bench.results import Outcome, Report
 from benchmarks.bench.session import Session, Settings
-from benchmarks.bench.trained import measure_trained
+from benchmarks.bench.trained import MODELS, measure_trained
 from benchmarks.bench.turns import DifferentTokens
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 HOST = RESULTS / "host.json"
+ANATOMY = RESULTS / "anatomy.json"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "performance.png"
 TRIES = 4
@@ -48,16 +51,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure, and write the results")
-    run.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="where the results go")
+    anatomy = commands.add_parser("anatomy", help="say where the time of a step goes")
+    run.add_argument(
+        "--out", type=Path, help="where the results go; benchmarks/results/cpu.json, or build with --smoke"
+    )
+    anatomy.add_argument("--out", type=Path, default=ANATOMY, help="where the results go")
+    for command, rounds in ((run, 5), (anatomy, 9)):
+        command.add_argument("--rounds", type=int, default=rounds)
+        command.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
+        command.add_argument("--busy-ok", action="store_true", help="measure on a busy machine; marked as not citable")
+        command.add_argument("--folder", type=Path, help="keep the checkpoints here instead of writing them anew")
     run.add_argument("--only", nargs="+", default=[], help="cells whose name holds one of these")
     run.add_argument("--list", action="store_true", help="name the cells and stop")
     run.add_argument("--smoke", action="store_true", help="a network that takes no time, to see that all works")
     run.add_argument("--full", action="store_true", help="all steps of the slow contender, not a sample of them")
-    run.add_argument("--rounds", type=int, default=5)
     run.add_argument("--seconds", type=float, default=45, help="no further round of a cell begins after so many")
-    run.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
-    run.add_argument("--busy-ok", action="store_true", help="measure on a busy machine; marked as not citable")
-    run.add_argument("--folder", type=Path, help="keep the checkpoints here instead of writing them anew")
     run.add_argument("--no-trained", action="store_true", help="leave the trained checkpoints out")
     run.add_argument("--llama-cli", type=Path, help="compare with llama.cpp, too: path of llama-diffusion-cli")
     run.add_argument("--no-gemma", action="store_true", help="leave DiffusionGemma out")
@@ -66,6 +74,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command == "render":
         return render_page(arguments.results)
+    if arguments.command == "anatomy":
+        return dissect(arguments)
+    arguments.out = arguments.out or (ROOT / "build" / "smoke.json" if arguments.smoke else RESULTS / "cpu.json")
     cells = [*(smoke_cells() if arguments.smoke else default_cells())]
     if arguments.llama_cli is not None:
         if not arguments.llama_cli.is_file():
@@ -128,7 +139,9 @@ def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Names
     def patient(run: Callable[[], T]) -> T:
         return patiently(run, tries=TRIES, wait=wait, tell=tell)
 
-    trained = [] if arguments.no_trained or arguments.smoke else patient(lambda: measure_trained(settings))
+    trained = list[dict[str, Any]]()
+    for model in () if arguments.no_trained or arguments.smoke else MODELS:
+        trained += patient(functools.partial(measure_trained, settings, model))
     gemma = [] if arguments.no_gemma or arguments.smoke else patient(lambda: measure_gemma(settings))
 
     def report() -> Report:
@@ -166,6 +179,35 @@ def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Names
     return report()
 
 
+def dissect(arguments: argparse.Namespace) -> int:
+    """Measure and write down where the time of steps goes."""
+    console, found = Console(), list[dict[str, Any]]()
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory() as scratch:
+        for cell in anatomy_cells():
+            before = read_clock(time.perf_counter)
+            found.append(
+                measure_anatomy(
+                    cell,
+                    folder=arguments.folder or Path(scratch),
+                    rounds=arguments.rounds,
+                    threads=arguments.threads,
+                )
+            )
+            others = before.others_until(read_clock(time.perf_counter), psutil.cpu_count() or 1)
+            try:
+                found[-1]["citable"] = check_idle(others, busy_ok=arguments.busy_ok)
+            except BusyMachine as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+                return 1
+            console.print(f"{cell.name}: done, others {others:.0%}", markup=False)
+    results = {"commit": commit(ROOT), "began": began, "machine": describe(arguments.threads), "cells": found}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    console.print(f"Wrote {arguments.out}.")
+    return 0
+
+
 def render_page(results: Path) -> int:
     """Write the page and its picture."""
     try:
@@ -174,8 +216,9 @@ def render_page(results: Path) -> int:
         print(error, file=sys.stderr)
         return 1
     drawn = draw(report, PICTURE)
-    host = json.loads(HOST.read_text()) if HOST.exists() else None
-    PAGE.write_text(page(report, results=results.name, picture=PICTURE.name if drawn else None, host=host))
+    host, anatomy = (json.loads(each.read_text()) if each.exists() else None for each in (HOST, ANATOMY))
+    picture = PICTURE.name if drawn else None
+    PAGE.write_text(page(report, results=results.name, picture=picture, host=host, anatomy=anatomy))
     Console().print(f"Wrote {PAGE}{f' and {PICTURE}' if drawn else ''}.")
     return 0
 

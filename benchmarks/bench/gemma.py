@@ -27,6 +27,14 @@ SHAPE: Mapping[str, Any] = MappingProxyType(
     }
 )  # fmt: skip
 """Six layers of 512, every sixth with full attention, eight experts of which two are asked."""
+VISION: Mapping[str, Any] = MappingProxyType(
+    {
+        "model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "position_embedding_size": 16,
+        "patch_size": 2,
+    }
+)  # fmt: skip
+"""The smallest vision network, which transformers' class cannot do without."""
 RULES: Mapping[str, Any] = MappingProxyType({"t_min": 0.4, "t_max": 0.8, "stability_threshold": 1})
 NEVER_SURE = 1e-9
 """Mean entropy that no canvas of a random network falls to, so that each takes all of its steps."""
@@ -40,22 +48,13 @@ WAYS: Mapping[str, str] = MappingProxyType(
 
 def write_gemma(folder: Path) -> Path:
     """Write a random checkpoint as transformers does, unless it is there; returns its folder."""
-    from transformers import (
-        DiffusionGemmaConfig,
-        DiffusionGemmaForBlockDiffusion,
-        DiffusionGemmaTextConfig,
-        Gemma4VisionConfig,
-    )
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DiffusionGemmaTextConfig
 
     folder = folder / "gemma-0"
     if (folder / "tokenizer.json").exists():
         return folder
-    vision = Gemma4VisionConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
-        head_dim=8, position_embedding_size=16, patch_size=2,
-    )  # fmt: skip
     config = DiffusionGemmaConfig(
-        text_config=DiffusionGemmaTextConfig(**SHAPE), vision_config=vision, canvas_length=CANVAS
+        text_config=DiffusionGemmaTextConfig(**SHAPE), vision_config={**VISION}, canvas_length=CANVAS
     )
     torch.manual_seed(0)
     model = DiffusionGemmaForBlockDiffusion(config)

@@ -21,6 +21,11 @@ class Spent:
     bytes: float
 
 
+def weight_flops(network: Network, answer: Answer) -> float:
+    """Operations of a run's products with weights: two for each weight and row."""
+    return 2.0 * (answer.rows * network.body + answer.head_rows * network.head)
+
+
 def spent(network: Network, answer: Answer, work: Work, dtype: str) -> Spent:
     """What a run took: products with the weights for its rows, scores and sums for the keys that they see.
 
@@ -29,10 +34,9 @@ def spent(network: Network, answer: Answer, work: Work, dtype: str) -> Spent:
     """
     canvas = answer.rows >= answer.steps * work.batch * (work.prompt + work.output)
     keys = work.prompt + (work.output if canvas else work.output / 2)
-    products = 2 * (answer.rows * network.body + answer.head_rows * network.head)
     attention = 4 * answer.rows * keys * network.hidden * network.layers
     weights = network.body + network.head
-    return Spent(flops=products + attention, bytes=answer.steps * weights * ITEM_BYTES[dtype])
+    return Spent(flops=weight_flops(network, answer) + attention, bytes=answer.steps * weights * ITEM_BYTES[dtype])
 
 
 def fraction(found: Spent, seconds: float, limits: dict[str, Any], dtype: str) -> float:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.bench.cells import SECTIONS
 from benchmarks.bench.networks import NETWORKS
 from benchmarks.bench.results import Contended, Outcome, Report
+from benchmarks.bench.steps import anatomy_section, host_section
+from benchmarks.bench.tables import spread_text, table
 from benchmarks.bench.targets import verdicts
 from benchmarks.bench.turns import Spread
 
 
-def page(report: Report, *, results: str, picture: str | None, host: Mapping[str, Any] | None = None) -> str:
+def page(
+    report: Report,
+    *,
+    results: str,
+    picture: str | None,
+    host: Mapping[str, Any] | None = None,
+    anatomy: Mapping[str, Any] | None = None,
+) -> str:
     """Markdown of a report.
 
     Args:
         results: name of the results' file in `benchmarks/results`.
         picture: file name of the picture beside the page; None without one.
         host: what `benchmarks/host.py` wrote; None without.
+        anatomy: what `python -m benchmarks.bench anatomy` wrote; None without.
     """
     parts = [_head(report, results), *_targets(report, host)]
     if picture is not None:
@@ -41,15 +51,21 @@ def page(report: Report, *, results: str, picture: str | None, host: Mapping[str
         parts.append(_limits(report))
     if report.imports:
         parts.append(_imports(report))
+    if anatomy is not None:
+        parts.append(anatomy_section(anatomy))
     if host is not None:
-        parts.append(_host(host))
+        parts.append(host_section(host))
     return "\n\n".join([*parts, _REPRODUCE]) + "\n"
 
 
+FEW_ROUNDS = 3
+"""Of which a cell is marked that has fewer: its spread says little."""
+
 _REPRODUCE = """## Measuring it again
 
-`python -m benchmarks.bench run`, then `python -m benchmarks.bench render`, or `nox -s bench`. It refuses a machine on
-which other processes run; [benchmarks.md](benchmarks.md) says what else it does."""
+`nox -s bench`, or one by one: `python -m benchmarks.bench run`, `python -m benchmarks.bench anatomy`,
+`python -m benchmarks.host --json benchmarks/results/host.json`, and `python -m benchmarks.bench render`, which writes
+this page. A machine on which other processes run is refused; [benchmarks.md](benchmarks.md) says what else there is."""
 
 
 def _head(report: Report, results: str) -> str:
@@ -93,7 +109,7 @@ def _cells(outcomes: Sequence[Outcome]) -> str:
     )  # fmt: skip
     rows = [_row(outcome, contended) for outcome in outcomes for contended in outcome.contenders]
     notes = [*_notes(outcomes)]
-    return _table(columns, rows) + ("\n\n" + "\n".join(notes) if notes else "")
+    return table(columns, rows) + ("\n\n" + "\n".join(notes) if notes else "")
 
 
 def _row(outcome: Outcome, each: Contended) -> tuple[str, ...]:
@@ -107,8 +123,8 @@ def _row(outcome: Outcome, each: Contended) -> tuple[str, ...]:
         f"{each.work.prompt} + {each.work.output}",
         str(each.work.batch),
         each.name,
-        _spread(speeds, 1),
-        "" if first else _spread(faster, 2),
+        spread_text(speeds, 1),
+        "" if first else spread_text(faster, 2),
         "" if first or math.isnan(by_cpu.median) else f"{by_cpu.median:.2f}",
         f"{1e3 * statistics.median(each.wall) / each.steps:.2f}",
         f"{each.steps} of {each.planned_steps}" if each.sampled else str(each.steps),
@@ -128,13 +144,13 @@ def _targets(report: Report, host: Mapping[str, Any] | None) -> Iterator[str]:
             verdict.what,
             f"`{verdict.where}`",
             f"{'>=' if verdict.at_least else '<='} {verdict.wanted:g}{verdict.unit}",
-            f"{_spread(verdict.found, 2)}{verdict.unit}",
+            f"{spread_text(verdict.found, 2)}{verdict.unit}",
             "reached" if verdict.reached else "**missed**",
         )
         for verdict in verdicts(report, host)
     ]
     if rows:
-        yield f"## Targets\n\n{_table(('what', 'where', 'target', 'found', ''), rows)}"
+        yield f"## Targets\n\n{table(('what', 'where', 'target', 'found', ''), rows)}"
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -150,18 +166,33 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
         if outcome.agreement is not None and outcome.agreement < 1:
             yield f"In `{outcome.name}` {outcome.agreement:.1%} of the tokens are equal: rounding differs."
     for outcome in outcomes:
+        rounds = len(outcome.contenders[0].wall)
+        if rounds < FEW_ROUNDS:
+            counted = "one round" if rounds == 1 else f"{rounds} rounds"
+            yield f"`{outcome.name}` has {counted}: no further one began in the time of a cell."
+    for outcome in outcomes:
         if not outcome.citable:
             yield f"`{outcome.name}`: others took {outcome.others:.0%} of the machine; not citable."
 
 
 def _trained(report: Report) -> str:
-    columns = ("way", "right answers", "tokens/s", "faster", "forwards", "rows per token", "head rows per token")
+    columns = (
+        "model",
+        "way",
+        "right answers",
+        "tokens/s",
+        "faster",
+        "forwards",
+        "rows per token",
+        "head rows per token",
+    )
     rows = [
         (
+            f"`{each['model']}`",
             each["name"],
             f"{each['right']} of {each['problems']}",
-            _spread(Spread(**each["tokens_per_second"]), 0),
-            _spread(Spread(**each["faster"]), 2),
+            spread_text(Spread(**each["tokens_per_second"]), 0),
+            spread_text(Spread(**each["faster"]), 2),
             str(each["forwards"]),
             f"{each['rows'] / each['tokens']:.1f}",
             f"{each['head_rows'] / each['tokens']:.1f}",
@@ -170,8 +201,8 @@ def _trained(report: Report) -> str:
     ]
     note = "" if all(each["citable"] for each in report.trained) else "\n\nMeasured on a busy machine; not citable."
     return (
-        "## A trained network, the same unseen problems\n\n`tiny/llada`; tokens are those of the answers, without what "
-        f"stands behind their end.\n\n{_table(columns, rows)}{note}"
+        "## Trained networks, the same unseen problems\n\nTokens are those of the answers, without what stands behind "
+        f"their end; *faster* compares with the first way of the same model.\n\n{table(columns, rows)}{note}"
     )
 
 
@@ -182,8 +213,8 @@ def _gemma(report: Report) -> str:
             each["name"],
             f"{each['prompt']} + {each['output']}",
             str(each["steps"]),
-            _spread(Spread(**each["ms_per_step"]), 1),
-            _spread(Spread(**each["faster"]), 2),
+            spread_text(Spread(**each["ms_per_step"]), 1),
+            spread_text(Spread(**each["faster"]), 2),
             str(each["rows"]),
             str(each["head_rows"]),
         )
@@ -193,7 +224,7 @@ def _gemma(report: Report) -> str:
     return (
         "## DiffusionGemma\n\nA random network of six layers of 512 with eight experts, vocabulary 16,384, float32, "
         "one canvas of 256. Random\nnumbers differ, so tokens do, too; steps and lengths are equal.\n\n"
-        f"{_table(columns, rows)}{note}"
+        f"{table(columns, rows)}{note}"
     )
 
 
@@ -207,7 +238,7 @@ def _limits(report: Report) -> str:
         f"## The machine's limits\n\nMemory is read at {read:.1f} GB/s and copied at {copy:.1f} GB/s (read "
         "and written). *plain* is `torch.nn.functional.linear`, *blocked* the layout that our engine gives its weights."
         "\n\n"
-        f"{_table(columns, rows)}"
+        f"{table(columns, rows)}"
     )
 
 
@@ -215,44 +246,15 @@ def _imports(report: Report) -> str:
     rows = [
         (
             f"`{name}`",
-            _spread(Spread(median=each["median"], low=each["low"], high=each["high"]), 3),
+            spread_text(Spread(median=each["median"], low=each["low"], high=each["high"]), 3),
             "yes" if each["torch"] else "no",
         )
         for name, each in report.imports.items()
     ]
-    return f"## Start\n\n{_table(('fresh interpreter', 'seconds', 'imports torch'), rows)}"
-
-
-def _host(host: Mapping[str, Any]) -> str:
-    """The host's stages, in ms."""
-    stages = ("critical", "schedule", "pack", "update", "leisure")
-    rows = []
-    for shape in host["shapes"]:
-        clock = shape["this"]["wall"]
-        spread = Spread(**{name: value / 1e3 for name, value in clock["critical"].items()})
-        rows.append(
-            (shape["label"], _spread(spread, 2), *(f"{clock[each]['median'] / 1e3:.2f}" for each in stages[1:]))
-        )
-    rates = f"{host['requests']} running requests, medians of {host['rounds']} rounds of {host['steps']} steps"
-    return (
-        f"## Host time of a step\n\n`python benchmarks/host.py --json benchmarks/results/host.json`: {rates}, without "
-        "network and sampler, in a single thread, milliseconds. *critical* is what a step waits for: planning "
-        "(*schedule*), laying rows out (*pack*) and applying decisions (*update*), page work included, and what lies "
-        f"between them. Records (*leisure*) are written while a device works on the next step.\n\n"
-        f"{_table(('running', *stages), rows)}"
-    )
+    return f"## Start\n\n{table(('fresh interpreter', 'seconds', 'imports torch'), rows)}"
 
 
 def _line(text: str) -> str:
     """The first line of a message, and its last one if there are more."""
     lines = text.strip().splitlines()
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
-
-
-def _spread(spread: Spread, digits: int) -> str:
-    return f"{spread.median:,.{digits}f} ({spread.low:,.{digits}f} to {spread.high:,.{digits}f})"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -89,7 +89,8 @@ TARGETS = (
 IMPORTS: Mapping[str, float] = MappingProxyType({"import diffulex_core": 0.3, "diffulex plugins list": 0.6})
 """Start of a fresh interpreter -> seconds that it may take."""
 HOST_MS = 1.5
-"""Milliseconds that planning, packing, applying decisions and page work may take in a step of 64 requests."""
+"""Milliseconds that planning, packing, applying decisions and page work may take in a step of 64 requests that fill
+masks, which the goal was set for."""
 
 
 def verdicts(report: Report, host: Mapping[str, Any] | None) -> Iterator[Verdict]:
@@ -112,7 +113,10 @@ def verdicts(report: Report, host: Mapping[str, Any] | None) -> Iterator[Verdict
             found = Spread(median=each["median"], low=each["low"], high=each["high"])
             yield Verdict(what="start", where=name, wanted=most, found=found, unit=" s", at_least=False)
     for shape in host["shapes"] if host is not None else ():
+        if shape["shape"]["kind"] != "filling":
+            continue
         each = shape["this"]["wall"]["critical"]
         found = Spread(median=each["median"] / 1e3, low=each["low"] / 1e3, high=each["high"] / 1e3)
         where = f"64 requests, {shape['label']}"
-        yield Verdict(what="host time of a step", where=where, wanted=HOST_MS, found=found, unit=" ms", at_least=False)
+        what = "host time of a step that fills masks"
+        yield Verdict(what=what, where=where, wanted=HOST_MS, found=found, unit=" ms", at_least=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import attrs
 import torch
 from benchmarks.bench.authors import bidirectional, denoise
+from benchmarks.bench.gemma import VISION
 from benchmarks.bench.session import Settings, watched_ways
 from benchmarks.bench.turns import Spread, ratios
 from benchmarks.bench.work import Answer, Work
@@ -16,33 +19,73 @@ from benchmarks.bench.work import Answer, Work
 PROBLEMS = 48
 CANVAS = 32
 """Positions of a canvas: the answers have 17 tokens, and an end token."""
-_OURS = "benchmarks.bench.trained:TrainedEngine"
-WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+Ways = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""Name of a contender -> its class and the class's keywords, less the model."""
+
+
+def _ours(name: str = "as the checkpoint recommends", **settings: Any) -> Ways:
+    target = "benchmarks.bench.trained:TrainedEngine"
+    return {f"our engine, {name}, one at a time": (target, {"together": False, "settings": settings})}
+
+
+_BATCH: Ways = MappingProxyType(
     {
-        "authors' loop, transformers, one at a time": ("benchmarks.bench.trained:TrainedAuthors", {}),
-        "our engine, canvas, one at a time": (_OURS, {"canvas": True, "together": False}),
-        "our engine, as the checkpoint recommends, one at a time": (_OURS, {"canvas": False, "together": False}),
-        "our engine, as the checkpoint recommends, one batch": (_OURS, {"canvas": False, "together": True}),
+        "our engine, as the checkpoint recommends, one batch": (
+            "benchmarks.bench.trained:TrainedEngine",
+            {"together": True, "settings": {}},
+        )
     }
 )
+_ONE_BLOCK = _ours("one block at a time", decoding_strategy="multi_bd", block_size=4, buffer_size=1)
+MODELS: Mapping[str, Ways] = MappingProxyType(
+    {
+        "tiny/llada": {
+            "authors' loop, transformers, one at a time": ("benchmarks.bench.trained:TrainedAuthors", {}),
+            **_ours("canvas", decoding_strategy="llada_canvas", steps=CANVAS, block_length=8, page_size=32),
+            **_ours(),
+            **_BATCH,
+        },
+        "tiny/llada2": {**_ONE_BLOCK, **_ours(), **_BATCH},
+        "tiny/dream": {**_ONE_BLOCK, **_ours(), **_BATCH},
+        "tiny/gemma": {
+            "transformers generate, one at a time": ("benchmarks.bench.trained:TrainedNative", {}),
+            **_ours(),
+            **_BATCH,
+        },
+    }
+)
+"""The checkpoints, and in which ways each answers; the others are compared with the first one's speed. Every network
+is in float32."""
 
 
-def _problems() -> tuple[list[list[int]], list[list[int]]]:
+def _problems(model: str) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts and right answers as tokens."""
     from tokenizers import Tokenizer
 
-    from diffulex_core.host import Host
-    from diffulex_core.sources import resolve_model
     from diffulex_tiny import problems
 
-    folder = resolve_model("tiny/llada", Host.discover())
-    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    tokenizer = Tokenizer.from_file(f"{_folder(model)}/tokenizer.json")
     chosen = [*problems.problems(2, "eval", PROBLEMS)]
 
     def ids(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     return [ids(each.prompt) for each in chosen], [ids(each.answer) for each in chosen]
+
+
+def _folder(model: str) -> Path:
+    from diffulex_core.host import Host
+    from diffulex_core.sources import resolve_model
+
+    return resolve_model(model, Host.discover())
+
+
+def _read(model: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint's config.json and tensors."""
+    from safetensors.torch import load_file
+
+    folder = _folder(model)
+    return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
 
 
 def cut(tokens: Sequence[int], end: int) -> list[int]:
@@ -54,12 +97,11 @@ def cut(tokens: Sequence[int], end: int) -> list[int]:
 class TrainedEngine:
     """Our engine as a contender."""
 
-    def __init__(self, *, canvas: bool, together: bool) -> None:
+    def __init__(self, *, model: str, together: bool, settings: Mapping[str, Any]) -> None:
         from diffulex_core.engine import Diffulex
         from diffulex_core.sampling_params import SamplingParams
 
-        ways = {"decoding_strategy": "llada_canvas", "steps": CANVAS, "block_length": 8, "page_size": 32}
-        self._engine = Diffulex("tiny/llada", device="cpu", enable_prefix_caching=False, **(ways if canvas else {}))
+        self._engine = Diffulex(model, device="cpu", dtype="float32", enable_prefix_caching=False, **settings)
         self._params = SamplingParams(temperature=0.0, max_tokens=CANVAS)
         self._together = together
 
@@ -84,18 +126,11 @@ class TrainedEngine:
 class TrainedAuthors:
     """The authors' loop as a contender."""
 
-    def __init__(self) -> None:
-        import json
-
-        from safetensors.torch import load_file
-
-        from diffulex_core.host import Host
-        from diffulex_core.sources import resolve_model
+    def __init__(self, *, model: str) -> None:
         from diffulex_llada.oracle import hf_reference
 
-        folder = resolve_model("tiny/llada", Host.discover())
-        config = json.loads((folder / "config.json").read_text())
-        self._model = hf_reference(config, load_file(folder / "model.safetensors"))
+        config, tensors = _read(model)
+        self._model = hf_reference(config, tensors)
         self._model.set_attn_implementation("sdpa")
         bidirectional(self._model)
         self._mask, self._end = config["mask_token_id"], config["eos_token_id"]
@@ -115,15 +150,62 @@ class TrainedAuthors:
         return Answer(tokens=tokens, steps=steps, planned_steps=steps, rows=rows, head_rows=rows)
 
 
-def measure_trained(settings: Settings) -> list[dict[str, Any]]:
-    """For each way its speed in visible tokens, how many answers are right, and how much faster than the first it is.
+class TrainedNative:
+    """transformers' generation of DiffusionGemma as a contender, with the checkpoint's own settings."""
+
+    def __init__(self, *, model: str) -> None:
+        from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+        config, _ = _read(model)
+        self._model = DiffusionGemmaForBlockDiffusion.from_pretrained(
+            _folder(model),
+            config=DiffusionGemmaConfig.from_dict({**config, "vision_config": {**VISION}}),
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+        )
+        self._model.model.encoder.register_forward_hook(self._encoded)
+        self._model.model.decoder.register_forward_hook(self._denoised)
+        self._end = config["eos_token_id"]
+
+    def prepare(self, work: Work, prompts: Sequence[Sequence[int]]) -> None:
+        """Keep the prompts."""
+        self._prompts = [torch.tensor([list(prompt)]) for prompt in prompts]
+
+    @torch.inference_mode()
+    def run(self) -> Answer:
+        """Answer one after the other."""
+        torch.manual_seed(0)
+        self._steps = self._encoded_rows = self._canvas_rows = 0
+        tokens = []
+        for prompt in self._prompts:
+            found = self._model.generate(prompt, max_new_tokens=CANVAS, disable_compile=True)
+            tokens.append(cut(found.sequences[0, prompt.shape[1] :].tolist(), self._end))
+        return Answer(
+            tokens=tokens,
+            steps=self._steps,
+            planned_steps=self._steps,
+            rows=self._encoded_rows + self._canvas_rows,
+            head_rows=self._canvas_rows,
+        )
+
+    def _encoded(self, _module: object, _given: object, output: Any) -> None:
+        self._encoded_rows += output.last_hidden_state.shape[:2].numel()
+
+    def _denoised(self, _module: object, _given: object, output: Any) -> None:
+        self._steps += 1
+        self._canvas_rows += output.last_hidden_state.shape[:2].numel()
+
+
+def measure_trained(settings: Settings, model: str) -> list[dict[str, Any]]:
+    """For each way of a checkpoint its visible tokens per second, right answers, and its speed beside the first one's.
 
     Raises:
         BusyMachine: other processes ran while it was measured.
     """
-    prompts, answers = _problems()
+    prompts, answers = _problems(model)
     work = Work(prompt=0, output=CANVAS, batch=1, steps=CANVAS)
-    run = watched_ways(WAYS, work, prompts, settings)
+    ways = {name: (target, {"model": model, **named}) for name, (target, named) in MODELS[model].items()}
+    run = watched_ways(ways, work, prompts, settings)
     base: list[float] = []
     found = []
     for name, rounds in run.kept.items():
@@ -132,6 +214,7 @@ def measure_trained(settings: Settings) -> list[dict[str, Any]]:
         base = base or per_token
         found.append(
             {
+                "model": model,
                 "name": name,
                 "problems": len(prompts),
                 "right": sum(given == wanted for given, wanted in zip(rounds[0].answer.tokens, answers, strict=True)),

@@ -214,9 +214,12 @@ def test_logits_become_embeddings_in_the_precision_of_the_weights(bfloat16: Pair
 
 @torch.no_grad()
 def test_half_precision_is_as_near_to_full_precision_as_the_native_model_is(pair: Pair, bfloat16: Pair) -> None:
-    """Logits have a standard deviation of 1; rounding may pick another expert, so that a few rows are far off."""
+    """Logits have a standard deviation of 1; rounding may pick another expert, so that some rows are far off.
+
+    How far depends on the prompt, for both alike: the median row of eight prompts may be at 0.1 or at 0.2.
+    """
     ours_off, theirs_off = list[Tensor](), list[Tensor]()
-    for number in range(8):
+    for number in range(32):
         prefix, canvas = ids(12, number), ids(CANVAS, number + 10)
         call = {"input_ids": batched(prefix), "decoder_input_ids": batched(canvas)}
         exact, theirs = (one.native(**call).logits[0] for one in (pair, bfloat16))
@@ -224,9 +227,8 @@ def test_half_precision_is_as_near_to_full_precision_as_the_native_model_is(pair
         ours_off.append((ours[12:] - exact).square().mean(-1))
         theirs_off.append((theirs - exact).square().mean(-1))
     ours_rows, theirs_rows = torch.cat(ours_off).sqrt(), torch.cat(theirs_off).sqrt()
-    assert ours_rows.median() < 0.15
-    assert ours_rows.median() < 1.5 * theirs_rows.median()
-    assert ours_rows.square().mean().sqrt() < 1.25 * theirs_rows.square().mean().sqrt()
+    assert ours_rows.median() < 1.2 * theirs_rows.median()
+    assert ours_rows.square().mean().sqrt() < 1.1 * theirs_rows.square().mean().sqrt()
 
 
 @torch.no_grad()

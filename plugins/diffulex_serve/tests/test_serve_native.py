@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_serve.http.schemas import Generate, Job, Sampling
+from diffulex_serve.http.schemas import Generate, Job, OpenAISampling, Sampling
 from diffulex_serve.options import JobsSection, SecuritySection, ServeOptions
 from diffulex_serve.settings import read_options
 from diffulex_serve.stream.protocol import Body
@@ -25,6 +25,8 @@ def test_every_sampling_parameter_may_be_given() -> None:
     assert set(Sampling.model_fields) == {field.name for field in attrs.fields(SamplingParams)}
     assert issubclass(Generate, Sampling)
     assert issubclass(Job, Sampling)
+    # OpenAI's routes have log probabilities of their own.
+    assert set(Sampling.model_fields) - {"logprobs"} <= set(OpenAISampling.model_fields)
 
 
 def test_an_answer_tells_text_tokens_and_what_it_cost(served: Any) -> None:

@@ -21,22 +21,9 @@ from diffulex_serve.engine.status import EngineState, ReplicaStatus
 from diffulex_serve.http.metrics import Metrics
 from diffulex_serve.launch import make_client
 from diffulex_serve.options import ServeOptions, ServerSection
+from tests.integration.engine_info import INFO
 
 T = TypeVar("T")
-INFO = EngineInfo(
-    model="m",
-    family="f",
-    strategy="s",
-    block_size=4,
-    mask_token_id=1,
-    max_model_len=512,
-    max_num_reqs=4,
-    vocab_size=99,
-    num_pages=10,
-    logprobs=True,
-    sampling_defaults={},
-    pid=1,
-)
 SLACK = 2
 
 

@@ -24,7 +24,6 @@ from diffulex_serve.engine.messages import (
     Command,
     Died,
     Ended,
-    EngineInfo,
     Event,
     Load,
     Loading,
@@ -37,22 +36,9 @@ from diffulex_serve.engine.restarting import Backoff, RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.engine.status import EngineState
 from diffulex_serve.engine.watchdog import Watchdog
+from tests.integration.engine_info import INFO
 
 T = TypeVar("T")
-INFO = EngineInfo(
-    model="m",
-    family="f",
-    strategy="s",
-    block_size=4,
-    mask_token_id=1,
-    max_model_len=512,
-    max_num_reqs=4,
-    vocab_size=99,
-    num_pages=10,
-    logprobs=True,
-    sampling_defaults={},
-    pid=1,
-)
 SPEC = EngineSpec(model="tiny/llada")
 LONG = {"temperature": 0.0, "max_tokens": 440, "ignore_eos": True}
 SHORT = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}

@@ -15,27 +15,14 @@ from hypothesis import given, settings, strategies as st
 from diffulex_core.types import Canvas
 from diffulex_serve.engine.deltas import CanvasWatch
 from diffulex_serve.engine.mailbox import joined
-from diffulex_serve.engine.messages import Ended, EngineInfo, Load, Logprob, Stepped
+from diffulex_serve.engine.messages import Ended, Load, Logprob, Stepped
 from diffulex_serve.engine.wire import decode_events, encode
 from diffulex_serve.stream.committing import Commit, Committer, StreamBroken
 from diffulex_serve.stream.fold import Fold, Wishes
 from diffulex_serve.stream.protocol import Frame
 from diffulex_serve.stream.spelling import Speller
+from tests.integration.engine_info import INFO
 
-INFO = EngineInfo(
-    model="m",
-    family="f",
-    strategy="s",
-    block_size=4,
-    mask_token_id=999,
-    max_model_len=512,
-    max_num_reqs=8,
-    vocab_size=1000,
-    num_pages=10,
-    logprobs=True,
-    sampling_defaults={},
-    pid=1,
-)
 BROKEN = st.sampled_from([*"a é€😀".encode(), 0xFF, 256 + 256 * 0x82 + 0xE2, 256 + 256 * 0xC3 + 0xA9])
 """Tokens of `pair_text`: parts of characters, in no order."""
 TEXTS = st.text(st.sampled_from("abc é€😀\n"), max_size=12)

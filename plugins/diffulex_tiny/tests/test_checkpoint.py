@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from diffulex_core.engine import Diffulex
 from diffulex_core.errors import CheckpointError
@@ -52,6 +55,24 @@ def test_most_unseen_problems_are_answered_exactly_with_the_recommended_settings
         score = evaluate(engine, asked)
     assert score.accuracy >= LEAST[name, task]
     assert score.tpf >= 2
+
+
+def test_transformers_reads_tiny_gemma_with_its_settings_and_answers_alike() -> None:
+    """Its class cannot do without a vision network, so it gets a small one that is never asked."""
+    folder = TinySource().resolve("tiny/gemma")
+    assert folder is not None
+    vision = {"model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    config = DiffusionGemmaConfig.from_dict(
+        {**json.loads((folder / "config.json").read_text()), "vision_config": vision}
+    )
+    native = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, config=config, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    for problem in ASKED[:3]:
+        prompt = tokenizer(problem.prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        found = native.generate(prompt, max_new_tokens=32, disable_compile=True).sequences[0, prompt.shape[1] :]
+        assert tokenizer.decode(found, skip_special_tokens=True) == problem.answer
 
 
 @pytest.mark.parametrize("settings", [{"decoding_strategy": "multi_bd"}, {"buffer_size": 1}, {"block_size": 8}])

@@ -36,7 +36,7 @@ class Rope:
 
 @attrs.define(kw_only=True, eq=False)  # torch.compile cannot follow the constructor of a frozen one
 class Rotation:
-    """Rotation of each row's heads.
+    """Rotation of each row's heads, the same in every layer.
 
     Attributes:
         cos, sin: [rows, 1, rotary_dim / 2] float32.
@@ -44,6 +44,13 @@ class Rotation:
 
     cos: Tensor
     sin: Tensor
+    _wide_cos: Tensor = attrs.field(init=False)
+    _wide_sin: Tensor = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Both halves at once: fewer passes over them than half by half, with the same products and sums.
+        self._wide_cos = torch.cat((self.cos, self.cos), dim=-1)
+        self._wide_sin = torch.cat((-self.sin, self.sin), dim=-1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, heads, head_dim] -> the same, its leading dimensions rotated in fp32 and cast back."""
@@ -51,7 +58,5 @@ class Rotation:
         wide = x.float()
         turning, rest = wide[..., : 2 * half], wide[..., 2 * half :]
         a, b = turning.split(half, dim=-1)
-        # Both halves at once: fewer passes over them than half by half, with the same products and sums.
-        cos, sin = torch.cat((self.cos, self.cos), dim=-1), torch.cat((-self.sin, self.sin), dim=-1)
-        turned = (turning * cos).add_(torch.cat((b, a), dim=-1).mul_(sin))
+        turned = (turning * self._wide_cos).add_(torch.cat((b, a), dim=-1).mul_(self._wide_sin))
         return (torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned).to(x.dtype)

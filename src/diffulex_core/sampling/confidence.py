@@ -152,11 +152,12 @@ def settle(
             `scores`.
     """
     basis = scores if basis is None else basis
+    score = at_columns(scores, columns).double()
     offer = Offer(
-        score=at_columns(scores, columns).double(),
+        score=score,
         token=columns.double() + start,
         log_sum=log_sum(basis),
-        weighed=at_columns(basis, columns).double(),
+        weighed=score if basis is scores else at_columns(basis, columns).double(),
     )
     said = list[Said]()
     for measure, at in asked(kinds):

@@ -72,7 +72,8 @@ class PackedSampler:
         asked = None if batch.questions is None else scores.clone()
         untouched = scores[clean]
         report = Reported.of(batch, scores)
-        scores /= _column(np.where(drawn, temperature, 1.0), scores)
+        if drawn.any():
+            scores /= _column(np.where(drawn, temperature, 1.0), scores)
         scores = self._restrict(scores, params, row_params)
         columns = choose.greedy(scores)
         if drawn.any():
@@ -87,7 +88,7 @@ class PackedSampler:
             parts.append(answer(asked, held, batch.questions, self._tp))
         if report is not None:
             parts.append(report.measure(settled.tokens, held, self._tp))
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def selectable(self, batch: SamplingBatch) -> BoolArray:
         """See `SelectingSampler`."""

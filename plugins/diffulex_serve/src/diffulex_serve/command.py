@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
 from diffulex_core.config import KeySpec, read_config_file
@@ -17,6 +16,7 @@ from diffulex_core.config.convert import choices_of
 from diffulex_core.config.describe import allowed, type_name
 from diffulex_core.config.schema import build_schema, core_sections
 from diffulex_core.host import Host
+from diffulex_serve.arguments import config_arguments, read_settings
 from diffulex_serve.options import TITLE
 from diffulex_serve.settings import divide, read_options, serve_schema
 
@@ -111,13 +111,18 @@ def _run(
     options = read_options(table=table, file_name=str(config_file), environ=os.environ, typed=own)
     # Before anything that takes time: the commonest mistake is that the server runs already.
     with listen(options.server.host, options.server.port) as listener:
+        manifest = host.manifest()
         spec = EngineSpec(
-            model=model, texts=engine, config_file=file, given_by="the command line", manifest=host.manifest()
+            model=model,
+            texts=engine,
+            config_file=file,
+            given_by="the command line",
+            plugins=tuple(plugin for plugin, _, _ in manifest),
+            manifest=manifest,
         )
         loaded = spec.load(host)
         name = options.server.served_model_name or loaded.config.model.model
         configure_logs(options.server)
-        spec = attrs.evolve(spec, plugins=tuple(plugin for plugin, _, _ in host.manifest()))
         replicas, texts = loaded.config.parallel.data_parallel_size, Texts(loaded.tokenizer)
         asyncio.run(run(spec, options, model=name, texts=texts, replicas=replicas, listener=listener))
 
@@ -135,11 +140,8 @@ def _divide_typed(typed: Mapping[str, str | None], settings: Sequence[str]) -> t
         name = variable.removeprefix("key_").replace("__", ".")
         if text is not None:
             (own if name in serve.by_name else engine)[name] = text
-    for setting in settings:
-        name, separator, text = setting.partition("=")
-        name = name.strip().replace("-", "_").removeprefix(f"{TITLE}.")
-        if not separator or not name:
-            raise click.BadParameter(f"{setting!r} is not of the form KEY=VALUE", param_hint="--set")
+    for name, text in read_settings(settings):
+        name = name.removeprefix(f"{TITLE}.")
         (own if name in serve.by_name else engine)[name] = text
     return own, engine
 
@@ -147,17 +149,7 @@ def _divide_typed(typed: Mapping[str, str | None], settings: Sequence[str]) -> t
 def _common_options() -> list[click.Parameter]:
     return [
         click.Option(["--model"], help="Checkpoint: a directory, or a name such as tiny/llada."),
-        click.Option(
-            ["--config", "config_file"],
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="YAML, TOML or JSON file with configuration keys; those of the server below 'serve:'.",
-        ),
-        click.Option(
-            ["--set", "settings"],
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set any configuration key; may be repeated.",
-        ),
+        *config_arguments("those of the server below 'serve:'"),
         click.Option(["--no-restart"], is_flag=True, help="Leave an engine that died dead; short for --restart false."),
     ]
 

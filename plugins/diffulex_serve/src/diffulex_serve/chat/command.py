@@ -12,6 +12,7 @@ import attrs
 import click
 
 from diffulex_core.host import Host
+from diffulex_serve.arguments import config_arguments, read_settings
 from diffulex_serve.chat.settings import KNOBS, Settings
 
 if TYPE_CHECKING:
@@ -94,25 +95,15 @@ def _inline(host: Host, model: str | None, config_file: Path | None, settings: S
 
     _, file = divide(None if config_file is None else read_config_file(config_file))
     manifest = host.manifest()
-    plugins = tuple(plugin for plugin, _, _ in manifest)
-    spec = EngineSpec(model=model, texts=_keys(settings), config_file=file, plugins=plugins, manifest=manifest)
+    spec = EngineSpec(
+        model=model,
+        texts=dict(read_settings(settings)),
+        config_file=file,
+        plugins=tuple(plugin for plugin, _, _ in manifest),
+        manifest=manifest,
+    )
     loaded = spec.load(host)
     return InlineLink(inline_client(spec.open), Texts(loaded.tokenizer), model=loaded.config.model.model)
-
-
-def _keys(settings: Sequence[str]) -> Mapping[str, str]:
-    """Configuration keys as they were typed.
-
-    Raises:
-        click.BadParameter: one is not of the form KEY=VALUE.
-    """
-    keys = {}
-    for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator or not name.strip():
-            raise click.BadParameter(f"{setting!r} is not of the form KEY=VALUE", param_hint="--set")
-        keys[name.strip().replace("-", "_")] = text
-    return keys
 
 
 def _options() -> list[click.Parameter]:
@@ -122,17 +113,7 @@ def _options() -> list[click.Parameter]:
             ["--api-key"], envvar="DIFFULEX_SERVE__API_KEY", help="The server's key; better set in the environment."
         ),
         click.Option(["--model"], help="Checkpoint for an engine of this process: a directory, or a name."),
-        click.Option(
-            ["--config", "config_file"],
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="YAML, TOML or JSON file with the engine's keys, and a 'chat:' table of sampling options.",
-        ),
-        click.Option(
-            ["--set", "settings"],
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set a configuration key of the engine; may be repeated.",
-        ),
+        *config_arguments("sampling options below 'chat:'"),
         *(
             click.Option(
                 [f"--{knob.field.replace('_', '-')}", name],

@@ -33,26 +33,23 @@ Biases = Annotated[
 """By token id."""
 
 
-class Sampling(BaseModel):
-    """The fields of `SamplingParams`; what is left out is the checkpoint's recommendation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
+class AnySampling(BaseModel):
+    """The fields of `SamplingParams` that mean the same in every body; what is left out is the checkpoint's advice."""
 
     temperature: Temperature | None = None
-    max_tokens: Count | None = None
-    max_nfe: Count | None = None
-    max_repetition_run: Count | None = None
-    ignore_eos: bool | None = None
     top_p: TopP | None = None
     top_k: Count | None = None
     min_p: Share | None = None
     seed: Whole | None = None
+    max_tokens: Count | None = None
+    max_nfe: Count | None = None
+    max_repetition_run: Count | None = None
+    ignore_eos: bool | None = None
     stop: Stops | None = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
     confidence: Literal["prob", "margin", "neg_entropy"] | None = None
     thresholds: dict[str, Number] | None = Field(default=None, max_length=32)
     logit_bias: Biases | None = None
-    logprobs: Logprobs | None = None
     skip_special_tokens: bool | None = None
     sparse: dict[str, Any] | None = None
     gen_length: Length | None = None
@@ -66,6 +63,14 @@ class Sampling(BaseModel):
     alg_temp: Number | None = None
     eps: Number | None = None
     skip_empty_steps: bool | None = None
+
+
+class Sampling(AnySampling):
+    """All fields of `SamplingParams`, and no other."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    logprobs: Logprobs | None = None
 
 
 class Generate(Sampling):
@@ -115,7 +120,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class OpenAISampling(BaseModel):
+class OpenAISampling(AnySampling):
     """What both of OpenAI's routes take. Other fields of theirs are ignored where they have no meaning here.
 
     Fields of `SamplingParams` that OpenAI does not know may be given too, as with `extra_body` of its client.
@@ -124,39 +129,12 @@ class OpenAISampling(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    max_tokens: Count | None = None
     n: Whole | None = Field(default=None, ge=1)
-    stop: Stops | None = None
-    seed: Whole | None = None
-    logit_bias: Biases | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: Number | None = None
     presence_penalty: Number | None = None
     user: str | None = None
-    top_k: Count | None = None
-    min_p: Share | None = None
-    max_nfe: Count | None = None
-    max_repetition_run: Count | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
-    thresholds: dict[str, Number] | None = Field(default=None, max_length=32)
-    skip_special_tokens: bool | None = None
-    gen_length: Length | None = None
-    steps: Length | None = None
-    block_length: Length | None = None
-    cfg_scale: Annotated[float, Field(allow_inf_nan=False, ge=0, le=1000)] | None = None
-    confidence: Literal["prob", "margin", "neg_entropy"] | None = None
-    sparse: dict[str, Any] | None = None
-    remasking: str | None = None
-    suppress_eos: bool | None = None
-    defer_eos: bool | None = None
-    alg: str | None = None
-    alg_temp: Number | None = None
-    eps: Number | None = None
-    skip_empty_steps: bool | None = None
 
 
 class ChatCompletion(OpenAISampling):
