@@ -82,13 +82,22 @@ class SendsTwoToOnePlace(Resolver):
         return attrs.evolve(resolved, shard_id="gate") if gate else resolved
 
 
+def give_storage(network: nn.Module) -> None:
+    """Storage on the CPU, NaN where it is new: its memory may hold the numbers of the network before."""
+    new = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
+    materialise(network.requires_grad_(False), CPU)
+    tensors = network.state_dict()
+    for name in new:
+        tensors[name].fill_(torch.nan)
+
+
 class Careless(Load):
     """A loader without books: it takes every file that it finds and copies what it knows."""
 
     def __call__(
         self, network: nn.Module, resolver: WeightResolver, folder: Path, config: Mapping[str, Any], owner: str
     ) -> LoadReport:
-        materialise(network.requires_grad_(False), CPU)
+        give_storage(network)
         targets = Ledger.of(network).targets
         resolve = Resolution.of(network, resolver, config, torch.float32)
         files, done = self.files(folder), 0

@@ -131,7 +131,7 @@ class Desk:
         self.draining = False
         self.created = int(time.time())
         self._inside = 0
-        self._last_step = -1
+        self._last_step = client.load.step
         self._named: dict[str, set[str]] = {}
         """Ids of the requests that a client knows by one name."""
         self.stepped_at: float | None = None
