@@ -1,41 +1,26 @@
-"""Packing a step's ragged windows into flat arrays: slots, visibility, and the rows to sample. Host side only."""
+"""Packing a step's ragged windows into flat arrays: their rows, and those to sample. Host side only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import attrs
 import numpy as np
 
 from diffulex_core.asked_rows import AskedRows, Guided
 from diffulex_core.blend_columns import BlendColumns
-from diffulex_core.pattern import AttentionPattern, Extent, IntArray, Phase
+from diffulex_core.layout import Layout
+from diffulex_core.padding import pad, round_up
+from diffulex_core.pattern import AttentionPattern, IntArray
 from diffulex_core.types import (
     NO_ROW,
     BoolArray,
     FloatArray,
     Refresh,
-    RowRuns,
     SamplingBatch,
-    Spans,
     StepPlan,
     Windows,
 )
-
-Array = TypeVar("Array", IntArray, BoolArray)
-
-ROW_MULTIPLE = 8
-"""Rows are padded to a multiple of this, so that matrix kernels treat a row alike whatever stands beside it."""
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Visibility:
-    """Key intervals of all rows for one layer kind: [rows] start and exclusive end, and the same as runs of rows."""
-
-    key_start: IntArray
-    key_end: IntArray
-    runs: RowRuns
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -76,12 +61,8 @@ class PackedStep:
     """The rows of a plan, padded to `ROW_MULTIPLE`.
 
     Attributes:
-        input_ids, positions: [rows] int64; 0 in padding rows.
-        slots: [rows] int64 physical slot of each row's K/V; -1 in padding rows and in rows that store nothing.
-        row_sequence: [rows] int64 index of the row's sequence; 0 in padding rows.
-        final: [rows] bool: the row's K/V will not change again; False in padding rows.
-        page_tables: [sequences, pages] int64, -1 where a table ends; a window's second sequence follows its first.
-        visibility: one entry for each layer kind.
+        input_ids: [rows] int64; 0 in padding rows.
+        layout: where the rows stand and what they see; a window's second sequence follows its first.
         head_rows: [n] rows that go through the head, without padding; `CARRIED` where it is one of an earlier step.
         carried: requests whose kept rows those are, one for each `CARRIED` in `head_rows`.
         guided: which of them are joined with rows of second sequences.
@@ -97,12 +78,7 @@ class PackedStep:
     """
 
     input_ids: IntArray
-    positions: IntArray
-    slots: IntArray
-    row_sequence: IntArray
-    final: BoolArray
-    page_tables: IntArray
-    visibility: tuple[Visibility, ...]
+    layout: Layout
     head_rows: IntArray
     carried: tuple[int, ...]
     guided: Guided
@@ -117,7 +93,13 @@ class PackedStep:
     refreshes: tuple[PackedRefresh, ...]
 
 
-def pack(plan: StepPlan, pattern: AttentionPattern, widths: Sequence[int | None], page_size: int) -> PackedStep:
+def pack(
+    plan: StepPlan,
+    pattern: AttentionPattern,
+    widths: Sequence[int | None],
+    page_size: int,
+    before: Layout | None = None,
+) -> PackedStep:
     """Lay out the rows of `plan`.
 
     Args:
@@ -125,28 +107,18 @@ def pack(plan: StepPlan, pattern: AttentionPattern, widths: Sequence[int | None]
         pattern: who sees whom.
         widths: sliding-window width of each layer kind, None for full attention.
         page_size: slots per page.
+        before: as for `Layout.of`.
     """
     windows = Windows.of(plan.windows)
     fed = _sequences(windows)
-    spans = fed.spans
-    lengths = spans.end - spans.start
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    total = int(offsets[-1])
-    padded = round_up(total)
-    owners = np.repeat(np.arange(len(spans)), lengths)
-    positions = np.arange(total) + np.repeat(spans.start - offsets[:-1], lengths)
-    page_tables = _page_tables(fed.page_tables)
+    layout = Layout.of(fed, pattern, widths, page_size, before=before)
+    spans, offsets = fed.spans, layout.offsets
     asked = AskedRows(windows, _first_rows(windows, offsets))
     keeping = np.flatnonzero(spans.keep != NO_ROW)
     recalled, remembered = windows.spans.recalling, windows.spans.remembering
     return PackedStep(
-        input_ids=_pad(spans.tokens, padded, 0),
-        positions=_pad(positions, padded, 0),
-        slots=_pad(_slots(spans, positions, owners, page_tables, page_size), padded, -1),
-        row_sequence=_pad(owners, padded, 0),
-        final=_pad(positions < np.repeat(spans.store_until, lengths), padded, False),
-        page_tables=page_tables,
-        visibility=tuple(_visibility(fed, pattern, widths, positions, owners)),
+        input_ids=pad(spans.tokens, len(layout.positions), 0),
+        layout=layout,
         head_rows=asked.head_rows,
         carried=asked.carried,
         guided=asked.guided(),
@@ -181,19 +153,6 @@ def parts_of_head(count: int, guided: IntArray, budget: int) -> list[tuple[int, 
     return [*parts, (begin, len(costs))]
 
 
-def round_up(rows: int) -> int:
-    """The smallest multiple of `ROW_MULTIPLE` that holds `rows`."""
-    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-
-
-def _pad(values: Array, length: int, fill: int) -> Array:
-    if len(values) == length:
-        return values
-    padded = np.full(length, fill, dtype=values.dtype)
-    padded[: len(values)] = values
-    return padded
-
-
 def _sequences(windows: Windows) -> Windows:
     """The plan's windows, and behind each one of its own for its second sequence, which samples nothing."""
     if all(span.guidance is None for span in windows.spans.special.values()):
@@ -215,74 +174,6 @@ def _first_rows(windows: Windows, offsets: IntArray) -> IntArray:
     sizes[[index for index, span in windows.spans.special.items() if span.guidance is not None]] = 2
     first: IntArray = offsets[np.cumsum(sizes) - sizes]
     return first
-
-
-def _page_tables(tables: Sequence[IntArray]) -> IntArray:
-    """[sequences, pages] -1 where a table ends."""
-    filled = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int64)
-    for row, table in zip(filled, tables, strict=True):
-        row[: len(table)] = table
-    return filled
-
-
-def _slots(spans: Spans, positions: IntArray, owners: IntArray, page_tables: IntArray, page_size: int) -> IntArray:
-    """[rows] physical slot of each row, -1 where nothing is stored."""
-    stored, logical = None, positions
-    if (spans.store_from > spans.start).any():
-        stored = positions >= spans.store_from[owners]
-    packed = {index: span for index, span in spans.special.items() if span.packed is not None}
-    if packed:
-        shifts = np.zeros(len(spans), dtype=np.int64)
-        shifts[[*packed]] = [(span.packed or 0) - span.first_stored for span in packed.values()]
-        logical = positions + shifts[owners]
-    if stored is not None:
-        logical = np.where(stored, logical, 0)
-    pages = logical // page_size
-    # One index into the flat tables: two would cost three times as much.
-    physical = page_tables.ravel().take(owners * page_tables.shape[1] + pages)
-    slots: IntArray = (physical - pages) * page_size + logical
-    return slots if stored is None else np.where(stored, slots, -1)
-
-
-def _visibility(
-    windows: Windows,
-    pattern: AttentionPattern,
-    widths: Sequence[int | None],
-    positions: IntArray,
-    owners: IntArray,
-) -> Iterator[Visibility]:
-    """The keys of all rows, layer kind by layer kind. The pattern is asked once for all rows of a phase."""
-    spans = windows.spans
-    lengths = spans.end - spans.start
-    last = spans.end.copy()
-    for index, span in spans.special.items():
-        last[index] = span.slots if span.visible_end is None else span.visible_end
-    prompts, finals, ends = (np.repeat(each, lengths) for each in (windows.prompt_lens, spans.store_until, last))
-    extents = list[tuple[slice | BoolArray, Extent]]()
-    for phase in Phase:
-        mine = [each is phase for each in spans.phases]
-        if any(mine):
-            rows = slice(None) if all(mine) else np.array(mine)[owners]
-            extent = Extent(prompt_len=prompts[rows], phase=phase, final_end=finals[rows], end=ends[rows])
-            extents.append((rows, extent))
-    padded = round_up(len(positions))
-    key_end = np.zeros(padded, dtype=np.int64)
-    for rows, extent in extents:
-        key_end[: len(positions)][rows] = np.minimum(pattern.key_end(positions[rows], extent), extent.end)
-    packed = [index for index, span in spans.special.items() if span.packed is not None]
-    if packed:
-        key_end[: len(positions)] = np.where(np.isin(owners, packed), ends, key_end[: len(positions)])
-    for width in widths:
-        key_start = np.zeros(padded, dtype=np.int64)
-        if width is not None:
-            assert not packed, "slots of kept K/V are no positions, so a sliding window cannot find its own"
-            for rows, extent in extents:
-                key_start[: len(positions)][rows] = pattern.key_start(positions[rows], extent, width)
-        yield Visibility(
-            key_start=key_start,
-            key_end=key_end,
-            runs=RowRuns(key_start=key_start, key_end=key_end, row_sequence=owners),
-        )
 
 
 def _refreshes(windows: Windows, offsets: IntArray, page_size: int) -> Iterator[PackedRefresh]:

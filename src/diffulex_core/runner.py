@@ -13,8 +13,11 @@ from diffulex_core.context import ForwardContext, Refreshing, SoftInputs
 from diffulex_core.graphs.forward import EagerForward, Forward
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
-from diffulex_core.packing import ROW_MULTIPLE, BlendedRows, PackedStep, pack, parts_of_head, round_up
+from diffulex_core.layout import Layout
+from diffulex_core.packing import BlendedRows, PackedStep, pack, parts_of_head
+from diffulex_core.padding import ROW_MULTIPLE, round_up
 from diffulex_core.pattern import AttentionPattern, IntArray
+from diffulex_core.placed import PlacedLayout
 from diffulex_core.profiling.stages import StageClock, stage_seconds
 from diffulex_core.protocols import (
     AttentionBackend,
@@ -28,7 +31,7 @@ from diffulex_core.protocols import (
 )
 from diffulex_core.sampling.facts import SelectingNetwork, SelectingSampler
 from diffulex_core.transfer import on_device
-from diffulex_core.types import CARRIED, AttentionBatch, BoolArray, Decision, StepOutput, StepPlan
+from diffulex_core.types import CARRIED, BoolArray, Decision, StepOutput, StepPlan
 
 
 class EagerRunner:
@@ -61,6 +64,7 @@ class EagerRunner:
         self._kv_store: KVStore | None = kv_store
         self._page_size = page_size
         self._device = device
+        self._placed: PlacedLayout | None = None
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
         self._partwise = sampler if isinstance(sampler, PartwiseSampler) else None
@@ -87,8 +91,10 @@ class EagerRunner:
         self._clock.begin("pack")
         self._kept.drop(plan.ended)
         self._beliefs.drop(plan.ended)
-        step = pack(plan, self._pattern, self._model.windows, self._page_size)
-        inputs = self._move(step.input_ids), self._move(step.positions), self._context(step)
+        before = None if self._placed is None else self._placed.layout
+        step = pack(plan, self._pattern, self._model.windows, self._page_size, before)
+        placed = self._place(step.layout)
+        inputs = self._move(step.input_ids), placed.positions, self._context(step, placed)
         self._clock.begin("forward")
         hidden, how = self._forward(plan, *inputs)
         self._clock.begin("sample")
@@ -108,6 +114,7 @@ class EagerRunner:
         self._forward = None
         self._selects = None
         self._kv_store = None
+        self._placed = None
         self._kept = HiddenRows()
         self._beliefs = Beliefs()
 
@@ -227,26 +234,21 @@ class EagerRunner:
             chosen[self._move(np.flatnonzero(step.head_rows == CARRIED))] = self._kept.take(step.carried)
         return chosen
 
-    def _context(self, step: PackedStep) -> ForwardContext:
+    def _place(self, layout: Layout) -> PlacedLayout:
+        """The layout on the device, where it is already if the step before had it."""
+        if self._placed is None or self._placed.layout is not layout:
+            self._placed = PlacedLayout.of(layout, self._page_size, self._device)
+        return self._placed
+
+    def _context(self, step: PackedStep, placed: PlacedLayout) -> ForwardContext:
         assert self._kv_store is not None
-        page_tables, row_sequence = self._move(step.page_tables), self._move(step.row_sequence)
         return ForwardContext(
-            slots=self._move(step.slots),
+            slots=placed.slots,
             key_pages=self._kv_store.key_pages,
             value_pages=self._kv_store.value_pages,
-            batches=tuple(
-                AttentionBatch(
-                    key_start=self._move(visibility.key_start),
-                    key_end=self._move(visibility.key_end),
-                    row_sequence=row_sequence,
-                    page_tables=page_tables,
-                    page_size=self._page_size,
-                    runs=visibility.runs,
-                )
-                for visibility in step.visibility
-            ),
+            batches=placed.batches,
             backend=self._backend,
-            final=self._move(step.final),
+            final=placed.final,
             soft=self._soft_inputs(step),
             refreshes=tuple(
                 Refreshing(start=each.start, end=each.end, slots=self._move(each.slots), refresh=each.refresh)

@@ -113,10 +113,10 @@ class Reader:
         full = [window.span.rows for window in plan.windows if window.span.full_pass]
         assert self.cap is None or len(full) <= 1 or sum(full) <= self.cap
         step = pack(plan, PATTERN, [None], PAGE)
-        slots = step.slots[: plan.rows]
+        slots = step.layout.slots[: plan.rows]
         stored = slots >= 0
         assert len(np.unique(slots[stored])) == stored.sum(), "two rows share a slot"
-        content = step.input_ids[: plan.rows] * 1000 + step.positions[: plan.rows]
+        content = step.input_ids[: plan.rows] * 1000 + step.layout.positions[: plan.rows]
         self._memory[slots[stored]] = content[stored]
         decisions, sampled, row = [], 0, 0
         second = dict(zip(step.guided.at.tolist(), step.guided.rows.tolist(), strict=True))
@@ -129,9 +129,9 @@ class Reader:
             for group in window.span.groups:
                 for position in group.positions.tolist():
                     head = step.head_rows[sampled]
-                    assert step.positions[head] == position - self._shift(window)
+                    assert step.layout.positions[head] == position - self._shift(window)
                     if window.span.guidance is not None:
-                        assert step.positions[second[sampled]] == step.positions[head]
+                        assert step.layout.positions[second[sampled]] == step.layout.positions[head]
                     tokens.append(hash((position, *seen)) % 9)
                     sampled += 1
             decisions.append(_decision(window, tokens))
@@ -143,11 +143,11 @@ class Reader:
     def _sees(self, window: Window, step: PackedStep, row: int, *, blind: bool) -> list[int]:
         """What all rows of a sequence see, which must be what was stored for this very request."""
         span, key = window.span, (window.request_id, blind)
-        [visibility] = step.visibility
+        [visibility] = step.layout.visibility
         ends = visibility.key_end[row : row + len(span.tokens)]
         assert (ends == ends[0]).all()
         at = np.arange(ends[0])
-        pages = step.page_tables[step.row_sequence[row]]
+        pages = step.layout.page_tables[step.layout.row_sequence[row]]
         seen: list[int] = self._memory[pages[at // PAGE] * PAGE + at % PAGE].tolist()
         tokens = span.tokens if span.guidance is None or not blind else span.guidance.tokens
         fresh = tokens * 1000 + np.arange(span.start, span.end)

@@ -15,6 +15,7 @@ import pytest
 
 from diffulex_core.blocks import BlockRequest
 from diffulex_core.kv_cache import PagedKVCache
+from diffulex_core.layout import Layout
 from diffulex_core.packing import pack
 from diffulex_core.pattern import BlockCausal
 from diffulex_core.protocols import ReqFactory
@@ -114,13 +115,15 @@ def count(prompt: int, into: Counter, make: ReqFactory = BlockRequest, options: 
         tokens = (np.arange(prompt) * 7 + 31 * request_id) % 90
         scheduler.add(make(request_id=request_id, prompt=tokens, params=params, context=context))
     counted = Counted()
+    layout: Layout | None = None
 
     def step(counting: Callable[[], AbstractContextManager[None]]) -> None:
+        nonlocal layout
         with counting():
             plan = scheduler.schedule()
         assert plan is not None
         with counting():
-            pack(plan, pattern, [None], PAGE)
+            layout = pack(plan, pattern, [None], PAGE, layout).layout
         counted.rows = plan.rows
         output = StepOutput(decisions=tuple(map(one_of_each_group, plan.windows)), head_rows=0)
         with counting():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from diffulex_core.packing import PackedStep, pack, round_up
+from diffulex_core.packing import PackedStep, pack
+from diffulex_core.padding import round_up
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import CARRIED, Guidance, Refresh, SampleGroup, Span, StepPlan, Window
@@ -101,10 +102,10 @@ def test_every_row_carries_its_token_position_and_slot(step: Step) -> None:
     result = packed(step)
     for row, (index, window, position) in enumerate(rows_of(step.plan)):
         assert result.input_ids[row] == window.span.tokens[position - window.span.start]
-        assert result.positions[row] == position
-        assert result.row_sequence[row] == index
+        assert result.layout.positions[row] == position
+        assert result.layout.row_sequence[row] == index
         slot = window.page_table[position // step.page_size] * step.page_size + position % step.page_size
-        assert result.slots[row] == (slot if position >= window.span.store_from else -1)
+        assert result.layout.slots[row] == (slot if position >= window.span.store_from else -1)
 
 
 @given(steps())
@@ -112,7 +113,7 @@ def test_every_row_carries_its_token_position_and_slot(step: Step) -> None:
 def test_a_row_is_final_when_it_lies_below_what_its_span_stores(step: Step) -> None:
     result = packed(step)
     told = [position < window.span.store_until for _, window, position in rows_of(step.plan)]
-    assert result.final.tolist() == told + [False] * (len(result.input_ids) - len(told))
+    assert result.layout.final.tolist() == told + [False] * (len(result.input_ids) - len(told))
 
 
 @given(steps())
@@ -123,9 +124,15 @@ def test_padding_reaches_the_next_multiple_and_stores_and_sees_nothing(step: Ste
     assert len(result.input_ids) == round_up(rows)
     assert round_up(rows) - rows in range(8)
     assert round_up(rows) % 8 == 0
-    [visibility] = result.visibility
-    assert (result.slots[rows:] == -1).all()
-    for padded in (result.input_ids, result.positions, result.row_sequence, visibility.key_start, visibility.key_end):
+    [visibility] = result.layout.visibility
+    assert (result.layout.slots[rows:] == -1).all()
+    for padded in (
+        result.input_ids,
+        result.layout.positions,
+        result.layout.row_sequence,
+        visibility.key_start,
+        visibility.key_end,
+    ):
         assert len(padded) == round_up(rows)
         assert (padded[rows:] == 0).all()
 
@@ -136,14 +143,14 @@ def test_page_tables_end_with_minus_one(step: Step) -> None:
     result = packed(step)
     for index, window in enumerate(step.plan.windows):
         held = len(window.page_table)
-        assert result.page_tables[index, :held].tolist() == window.page_table.tolist()
-        assert (result.page_tables[index, held:] == -1).all()
+        assert result.layout.page_tables[index, :held].tolist() == window.page_table.tolist()
+        assert (result.layout.page_tables[index, held:] == -1).all()
 
 
 @given(steps(), st.sampled_from([1, 2, 5, 100]))
 @settings(deadline=None)
 def test_a_row_sees_what_the_strategy_says_within_the_sliding_window(step: Step, width: int) -> None:
-    full, sliding = packed(step, (None, width)).visibility
+    full, sliding = packed(step, (None, width)).layout.visibility
     block = step.pattern.block_size
     for row, (_, window, position) in enumerate(rows_of(step.plan)):
         end = visible_end(
@@ -164,19 +171,19 @@ def test_nothing_past_the_fed_rows_is_seen() -> None:
     span = Span(start=0, tokens=np.arange(6), catch_up=6, store_until=4, phase=Phase.DECODE, groups=(), advances=False)
     window = Window(request_id=0, span=span, prompt_len=6, page_table=np.array([3, 1]), params=SamplingParams(), draw=0)
     result = pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=4), [None], 4)
-    assert result.visibility[0].key_end.tolist() == [4, 4, 4, 4, 6, 6, 0, 0]
+    assert result.layout.visibility[0].key_end.tolist() == [4, 4, 4, 4, 6, 6, 0, 0]
 
 
 @given(steps(), st.sampled_from([None, 1, 3]))
 @settings(deadline=None)
 def test_runs_are_the_same_visibility_in_the_fewest_pieces(step: Step, width: int | None) -> None:
     result = packed(step, (width,))
-    [visibility] = result.visibility
+    [visibility] = result.layout.visibility
     rows = step.plan.rows
     told = [
         (sequence, start, end)
         for sequence, start, end in zip(
-            result.row_sequence[:rows].tolist(),
+            result.layout.row_sequence[:rows].tolist(),
             visibility.key_start[:rows].tolist(),
             visibility.key_end[:rows].tolist(),
             strict=True,
@@ -261,11 +268,11 @@ def test_rows_behind_kept_pairs_follow_them_in_the_pages_and_all_see_both(
     result = pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=2), [None], page_size)
     rows = length + before
     expected = [table[slot // page_size] * page_size + slot % page_size for slot in range(packed_slots, span.slots)]
-    assert result.slots[:rows].tolist() == [-1] * before + expected
-    assert result.positions[:rows].tolist() == list(range(first, start + length))
-    assert result.visibility[0].key_start[:rows].tolist() == [0] * rows
-    assert result.visibility[0].key_end[:rows].tolist() == [span.slots] * rows
-    assert not result.final.any()
+    assert result.layout.slots[:rows].tolist() == [-1] * before + expected
+    assert result.layout.positions[:rows].tolist() == list(range(first, start + length))
+    assert result.layout.visibility[0].key_start[:rows].tolist() == [0] * rows
+    assert result.layout.visibility[0].key_end[:rows].tolist() == [span.slots] * rows
+    assert not result.layout.final.any()
     with pytest.raises(AssertionError, match="sliding window"):
         pack(StepPlan(step=0, windows=(window,)), BlockCausal(block_size=2), [8], page_size)
 

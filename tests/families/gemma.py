@@ -25,9 +25,10 @@ from diffulex_core.kernels.layers import LayerKernels
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import PackedStep, pack
 from diffulex_core.pattern import Phase
+from diffulex_core.placed import PlacedLayout
 from diffulex_core.protocols import AttentionBackend
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import AttentionBatch, Span, StepPlan, Window
+from diffulex_core.types import Span, StepPlan, Window
 from diffulex_core.weights import load_weights
 from diffulex_gemma.config import gemma_spec
 from diffulex_gemma.model import DiffusionGemma
@@ -151,7 +152,7 @@ class Bench:
         """One forward over all of them: the final hidden states [rows, hidden] of each."""
         step = self._pack(sequences)
         context = self._context(step, self._soft(sequences))
-        hidden = self.model(torch.from_numpy(step.input_ids), torch.from_numpy(step.positions), context)
+        hidden = self.model(torch.from_numpy(step.input_ids), torch.from_numpy(step.layout.positions), context)
         lengths = [len(fed.tokens) for fed in sequences]
         return list(hidden[: sum(lengths)].split(lengths))
 
@@ -190,23 +191,13 @@ class Bench:
         return SoftInputs(rows=torch.tensor(rows), embeddings=torch.cat(parts)) if parts else None
 
     def _context(self, step: PackedStep, soft: SoftInputs | None) -> ForwardContext:
-        batches = tuple(
-            AttentionBatch(
-                key_start=torch.from_numpy(visibility.key_start),
-                key_end=torch.from_numpy(visibility.key_end),
-                row_sequence=torch.from_numpy(step.row_sequence),
-                page_tables=torch.from_numpy(step.page_tables),
-                page_size=self.page_size,
-                runs=visibility.runs,
-            )
-            for visibility in step.visibility
-        )
+        placed = PlacedLayout.of(step.layout, self.page_size, torch.device("cpu"))
         return ForwardContext(
-            slots=torch.from_numpy(step.slots),
+            slots=placed.slots,
             key_pages=self.store.key_pages,
             value_pages=self.store.value_pages,
-            batches=batches,
+            batches=placed.batches,
             backend=self.backend,
-            final=torch.from_numpy(step.final),
+            final=placed.final,
             soft=soft,
         )

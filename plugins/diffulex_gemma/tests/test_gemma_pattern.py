@@ -31,7 +31,7 @@ def sees(fed: Fed, query: int, key: int, window: int | None) -> bool:
 
 @given(fed=spans(), window=st.sampled_from([None, 1, 2, 5, 100]))
 def test_a_packed_span_sees_what_the_rule_says(fed: Fed, window: int | None) -> None:
-    [visibility] = pack(plan_of([fed]), PATTERN, (window,), 4).visibility
+    [visibility] = pack(plan_of([fed]), PATTERN, (window,), 4).layout.visibility
     for row in range(len(fed.tokens)):
         query = fed.start + row
         seen = set(range(visibility.key_start[row], visibility.key_end[row]))

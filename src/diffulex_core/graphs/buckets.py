@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from diffulex_core.packing import ROW_MULTIPLE
+from diffulex_core.padding import ROW_MULTIPLE
 
 _FEW_ROWS = 64
 MOST_ROWS = 1024

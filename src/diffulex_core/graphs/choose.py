@@ -12,7 +12,7 @@ from diffulex_core.distributed import Communicator
 from diffulex_core.graphs.buckets import MOST_ROWS, Limits
 from diffulex_core.graphs.capture import CudaGraphs, Graphs, Rerun
 from diffulex_core.graphs.forward import EagerForward, Forward, Network, StaticForward
-from diffulex_core.packing import round_up
+from diffulex_core.padding import round_up
 
 if TYPE_CHECKING:
     from diffulex_core.config import EngineConfig

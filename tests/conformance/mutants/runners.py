@@ -12,6 +12,7 @@ from torch import Tensor
 from diffulex_core.hidden_rows import HiddenRows
 from diffulex_core.kv_store import KVStore
 from diffulex_core.packing import PackedStep
+from diffulex_core.placed import PlacedLayout
 from diffulex_core.protocols import ModelRunner
 from diffulex_core.runner import EagerRunner
 from diffulex_core.testing.check import AnyCheck
@@ -79,8 +80,8 @@ class SeesOneBlock(EagerRunner):
         super().__init__(pattern=pattern, page_size=page_size, **given)
         self._size = page_size
 
-    def _context(self, step: PackedStep) -> Any:
-        context = super()._context(step)
+    def _context(self, step: PackedStep, placed: PlacedLayout) -> Any:
+        context = super()._context(step, placed)
         batches = tuple(self._narrowed(batch) for batch in context.batches)
         return attrs.evolve(context, batches=batches)
 

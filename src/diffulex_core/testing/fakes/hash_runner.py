@@ -81,17 +81,24 @@ class HashRunner:
 
     def _forward(self, rows: int, step: PackedStep, damaged: set[int]) -> list[int]:
         """Final hidden numbers; K/V of all rows are written before any row of the layer reads."""
-        [visibility] = step.visibility
-        hidden = [embed(*row) for row in zip(step.input_ids.tolist(), step.positions.tolist(), strict=True)][:rows]
+        [visibility] = step.layout.visibility
+        hidden = [embed(*row) for row in zip(step.input_ids.tolist(), step.layout.positions.tolist(), strict=True)][
+            :rows
+        ]
         views = list(
-            zip(step.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True)
+            zip(
+                step.layout.row_sequence.tolist(),
+                visibility.key_start.tolist(),
+                visibility.key_end.tolist(),
+                strict=True,
+            )
         )[:rows]
         hidden = [
             hash((-2, row, view)) if view[0] in damaged else own
             for row, (own, view) in enumerate(zip(hidden, views, strict=True))
         ]
         for memory in self.memory:
-            for slot, number in zip(step.slots[:rows].tolist(), hidden, strict=True):
+            for slot, number in zip(step.layout.slots[:rows].tolist(), hidden, strict=True):
                 if slot >= 0:
                     memory[slot] = number
             seen = {view: digest([memory[slot] for slot in self._slots(step, *view)]) for view in set(views)}
@@ -106,7 +113,7 @@ class HashRunner:
     def _slots(self, step: PackedStep, sequence: int, first: int, last: int) -> list[int]:
         keys = np.arange(first, last)
         slots: list[int] = (
-            step.page_tables[sequence, keys // self._page_size] * self._page_size + keys % self._page_size
+            step.layout.page_tables[sequence, keys // self._page_size] * self._page_size + keys % self._page_size
         ).tolist()
         return slots
 
