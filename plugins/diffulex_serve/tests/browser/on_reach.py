@@ -127,9 +127,9 @@ def test_nothing_moves_while_a_canvas_fills(page: Page, sites: Site) -> None:
 
 
 def test_the_canvas_follows_its_answer_unless_it_is_scrolled(page: Page) -> None:
+    page.set_viewport_size({"width": 360, "height": 320})  # few blocks fill it, and most are still to come
     ask_for_long(page)
     scroller = part(page, "scroller")
-    expect(page.locator(".canvas .block").nth(60)).to_be_attached()
     expect(scroller).not_to_have_js_property("scrollTop", 0)
     scroller.focus()
     page.keyboard.press("Home")
