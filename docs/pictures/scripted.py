@@ -168,7 +168,7 @@ def _logits(step: PackedStep, line: str, prompt_len: int) -> np.typing.NDArray[n
 def _fed(plan: StepPlan, step: PackedStep, request: Req, stored: int, masks: bool) -> tuple[Fed, ...]:
     [window] = plan.windows
     count = len(window.span.tokens)
-    asked = np.zeros(len(step.positions), dtype=np.bool_)
+    asked = np.zeros(len(step.layout.positions), dtype=np.bool_)
     asked[step.head_rows[step.head_rows >= 0]] = True
     asked[step.guided.rows] = True
     sequences = []
@@ -179,7 +179,7 @@ def _fed(plan: StepPlan, step: PackedStep, request: Req, stored: int, masks: boo
         known = request.stored_tokens if window.span.packed is None else np.zeros(packed + count, dtype=np.int64)
         tokens = np.resize(known, max(len(known), begin + count))
         tokens[begin : begin + count] = step.input_ids[rows]
-        provisional = begin + np.flatnonzero(~step.final[rows])
+        provisional = begin + np.flatnonzero(~step.layout.final[rows])
         sequences.append(
             Fed(
                 kinds=tuple(
@@ -196,10 +196,10 @@ def _fed(plan: StepPlan, step: PackedStep, request: Req, stored: int, masks: boo
                 ),
                 tokens=tokens,
                 rows=begin + np.arange(count),
-                key_start=np.stack([kind.key_start[rows] for kind in step.visibility]),
-                key_end=np.stack([kind.key_end[rows] for kind in step.visibility]),
+                key_start=np.stack([kind.key_start[rows] for kind in step.layout.visibility]),
+                key_end=np.stack([kind.key_end[rows] for kind in step.layout.visibility]),
                 asked=asked[rows],
-                final=step.final[rows],
+                final=step.layout.final[rows],
                 stored=stored,
             )
         )
