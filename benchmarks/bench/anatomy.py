@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -46,8 +46,10 @@ class SelfTimes:
         seconds: so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        """`now` tells the time in seconds."""
         self.seconds: dict[str, float] = {}
+        self._now = now
         self._began: list[float] = []
         self._inner = [0.0]
 
@@ -63,10 +65,10 @@ class SelfTimes:
 
     def _enter(self, _module: nn.Module, _inputs: object) -> None:
         self._inner.append(0.0)
-        self._began.append(time.perf_counter())
+        self._began.append(self._now())
 
     def _leave(self, module: nn.Module, _inputs: object, _output: object) -> None:
-        whole = time.perf_counter() - self._began.pop()
+        whole = self._now() - self._began.pop()
         name = type(module).__name__
         self.seconds[name] = self.seconds.get(name, 0.0) + whole - self._inner.pop()
         self._inner[-1] += whole

@@ -65,7 +65,8 @@ _REPRODUCE = """## Measuring it again
 
 `nox -s bench`, or one by one: `python -m benchmarks.bench run`, `python -m benchmarks.bench anatomy`,
 `python -m benchmarks.host --json benchmarks/results/host.json`, and `python -m benchmarks.bench render`, which writes
-this page. A machine on which other processes run is refused; [benchmarks.md](benchmarks.md) says what else there is."""
+this page. The first two refuse a machine on which other processes run; [benchmarks.md](benchmarks.md) says what else
+there is."""
 
 
 def _head(report: Report, results: str) -> str:

@@ -85,9 +85,10 @@ class Layout:
             final=pad(positions < np.repeat(spans.store_until, lengths), padded, False),
             page_tables=page_tables,
             visibility=tuple(_visibility(fed, pattern, widths, positions, owners)),
-            numbers=spans.numbers,
-            phases=spans.phases,
-            prompt_lens=fed.prompt_lens,
+            # Copies: who made the columns may write into them for the next step.
+            numbers=spans.numbers.copy(),
+            phases=[*spans.phases],
+            prompt_lens=[*fed.prompt_lens],
             plain=not spans.special,
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings, strategies as st
 
 from diffulex_core.columns import Spans, Windows
 from diffulex_core.layout import Layout
@@ -44,7 +44,7 @@ def window(number: int) -> Window:
     )
 
 
-def laid_out(windows: Sequence[Window], before: Layout | None = None, **arguments: Any) -> Layout:
+def laid_out(windows: Sequence[Window], before: Layout | None = None) -> Layout:
     return pack(StepPlan(step=0, windows=tuple(windows)), PATTERN, (None, 6), 4, before).layout
 
 
@@ -108,21 +108,43 @@ def test_windows_that_say_more_are_always_laid_out_anew() -> None:
     assert laid_out([guided], before) is not before
 
 
+def test_windows_that_see_further_than_their_numbers_say_are_told_from_those_that_do_not() -> None:
+    near = with_span(attrs.evolve(window(0), prompt_len=11), tokens=np.arange(8), groups=())
+    far = with_span(near, visible_end=12)
+    fresh = laid_out([far])
+    assert arrays(laid_out([far], laid_out([near]))) == arrays(fresh) != arrays(laid_out([near]))
+    assert arrays(laid_out([near], fresh)) == arrays(laid_out([near]))
+
+
 def test_another_number_of_windows_is_another_layout() -> None:
     before = laid_out([window(0), window(1)])
     assert laid_out([window(0)], before) is not before
     assert laid_out([window(0), window(1), window(2)], before) is not before
 
 
-@given(steps(), steps())
+@given(steps(), steps(), st.data())
 @settings(deadline=None)
-def test_it_never_depends_on_the_step_before(first: Step, second: Step) -> None:
-    second = attrs.evolve(second, pattern=first.pattern, page_size=first.page_size)
-    if any(len(each.page_table) * first.page_size < each.span.end for each in second.plan.windows):
-        return
+def test_it_never_depends_on_the_step_before(first: Step, second: Step, data: st.DataObject) -> None:
+    """Of a step whose windows are partly those of the step before, and partly others."""
+    fitting = [each for each in second.plan.windows if len(each.page_table) * first.page_size >= each.span.end]
+    windows = data.draw(st.lists(st.sampled_from([*first.plan.windows, *fitting]), min_size=1, max_size=4))
+    windows = data.draw(st.sampled_from([windows, [*first.plan.windows]]))
+    assume(all(each.span.end % first.pattern.block_size == 0 for each in windows))
+
+    def pack_after(before: Layout | None) -> Layout:
+        return pack(StepPlan(step=1, windows=tuple(windows)), first.pattern, (None, 3), first.page_size, before).layout
+
     before = pack(first.plan, first.pattern, (None, 3), first.page_size).layout
-    fresh = pack(second.plan, first.pattern, (None, 3), first.page_size).layout
-    assert arrays(pack(second.plan, first.pattern, (None, 3), first.page_size, before).layout) == arrays(fresh)
+    assert arrays(pack_after(before)) == arrays(pack_after(None))
+
+
+def test_who_made_the_columns_may_write_into_them_afterwards() -> None:
+    windows = Windows.of([window(0), window(1)])
+    before = pack(StepPlan(step=0, windows=windows), PATTERN, (None, 6), 4).layout
+    windows.spans.numbers[4, 1] = 12
+    after = pack(StepPlan(step=1, windows=windows), PATTERN, (None, 6), 4, before).layout
+    assert after is not before
+    assert after.final.sum() == before.final.sum() + 4
 
 
 def test_columns_and_windows_are_alike() -> None:

@@ -20,7 +20,7 @@ from diffulex_core.kv_store import KVStore
 from diffulex_core.pattern import AttentionPattern, BlockCausal, FullPrefix, Phase
 from diffulex_core.runner import EagerRunner
 from diffulex_core.sampling_params import SamplingParams
-from diffulex_core.types import Decision, SampleGroup, SamplingBatch, Span, StepPlan, Window
+from diffulex_core.types import AttentionBatch, Decision, SampleGroup, SamplingBatch, Span, StepPlan, Window
 from diffulex_core.weights import load_weights
 from diffulex_llada.model import build
 from diffulex_llada.oracle import hf_reference
@@ -50,11 +50,25 @@ class Recorder:
         ]
 
 
+@attrs.define
+class Watching:
+    """The CPU's attention, which keeps what it is told of visibility."""
+
+    batches: list[AttentionBatch] = attrs.field(factory=list)
+    _attention: TorchCPU = attrs.field(factory=TorchCPU)
+
+    def attend(
+        self, query: Tensor, key_pages: Tensor, value_pages: Tensor, batch: AttentionBatch, scale: float
+    ) -> Tensor:
+        self.batches.append(batch)
+        return self._attention.attend(query, key_pages, value_pages, batch, scale)
+
+
 class Bench:
     """A runner over fresh pages, every one of them filled with NaN before use."""
 
     def __init__(self, pattern: AttentionPattern, page_size: int = 16) -> None:
-        self.recorder = Recorder()
+        self.recorder, self.backend = Recorder(), Watching()
         self.store = store = KVStore.allocate(NETWORK.kv_geometry, 96, page_size, torch.float32, CPU)
         for pages in (*store.key_pages, *store.value_pages):
             pages.fill_(torch.nan)
@@ -62,7 +76,7 @@ class Bench:
             model=NETWORK,
             sampler=self.recorder,
             pattern=pattern,
-            backend=TorchCPU(),
+            backend=self.backend,
             kv_store=store,
             page_size=page_size,
             device=CPU,
@@ -114,6 +128,24 @@ def window(
 
 def sequence(blocks: int, salt: int = 0) -> list[int]:
     return [*prompt(blocks * BLOCK - 5, salt), *[MASK] * 5]
+
+
+def test_what_rows_see_is_placed_once_for_all_steps_that_feed_the_same_rows() -> None:
+    tokens, others = sequence(2), sequence(2, salt=3)
+    bench, pattern = Bench(BlockCausal(block_size=BLOCK)), BlockCausal(block_size=BLOCK)
+    steps = [
+        window(tokens, 0, [5], prompt_len=11),
+        window(others, 0, [5], prompt_len=11),
+        window(others, 0, [6], prompt_len=11),
+        window(tokens, 0, [5], prompt_len=11),
+    ]
+    placed = []
+    for step in steps:
+        [logits] = bench.run(step)
+        [alone] = Bench(pattern).run(step)
+        assert torch.equal(logits, alone)
+        placed.append(bench.backend.batches[-1])
+    assert [first is second for first, second in pairwise(placed)] == [True, False, False]
 
 
 @settings(max_examples=20, deadline=None)

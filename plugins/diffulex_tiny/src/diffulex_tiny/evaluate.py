@@ -50,7 +50,7 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
     p, n = hits / total, total
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)  # the ends are exact but for rounding
 
 
 def evaluate(

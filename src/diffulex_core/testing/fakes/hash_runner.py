@@ -81,24 +81,18 @@ class HashRunner:
 
     def _forward(self, rows: int, step: PackedStep, damaged: set[int]) -> list[int]:
         """Final hidden numbers; K/V of all rows are written before any row of the layer reads."""
-        [visibility] = step.layout.visibility
-        hidden = [embed(*row) for row in zip(step.input_ids.tolist(), step.layout.positions.tolist(), strict=True)][
-            :rows
-        ]
+        layout = step.layout
+        [visibility] = layout.visibility
+        hidden = [embed(*row) for row in zip(step.input_ids.tolist(), layout.positions.tolist(), strict=True)][:rows]
         views = list(
-            zip(
-                step.layout.row_sequence.tolist(),
-                visibility.key_start.tolist(),
-                visibility.key_end.tolist(),
-                strict=True,
-            )
+            zip(layout.row_sequence.tolist(), visibility.key_start.tolist(), visibility.key_end.tolist(), strict=True)
         )[:rows]
         hidden = [
             hash((-2, row, view)) if view[0] in damaged else own
             for row, (own, view) in enumerate(zip(hidden, views, strict=True))
         ]
         for memory in self.memory:
-            for slot, number in zip(step.layout.slots[:rows].tolist(), hidden, strict=True):
+            for slot, number in zip(layout.slots[:rows].tolist(), hidden, strict=True):
                 if slot >= 0:
                     memory[slot] = number
             seen = {view: digest([memory[slot] for slot in self._slots(step, *view)]) for view in set(views)}

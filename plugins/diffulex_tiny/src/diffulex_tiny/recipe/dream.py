@@ -26,6 +26,8 @@ class Recipe:
         shifted_by: step at which a row reads its own token and nothing of the next one.
         naming: share of the steps on long problems in which the things counted are hidden and all else is shown.
             Rows that name them hold a number and attend to sums; mixed with everything else, naming is never learned.
+        naming_from: share of the run after which they are. Sooner, before people are told apart, they teach nothing
+            and people are not learned either.
     """
 
     schedule: Schedule = Schedule(steps=12000)
@@ -34,6 +36,7 @@ class Recipe:
     rope_theta: float = 10000.0
     shifted_by: int = 600
     naming: float = 0.4
+    naming_from: float = 7 / 12
     seed: int = 0
 
 
@@ -79,19 +82,19 @@ class Training:
         self._share = min(1.0, step / self._recipe.shifted_by)
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
         batch = self._stream.batch(step)
-        hidden, asked, visible = self._draw(batch, generator)
+        naming = self._recipe.naming if step >= self._recipe.naming_from * self._recipe.schedule.steps else 0.0
+        hidden, asked, visible = self._draw(batch, naming, generator)
         inputs = torch.where(hidden, self._mask, batch.ids)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.states(inputs, visible)
             logits = self.network.lm_head(states[:, :-1][asked[:, 1:]])
         return torch.nn.functional.cross_entropy(logits.float(), batch.ids[asked])
 
-    def _draw(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Masked positions, those of them that count, and who sees whom."""
+    def _draw(self, batch: Batch, naming: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Masked positions, those of them that count, and who sees whom; `naming` is the chance of things alone."""
         layout = batch.layout
-        naming = float(torch.rand(1, generator=generator)) < self._recipe.naming
         things = torch.isin(batch.ids, self._things) & layout.fillable
-        if naming and things.any():
+        if float(torch.rand(1, generator=generator)) < naming and things.any():
             return things, things, corruption.full_attention(layout)
         kind = int(torch.randint(6, (1,), generator=generator))
         if kind < 2:

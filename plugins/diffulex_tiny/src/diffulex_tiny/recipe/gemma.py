@@ -29,6 +29,7 @@ class Recipe:
         kept_weight: of tokens that are right already, in the loss; those to put right weigh 1.
         naming: share of the steps on long problems that replace the things counted alone. Mixed with everything else,
             naming is never learned, as in `dream`.
+        naming_from: share of the run after which they do, as in `dream`.
     """
 
     schedule: Schedule = Schedule(steps=8000)
@@ -38,6 +39,7 @@ class Recipe:
     kept_weight: float = 0.3
     imbalance_weight: float = 0.01
     naming: float = 0.4
+    naming_from: float = 5 / 8
     seed: int = 0
 
 
@@ -104,7 +106,8 @@ class Training:
         noisy = canvases.noised(drawn, noise, generator)
         asked_for = drawn.fillable
         things = torch.isin(drawn.clean, self._things) & drawn.fillable
-        if float(torch.rand(1, generator=generator)) < self._recipe.naming and things.any():
+        naming = self._recipe.naming if step >= self._recipe.naming_from * self._recipe.schedule.steps else 0.0
+        if float(torch.rand(1, generator=generator)) < naming and things.any():
             noisy = torch.where(things, noise.like(drawn.clean, generator), drawn.clean)
             asked_for = things
         believed = None
