@@ -62,11 +62,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """All tests of the Triton kernels in Triton's interpreter, and the checks of the kernels that then run on a CPU."""
+    """All tests of the Triton kernels in Triton's interpreter, the checks of those that then run on a CPU, and for
+    which GPUs all of them compile."""
     session.install("-r", "requirements-dev.txt")
     files = sorted(str(path) for path in (ROOT / "tests/kernels").glob("on_*.py"))
     interpreted = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     session.run("python", "-m", "pytest", "-q", *(session.posargs or files), env=interpreted)
+    if not session.posargs:
+        session.run("python", "-m", "pytest", "-q", "tests/core/test_compiled_kernels.py", env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from diffulex_core.attention.case import AttentionCase
 from diffulex_core.attention.triton.backend import PagedTriton, probe
 from diffulex_core.attention.triton.tiles import choose_splits, choose_tiles
+from diffulex_core.kernels.on_triton import INTERPRETER
 from diffulex_core.testing.attention_problems import Problem, Stretch, problems
 from diffulex_core.testing.oracles.attention import dense
 
@@ -94,7 +95,9 @@ def test_a_tile_that_holds_rows_of_many_sequences_mixes_none_of_them() -> None:
     short = [([0, 0, 0], [2 + at, 3 + at, 3 + at]) for at in range(5)]
     long = ([0] * 40, [100] * 40)
     problem = problem_of(case(), *short, long, *short)
-    tiles = choose_tiles(rows=70, sequences=11, group=2, head_dim=16, item_bytes=4)
+    tiles = choose_tiles(
+        rows=70, sequences=11, group=2, head_dim=16, item_bytes=4, shared_bytes=INTERPRETER.shared_bytes
+    )
     assert tiles.rows > 3
     assert off(problem) <= 1
 
@@ -126,11 +129,19 @@ def test_pages_of_another_dtype_than_the_query_are_read() -> None:
     assert float((out.double() - exact).abs().max()) < ALLOWED[torch.float32] * 3
 
 
-@given(rows=st.integers(1, 5000), sequences=st.integers(1, 80), group=st.integers(1, 300), head_dim=st.integers(1, 512))
+@given(
+    rows=st.integers(1, 5000),
+    sequences=st.integers(1, 80),
+    group=st.integers(1, 300),
+    head_dim=st.integers(1, 512),
+    shared_bytes=st.sampled_from([1, 65_536, 101_376, 166_912, 232_448]),
+)
 def test_tiles_fit_what_a_product_takes_and_waste_no_more_than_half_their_lanes(
-    rows: int, sequences: int, group: int, head_dim: int
+    rows: int, sequences: int, group: int, head_dim: int, shared_bytes: int
 ) -> None:
-    tiles = choose_tiles(rows=rows, sequences=sequences, group=group, head_dim=head_dim, item_bytes=2)
+    tiles = choose_tiles(
+        rows=rows, sequences=sequences, group=group, head_dim=head_dim, item_bytes=2, shared_bytes=shared_bytes
+    )
     assert tiles.lanes in (16, 32, 64, 128)
     assert 1 <= tiles.rows * tiles.heads <= tiles.lanes
     assert tiles.rows * tiles.heads * 2 >= tiles.lanes or rows // sequences * group < tiles.lanes

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
+import attrs
 import torch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the kernels compute in."""
+
+
+@attrs.frozen(kw_only=True)
+class Processors:
+    """What runs the programs of a launch.
+
+    Attributes:
+        count: multiprocessors.
+        shared_bytes: most shared memory of a program. A launch that takes more fails.
+    """
+
+    count: int
+    shared_bytes: int
+
+
+INTERPRETER = Processors(count=8, shared_bytes=232_448)
+"""Few, so that the interpreter, too, divides keys where rows are few; as roomy as those of compute capability 9.0."""
+
+
+@cache
+def processors_of(device: torch.device) -> Processors:
+    """Those of a GPU, as Triton's driver tells what it will hold launches to, or of Triton's interpreter."""
+    if interpreted():
+        return INTERPRETER
+    from triton.runtime import driver
+
+    found = driver.active.utils.get_device_properties(device.index)
+    return Processors(count=found["multiprocessor_count"], shared_bytes=found["max_shared_mem"])
 
 
 def reasons_against(device_type: str) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from diffulex_core.attention.case import AttentionCase
 from diffulex_core.attention.triton.tiles import choose_splits, choose_tiles, power_of_two
-from diffulex_core.kernels.on_triton import DTYPES, interpreted, precision, reasons_against, widened
+from diffulex_core.kernels.on_triton import DTYPES, Processors, precision, processors_of, reasons_against, widened
 from diffulex_core.types import AttentionBatch
 
 WIDEST_HEAD = 512
-_PROCESSORS_OF_INTERPRETER = 8
-"""So that the interpreter, too, divides keys where rows are few."""
 
 
 def probe(case: AttentionCase) -> list[str]:
@@ -31,6 +31,10 @@ class PagedTriton:
     So a captured graph serves every batch of its shape, and nothing waits for the device.
     """
 
+    def __init__(self, processors: Callable[[torch.device], Processors] = processors_of) -> None:
+        """`processors` tells what a device has: how many share the work, and what fits into one."""
+        self._processors = processors
+
     def attend(
         self, query: Tensor, key_pages: Tensor, value_pages: Tensor, batch: AttentionBatch, scale: float
     ) -> Tensor:
@@ -44,11 +48,13 @@ class PagedTriton:
             return out
         kv_heads, (sequences, columns) = key_pages.shape[2], batch.page_tables.shape
         group, width = heads // kv_heads, max(16, power_of_two(head_dim))
+        processors = self._processors(query.device)
         tiles = choose_tiles(
-            rows=rows, sequences=sequences, group=group, head_dim=head_dim, item_bytes=query.element_size()
-        )
+            rows=rows, sequences=sequences, group=group, head_dim=head_dim, item_bytes=query.element_size(),
+            shared_bytes=processors.shared_bytes,
+        )  # fmt: skip
         grid = (-(-rows // tiles.rows), kv_heads * -(-group // tiles.heads))
-        splits = choose_splits(grid[0] * grid[1], _processors(query.device), columns * batch.page_size)
+        splits = choose_splits(grid[0] * grid[1], processors.count, columns * batch.page_size)
         divided = splits > 1
         parts = torch.empty((splits, *out.shape), dtype=torch.float32, device=out.device) if divided else out
         log_sums = torch.empty((splits, rows, heads) if divided else 1, dtype=torch.float32, device=out.device)
@@ -71,9 +77,3 @@ class PagedTriton:
 
 def _rows_in_order(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _processors(device: torch.device) -> int:
-    if interpreted():
-        return _PROCESSORS_OF_INTERPRETER
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -9,6 +9,8 @@ import attrs
 
 LEAST_LANES = 16
 """Smallest side of a matrix product on tensor cores."""
+LEAST_KEYS = 16
+"""The other side of one."""
 MOST_SPLITS = 64
 LEAST_KEYS_PER_SPLIT = 256
 """Below this the second kernel costs more than the first saves."""
@@ -35,7 +37,7 @@ class Tiles:
     stages: int
 
 
-def choose_tiles(*, rows: int, sequences: int, group: int, head_dim: int, item_bytes: int) -> Tiles:
+def choose_tiles(*, rows: int, sequences: int, group: int, head_dim: int, item_bytes: int, shared_bytes: int) -> Tiles:
     """Tiles for a batch.
 
     As many rows as a sequence has on average, so that a tile seldom has rows of several sequences, and no more than
@@ -46,10 +48,14 @@ def choose_tiles(*, rows: int, sequences: int, group: int, head_dim: int, item_b
         group: query heads that share a KV head.
         head_dim: of keys and values.
         item_bytes: of their dtype.
+        shared_bytes: most shared memory of a program.
     """
     most, keys = _limits(head_dim, item_bytes)
     average = max(1, rows // max(1, sequences))
     lanes = min(most, max(LEAST_LANES, power_of_two(average * group)))
+    wanted = _Room(lanes=lanes, keys=keys, stages=_stages(lanes, keys, head_dim, item_bytes))
+    room = wanted.fitted(power_of_two(head_dim) * item_bytes, item_bytes, shared_bytes)
+    lanes = room.lanes
     heads = min(group, lanes)
     fit = lanes // heads
     # Blocks have a power of two of rows; a tile of another number would straddle two sequences of decoding rows.
@@ -58,10 +64,51 @@ def choose_tiles(*, rows: int, sequences: int, group: int, head_dim: int, item_b
         lanes=lanes,
         rows=tile_rows,
         heads=heads,
-        keys=keys,
+        keys=room.keys,
         warps=_warps(lanes, head_dim),
-        stages=_stages(lanes, keys, head_dim, item_bytes),
+        stages=room.stages,
     )
+
+
+@attrs.frozen(kw_only=True)
+class _Room:
+    """What of a tile takes shared memory; all as in `Tiles`."""
+
+    lanes: int
+    keys: int
+    stages: int
+
+    def fitted(self, row_bytes: int, item_bytes: int, most: int) -> _Room:
+        """The largest that fits into `most` bytes, or the smallest of all where none seems to."""
+        room = self
+        while room.bytes(row_bytes, item_bytes) > most and room != (smaller := room.smaller()):
+            room = smaller
+        return room
+
+    def bytes(self, row_bytes: int, item_bytes: int) -> int:
+        """What a tile takes, or a little more: as compiled for capabilities below 9.0, whose programs have the least.
+
+        Args:
+            row_bytes: of a key, padded.
+            item_bytes: of its dtype.
+        """
+        fetched = self.stages // 2 * 2 * self.keys * row_bytes + 8 * self.keys * self.stages
+        if item_bytes == 2:
+            return fetched + 3 * self.lanes * row_bytes // 2
+        # Products of float32 are taken in three parts, of which large and small ones stand side by side.
+        return fetched + self.keys * row_bytes + 5 * self.lanes * row_bytes // 2
+
+    def smaller(self) -> _Room:
+        """One step smaller, or the same: less waits first, then it is less that is shared, and then less per fetch."""
+        if self.stages > 3:
+            return attrs.evolve(self, stages=3)
+        if self.lanes > 2 * LEAST_LANES:
+            return attrs.evolve(self, lanes=self.lanes // 2)
+        if self.keys > LEAST_KEYS:
+            return attrs.evolve(self, keys=self.keys // 2)
+        if self.lanes > LEAST_LANES:
+            return attrs.evolve(self, lanes=self.lanes // 2)
+        return attrs.evolve(self, stages=1)
 
 
 def choose_splits(programs: int, processors: int, most_keys: int) -> int:

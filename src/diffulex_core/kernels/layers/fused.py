@@ -162,7 +162,8 @@ def _norm(x: Tensor, addend: Tensor | None, weight: Tensor | None, eps: float, *
 
 
 def _warps(width: int) -> int:
-    return min(16, max(1, width // 512))
+    """One for 512 numbers of a row, 16 at most; Triton takes powers of two only."""
+    return min(16, max(1, power_of_two(width) // 512))
 
 
 def _in_order(tensor: Tensor) -> Tensor:
