@@ -14,6 +14,11 @@ from diffulex_core.registry import Entry
 LAST_RESORT = "hub"
 """Asked after all others, because it may use the network."""
 
+_ADVICE = (
+    "Give the path of a directory that holds config.json and weights, a repository of the Hugging Face hub as "
+    "owner/name, or a name that one of these sources brings."
+)
+
 
 class DirectorySource:
     """A directory on this machine, given by its path."""
@@ -99,7 +104,7 @@ def resolve_model(name: str | os.PathLike[str], host: Host) -> Path:
         if found is not None:
             return found
         said.append(f"{entry.descriptor.name}: it knows no model of this name.")
-    raise CheckpointError(name, said or ["No plugin provides a model source."])
+    raise CheckpointError(name, [*said, _ADVICE] if said else ["No plugin provides a model source."])
 
 
 def _load(host: Host, entry: Entry[Component]) -> ModelSource:

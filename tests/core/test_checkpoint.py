@@ -133,6 +133,13 @@ def test_an_unknown_name_lists_what_every_source_said(host_with_toys: Host, no_n
     assert no_network == ["toy/other", "toy/other"]
 
 
+def test_a_name_that_nobody_knows_is_told_what_names_look_like(host_with_toys: Host, no_network: list[str]) -> None:
+    with pytest.raises(CheckpointError, match="a repository of the Hugging Face hub as owner/name") as raised:
+        resolve_model("other", host_with_toys)
+    assert len(raised.value.problems) == 4
+    assert no_network == []
+
+
 def cached(complete: bool) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
