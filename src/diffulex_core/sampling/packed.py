@@ -129,19 +129,22 @@ class PackedSampler:
         """Apply the accept rule on the host to what `score` found."""
         host = scored.cpu().numpy()
         tokens, confidence, finite = host[0].astype(np.int64), host[1], host[2] > 0
-        accepted = accept(confidence, batch.group_of_row, batch.accept_threshold, batch.force_one)
         bounds = np.searchsorted(batch.window_of_row, np.arange(len(batch.windows) + 1))
+        sound = np.bincount(batch.window_of_row[~finite], minlength=len(batch.windows)) == 0
+        accepted = accept(confidence, batch.group_of_row, batch.accept_threshold, batch.force_one)
+        accepted &= sound[batch.window_of_row]
+        confidence = confidence.astype(np.float32)
         decisions = []
         asked = 3 + (0 if batch.questions is None else 1 + 2 * batch.questions.most)
-        for params, (begin, end) in zip(batch.params, pairwise(bounds.tolist()), strict=True):
+        for params, (begin, end), whole in zip(batch.params, pairwise(bounds.tolist()), sound.tolist(), strict=True):
             rows = slice(begin, end)
             decisions.append(
                 Decision(
                     positions=batch.positions[rows],
                     tokens=tokens[rows],
-                    confidence=confidence[rows].astype(np.float32),
-                    accepted=accepted[rows] & finite[rows].all(),
-                    finite=bool(finite[rows].all()),
+                    confidence=confidence[rows],
+                    accepted=accepted[rows],
+                    finite=whole,
                     alternatives=alternatives(host[3:asked, rows], batch.questions),
                     watched=watched(host[3:, rows], batch.questions),
                     watched_log=watched_log(host[3:, rows], batch.questions),

@@ -67,8 +67,9 @@ def selectable(batch: SamplingBatch) -> BoolArray:
 
 def measures(batch: SamplingBatch) -> NDArray[np.str_]:
     """[rows] what each row's confidence is."""
-    kinds = np.array([params.confidence for params in batch.params], dtype=object)
-    return _by_row(batch, kinds, lambda kind: kind).astype(np.str_)
+    of_windows, of_groups = [params.confidence for params in batch.params], filter(None, batch.measure)
+    kinds = np.array([*of_windows, *of_groups], dtype=np.str_)  # those of groups, too, as a dtype holds the longest
+    return _by_row(batch, kinds[: len(of_windows)], lambda kind: kind)
 
 
 def _by_row(batch: SamplingBatch, of_window: ArrayLike, of_group: Callable[[str], object]) -> NDArray[Any]:
