@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from diffulex_tiny.recipe import corruption, probe, tokenizer as vocabulary, warm, window
+from diffulex_tiny.recipe.legs import Legs
 from diffulex_tiny.recipe.loop import Schedule
 from diffulex_tiny.recipe.sizes import Sizes
 from diffulex_tiny.recipe.stream import Batch, Mix, Stream
+
+LEGS: Legs = ((7000, 10_000),)
 
 
 @attrs.frozen(kw_only=True)
@@ -26,17 +29,16 @@ class Recipe:
         shifted_by: step at which a row reads its own token and nothing of the next one.
         naming: share of the steps on long problems in which the things counted are hidden and all else is shown.
             Rows that name them hold a number and attend to sums; mixed with everything else, naming is never learned.
-        naming_from: share of the run after which they are. Sooner, before people are told apart, they teach nothing
-            and people are not learned either.
+        naming_from: step from which on they are. When they begin before people are told apart, neither is learned.
     """
 
-    schedule: Schedule = Schedule(steps=12000)
-    mix: Mix = Mix(steps=12000, unit=(*corruption.BLOCK_SIZES, 64))
+    schedule: Schedule = Schedule(steps=12_000, legs=LEGS)
+    mix: Mix = Mix(steps=12_000, legs=LEGS, unit=(*corruption.BLOCK_SIZES, 64))
     sizes: Sizes = Sizes()
     rope_theta: float = 10000.0
     shifted_by: int = 600
     naming: float = 0.4
-    naming_from: float = 7 / 12
+    naming_from: int = 7000
     seed: int = 0
 
 
@@ -82,19 +84,19 @@ class Training:
         self._share = min(1.0, step / self._recipe.shifted_by)
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
         batch = self._stream.batch(step)
-        naming = self._recipe.naming if step >= self._recipe.naming_from * self._recipe.schedule.steps else 0.0
-        hidden, asked, visible = self._draw(batch, naming, generator)
+        naming = step >= self._recipe.naming_from and float(torch.rand(1, generator=generator)) < self._recipe.naming
+        hidden, asked, visible = self._draw(batch, generator, naming=naming)
         inputs = torch.where(hidden, self._mask, batch.ids)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.states(inputs, visible)
             logits = self.network.lm_head(states[:, :-1][asked[:, 1:]])
         return torch.nn.functional.cross_entropy(logits.float(), batch.ids[asked])
 
-    def _draw(self, batch: Batch, naming: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Masked positions, those of them that count, and who sees whom; `naming` is the chance of things alone."""
+    def _draw(self, batch: Batch, generator: torch.Generator, *, naming: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Masked positions, those of them that count, and who sees whom; things alone if there are any and `naming`."""
         layout = batch.layout
         things = torch.isin(batch.ids, self._things) & layout.fillable
-        if float(torch.rand(1, generator=generator)) < naming and things.any():
+        if naming and things.any():
             return things, things, corruption.full_attention(layout)
         kind = int(torch.randint(6, (1,), generator=generator))
         if kind < 2:

@@ -12,9 +12,11 @@ from diffulex_tiny.recipe import canvases, tokenizer as vocabulary, warm
 from diffulex_tiny.recipe.canvases import Canvases, Noise
 from diffulex_tiny.recipe.easing import calibrate
 from diffulex_tiny.recipe.gemma_network import GemmaNetwork, Shape
+from diffulex_tiny.recipe.legs import Legs
 from diffulex_tiny.recipe.loop import Schedule
 from diffulex_tiny.recipe.stream import Mix, Stream
 
+LEGS: Legs = ((2000, 4000), (2500, 7000), (5500, 5500))
 T_MIN, T_MAX, BOUND = 0.4, 0.8, 0.1
 """The published sampler's temperatures, and the nats that the tokens it keeps may hold."""
 
@@ -29,17 +31,17 @@ class Recipe:
         kept_weight: of tokens that are right already, in the loss; those to put right weigh 1.
         naming: share of the steps on long problems that replace the things counted alone. Mixed with everything else,
             naming is never learned, as in `dream`.
-        naming_from: share of the run after which they do, as in `dream`.
+        naming_from: step from which on they do, as in `dream`.
     """
 
-    schedule: Schedule = Schedule(steps=8000)
-    mix: Mix = Mix(steps=8000, long_rows=24, unit=(1,))
+    schedule: Schedule = Schedule(steps=8000, legs=LEGS)
+    mix: Mix = Mix(steps=8000, legs=LEGS, long_rows=24, unit=(1,))
     eased_by: int = 800
     canvases: int = 2
     kept_weight: float = 0.3
     imbalance_weight: float = 0.01
     naming: float = 0.4
-    naming_from: float = 5 / 8
+    naming_from: int = 5500
     seed: int = 0
 
 
@@ -106,8 +108,8 @@ class Training:
         noisy = canvases.noised(drawn, noise, generator)
         asked_for = drawn.fillable
         things = torch.isin(drawn.clean, self._things) & drawn.fillable
-        naming = self._recipe.naming if step >= self._recipe.naming_from * self._recipe.schedule.steps else 0.0
-        if float(torch.rand(1, generator=generator)) < naming and things.any():
+        naming = step >= self._recipe.naming_from and float(torch.rand(1, generator=generator)) < self._recipe.naming
+        if naming and things.any():
             noisy = torch.where(things, noise.like(drawn.clean, generator), drawn.clean)
             asked_for = things
         believed = None

@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from diffulex_tiny.recipe.legs import Legs, length
 from diffulex_tiny.recipe.muon import Muon
 
 OUTER = ("embed_tokens.weight", "lm_head.weight", "gate.weight", "router.proj.weight")
@@ -42,9 +43,11 @@ class Schedule:
     Attributes:
         learning_rate: of Muon, for the matrices inside the layers.
         other_rate: of AdamW, for embeddings, routers and vectors.
+        legs: rates rise again where a leg begins.
     """
 
     steps: int
+    legs: Legs = ()
     learning_rate: float = 0.02
     other_rate: float = 1e-3
     warmup: int = 200
@@ -121,6 +124,7 @@ def _optimizers(network: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
 
 def _share(step: int, schedule: Schedule) -> float:
     """Share of the learning rates: it rises in the warm-up, stays, and falls evenly in the last two fifths."""
+    steps = length(step, schedule.steps, schedule.legs)
     rise = (step + 1) / schedule.warmup
-    fall = (schedule.steps - step) / (0.4 * schedule.steps)
+    fall = (steps - step) / (0.4 * steps)
     return min(1.0, rise, max(fall, 0.01))

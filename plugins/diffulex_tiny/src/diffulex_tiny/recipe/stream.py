@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffulex_tiny import problems
 from diffulex_tiny.recipe import corruption, tokenizer as vocabulary
+from diffulex_tiny.recipe.legs import Legs, length
 
 DRILL_EQUATIONS = 10
 """Equations in one row of a drill."""
@@ -34,6 +35,7 @@ class Mix:
 
     Attributes:
         steps: length of the run.
+        legs: shares of the run are those of the leg's.
         rows: sequences in a batch of each kind.
         drill: share of drills until `drill_until` of the run; none later.
         long: share of `long` problems among the other batches; it grows from `long_from` to `long_by` of the run.
@@ -43,6 +45,7 @@ class Mix:
     """
 
     steps: int
+    legs: Legs = ()
     rows: int = 64
     long_rows: int = 32
     drill: float = 0.25
@@ -68,7 +71,7 @@ class Stream:
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
         mix = self._mix
-        rng, passed = random.Random(f"{mix.seed}-{step}"), step / mix.steps
+        rng, passed = random.Random(f"{mix.seed}-{step}"), step / length(step, mix.steps, mix.legs)
         grown = min(1.0, passed / mix.largest_from)
         largest = round(mix.first_largest + grown * (problems.MAX_OPERAND - mix.first_largest))
         if passed < mix.drill_until and rng.random() < mix.drill:
