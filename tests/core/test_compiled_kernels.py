@@ -109,6 +109,7 @@ def attention(capability: int, head_dim: int, rows: int, dtype: torch.dtype) -> 
         pytest.param(capability, *case, marks=() if (capability, *case) in FAST else pytest.mark.slow)
         for capability in MOST_SHARED
         for case in ATTENTION
+        if case[2] is BF16 or capability in (86, 90)
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -201,3 +202,36 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert resumed.after == 100
     for first, second in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_leg_of_a_run_is_the_beginning_of_another(tmp_path: Path) -> None:
+    rates = Schedule(steps=200, learning_rate=0.05, other_rate=0.05, warmup=10, report_every=50, probe_every=50)
+
+    class Interrupted(Quadratic):
+        def loss(self, step: int) -> Tensor:
+            if step == 100:
+                raise KeyboardInterrupt
+            return super().loss(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupted(), attrs.evolve(rates, steps=120), tmp_path / "parts")
+    parts, legs, plain = Quadratic(), Quadratic(), Quadratic()
+    train(parts, rates, tmp_path / "parts")
+    train(legs, attrs.evolve(rates, legs=((100, 120),)), tmp_path / "legs")
+    train(plain, rates, tmp_path / "plain")
+    found = [[parameter.item() for parameter in each.network.parameters()] for each in (parts, legs, plain)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_batches_hold_follows_the_leg() -> None:
+    long = attrs.evolve(MIX, drill=0.0, long=1.0, long_from=0.0, long_by=1.0, rows=2, long_rows=2)
+    leg, shorter, whole = (
+        Stream(each, TOKENIZER) for each in (attrs.evolve(long, legs=((50, 51),)), attrs.evolve(long, steps=51), long)
+    )
+
+    def alike(other: Stream, step: int) -> bool:
+        return torch.equal(leg.batch(step).ids, other.batch(step).ids)
+
+    assert all(alike(shorter, step) for step in range(30, 50))
+    assert not all(alike(whole, step) for step in range(30, 50))
+    assert all(alike(whole, step) for step in range(50, 60))

@@ -25,6 +25,7 @@ from diffulex_tiny.recipe.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 SMALL = Mix(steps=100, rows=4, long_rows=2)
+LONG = attrs.evolve(SMALL, drill=0.0, long=1.0, long_from=0.0, long_by=0.01)
 IDS = TOKENIZER.encode("Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?").ids
 
 
@@ -202,6 +203,21 @@ def test_a_gradient_step_lowers_the_loss_on_its_batch(make: Callable[[], Objecti
                 parameter.sub_(1e-3 * parameter.grad)
     training.after_step()
     assert training.loss(step) < before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **naming: dream.Training(dream.Recipe(mix=LONG, **naming)),
+        lambda **naming: gemma.Training(gemma.Recipe(mix=attrs.evolve(LONG, unit=(1,)), **naming)),
+    ],
+    ids=["dream", "gemma"],
+)
+@torch.no_grad()
+def test_things_are_asked_for_alone_from_a_step_on(make: Callable[..., Objective]) -> None:
+    never, late = make(naming=0.0), make(naming=1.0, naming_from=31)
+    alone = [torch.equal(never.loss(step), late.loss(step)) for step in range(28, 34)]
+    assert alone == [True] * 3 + [False] * 3
 
 
 @torch.no_grad()
