@@ -16,16 +16,7 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, 
 
 from diffulex_dream.oracle import qwen2
 from diffulex_llada.llada2.oracle import hf_reference as glm
-from diffulex_tiny.recipe import (
-    dream,
-    dream_export,
-    gemma,
-    gemma_export,
-    llada2,
-    llada2_export,
-    tokenizer as vocabulary,
-    warm,
-)
+from diffulex_tiny.recipe import dream, dream_export, gemma, gemma_export, llada2, llada2_export, warm
 from diffulex_tiny.recipe.easing import EasedNorm, calibrate, eased_norms
 from diffulex_tiny.recipe.gemma_network import GemmaNetwork, Shape
 from diffulex_tiny.recipe.loop import Objective
@@ -227,21 +218,6 @@ def test_things_are_asked_for_alone_from_a_step_on(make: Callable[..., Objective
     never, late = make(naming=0.0), make(naming=1.0, naming_from=31)
     alone = [torch.equal(never.loss(step), late.loss(step)) for step in range(28, 34)]
     assert alone == [True] * 3 + [False] * 3
-
-
-@torch.no_grad()
-def test_the_head_tells_things_apart_where_naming_begins() -> None:
-    training = dream.Training(dream.Recipe(mix=SMALL, naming_from=3))
-    head, inputs = (training.network.get_parameter(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
-    head.fill_(1.0)
-    training.loss(2)
-    assert bool((head == 1).all())
-    training.loss(3)
-    things = vocabulary.things(TOKENIZER)
-    assert torch.equal(head[things], inputs[things])
-    others = torch.ones(len(head), dtype=torch.bool)
-    others[things] = False
-    assert bool((head[others] == 1).all())
 
 
 @torch.no_grad()

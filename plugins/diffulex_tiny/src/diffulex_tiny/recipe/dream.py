@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from diffulex_tiny.recipe import corruption, probe, tokenizer as vocabulary, warm, window
+from diffulex_tiny.recipe.legs import Legs
 from diffulex_tiny.recipe.loop import Schedule
 from diffulex_tiny.recipe.sizes import Sizes
 from diffulex_tiny.recipe.stream import Batch, Mix, Stream
+
+LEGS: Legs = ((7000, 10_000),)
 
 
 @attrs.frozen(kw_only=True)
@@ -27,12 +30,10 @@ class Recipe:
         naming: share of the steps on long problems in which the things counted are hidden and all else is shown.
             Rows that name them hold a number and attend to sums; mixed with everything else, naming is never learned.
         naming_from: step from which on they are. When they begin before people are told apart, neither is learned.
-            Until then the head's rows of things have become nearly the same, and as long as they are nothing leads
-            away from that; so there they start again from those of the inputs.
     """
 
-    schedule: Schedule = Schedule(steps=12_000)
-    mix: Mix = Mix(steps=12_000, unit=(*corruption.BLOCK_SIZES, 64))
+    schedule: Schedule = Schedule(steps=12_000, legs=LEGS)
+    mix: Mix = Mix(steps=12_000, legs=LEGS, unit=(*corruption.BLOCK_SIZES, 64))
     sizes: Sizes = Sizes()
     rope_theta: float = 10000.0
     shifted_by: int = 600
@@ -83,20 +84,13 @@ class Training:
         self._share = min(1.0, step / self._recipe.shifted_by)
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + step)
         batch = self._stream.batch(step)
-        naming = float(torch.rand(1, generator=generator)) < self._recipe.naming and step >= self._recipe.naming_from
-        if step == self._recipe.naming_from:
-            self._tell_things_apart()
+        naming = step >= self._recipe.naming_from and float(torch.rand(1, generator=generator)) < self._recipe.naming
         hidden, asked, visible = self._draw(batch, generator, naming=naming)
         inputs = torch.where(hidden, self._mask, batch.ids)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.states(inputs, visible)
             logits = self.network.lm_head(states[:, :-1][asked[:, 1:]])
         return torch.nn.functional.cross_entropy(logits.float(), batch.ids[asked])
-
-    @torch.no_grad()
-    def _tell_things_apart(self) -> None:
-        inputs = self.network.get_parameter("model.embed_tokens.weight")
-        self.network.get_parameter("lm_head.weight")[self._things] = inputs[self._things]
 
     def _draw(self, batch: Batch, generator: torch.Generator, *, naming: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Masked positions, those of them that count, and who sees whom; things alone if there are any and `naming`."""
