@@ -33,7 +33,7 @@ _PARAMS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0, 0.5, 1.5]),
     seed=st.integers(0, 2**40),
-    top_k=st.sampled_from([3, None, 5, 70]),
+    top_k=st.sampled_from([3, None, 5, 9, 70]),
     min_p=st.sampled_from([0, 0, 0.21]),
     top_p=st.sampled_from([1, 1, 1, 0.43]),
     logprobs=st.sampled_from([None, None, 0, 3]),
@@ -73,7 +73,7 @@ def check_sampler_decides_by_facts_as_by_logits(subject: SamplerSubject, effort:
         ),
         size=st.just(1) if refuses_company(subject) is not None else st.sampled_from([1, 1, 2]),
         asks=st.booleans(), seed=st.integers(0, 99),
-        share=2.0,
+        share=10.0,
     )  # fmt: skip
     def holds(call: Call, size: int, asks: bool, seed: int) -> None:
         call = _asking(call, seed) if asks else call
