@@ -86,8 +86,9 @@ export function drawCell(node, cell, position, symbol) {
 /** Colour an element, from 0 (cold) to 1 (hot); null = no colour. */
 export function tint(node, heat) {
   node.classList.toggle("known", heat !== null);
-  if (heat === null) node.removeAttribute("style");
-  else node.style.setProperty("--heat", `${Math.round(heat * PERCENT)}%`);
+  // Chromium writes the attribute when somebody asks for it, and removes only one that is written.
+  if (heat === null && node.hasAttribute("style")) node.removeAttribute("style");
+  if (heat !== null) node.style.setProperty("--heat", `${Math.round(heat * PERCENT)}%`);
 }
 
 function heatOf(cell, nfe, colour) {
