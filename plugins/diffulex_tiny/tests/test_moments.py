@@ -148,13 +148,15 @@ def test_batches_depend_on_their_step_alone_and_hold_both_tasks_and_drills() -> 
 class Quadratic:
     """An objective whose minimum is at 3, with noise that depends on the step."""
 
-    def __init__(self) -> None:
-        self.network = nn.Linear(1, 1)
+    def __init__(self, interrupted_at: int | None = None) -> None:
+        self.network, self.interrupted_at = nn.Linear(1, 1), interrupted_at
         nn.init.zeros_(self.network.weight)
         nn.init.zeros_(self.network.bias)
         self.after, self.probes = 0, 0
 
     def loss(self, step: int) -> Tensor:
+        if step == self.interrupted_at:
+            raise KeyboardInterrupt
         noise = math.sin(step)
         return (self.network(torch.ones(1)) - 3 + 0.1 * noise).square().sum()
 
@@ -189,14 +191,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert "step 200: at" in capsys.readouterr().out
     assert whole.network(torch.ones(1)).item() == pytest.approx(3, abs=0.1)
 
-    class Interrupted(Quadratic):
-        def loss(self, step: int) -> Tensor:
-            if step == 120:
-                raise KeyboardInterrupt
-            return super().loss(step)
-
     with pytest.raises(KeyboardInterrupt):
-        train(Interrupted(), schedule, tmp_path / "parts")
+        train(Quadratic(interrupted_at=120), schedule, tmp_path / "parts")
     resumed = Quadratic()
     train(resumed, schedule, tmp_path / "parts")
     assert resumed.after == 100
@@ -207,14 +203,8 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 def test_a_leg_of_a_run_is_the_beginning_of_another(tmp_path: Path) -> None:
     rates = Schedule(steps=200, learning_rate=0.05, other_rate=0.05, warmup=10, report_every=50, probe_every=50)
 
-    class Interrupted(Quadratic):
-        def loss(self, step: int) -> Tensor:
-            if step == 100:
-                raise KeyboardInterrupt
-            return super().loss(step)
-
     with pytest.raises(KeyboardInterrupt):
-        train(Interrupted(), attrs.evolve(rates, steps=120), tmp_path / "parts")
+        train(Quadratic(interrupted_at=100), attrs.evolve(rates, steps=120), tmp_path / "parts")
     parts, legs, plain = Quadratic(), Quadratic(), Quadratic()
     train(parts, rates, tmp_path / "parts")
     train(legs, attrs.evolve(rates, legs=((100, 120),)), tmp_path / "legs")

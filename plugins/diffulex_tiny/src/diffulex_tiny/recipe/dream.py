@@ -19,6 +19,7 @@ from diffulex_tiny.recipe.sizes import Sizes
 from diffulex_tiny.recipe.stream import Batch, Mix, Stream
 
 LEGS: Legs = ((7000, 10_000),)
+"""The rates begin to fall before naming, and rise again where it begins."""
 
 
 @attrs.frozen(kw_only=True)

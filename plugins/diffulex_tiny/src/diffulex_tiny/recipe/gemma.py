@@ -17,6 +17,7 @@ from diffulex_tiny.recipe.loop import Schedule
 from diffulex_tiny.recipe.stream import Mix, Stream
 
 LEGS: Legs = ((2000, 4000), (2500, 7000), (5500, 5500))
+"""The rates fall twice, the second time to nothing, and rise again where naming begins."""
 T_MIN, T_MAX, BOUND = 0.4, 0.8, 0.1
 """The published sampler's temperatures, and the nats that the tokens it keeps may hold."""
 
