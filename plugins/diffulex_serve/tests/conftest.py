@@ -39,7 +39,7 @@ class Served:
     def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         async def asking() -> httpx.Response:
             transport = httpx.ASGITransport(app=self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
                 return await client.request(method, path, **arguments)
 
         return self.run(asking())

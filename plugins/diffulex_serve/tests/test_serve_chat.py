@@ -108,7 +108,7 @@ def talk(link: Link, *typed: str | BaseException, settings: Settings | None = No
 
 def test_a_server_and_an_engine_answer_alike_as_it_becomes_final(served: Any) -> None:
     transport = httpx.ASGITransport(app=served.app)
-    remote = RemoteLink("http://test", api_key=None, transport=transport)
+    remote = RemoteLink("http://localhost", api_key=None, transport=transport)
     inline = InlineLink(served.client, served.desk.texts, model="tiny/llada")
     for link in (remote, inline):
         terminal = FakeTerminal([Q])
@@ -285,8 +285,8 @@ def test_what_a_server_refuses_is_said(served: Any) -> None:
     locked = served.with_options(ServeOptions(security=SecuritySection(api_key="secret")))
     transport = httpx.ASGITransport(app=locked.app)
     with pytest.raises(ChatFailed, match=r"key is missing or wrong.*--api-key"):
-        served.run(RemoteLink("http://test", api_key="wrong", transport=transport).meet())
-    right = RemoteLink("http://test", api_key="secret", transport=transport)
+        served.run(RemoteLink("http://localhost", api_key="wrong", transport=transport).meet())
+    right = RemoteLink("http://localhost", api_key="secret", transport=transport)
     assert served.run(right.meet())["strategy"] == "d2f"
     terminal = FakeTerminal(["apples " * 600])
     Session(right, terminal, served.runner, settings=Settings()).run()
@@ -299,7 +299,7 @@ def test_what_a_server_refuses_is_said(served: Any) -> None:
 )
 def test_a_stranger_behind_the_url_is_told_from_a_server(body: bytes, words: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
-    terminal = talk(RemoteLink("http://test", api_key=None, transport=transport), "hi")
+    terminal = talk(RemoteLink("http://localhost", api_key=None, transport=transport), "hi")
     assert words in terminal.complaints[0]
 
 
@@ -319,11 +319,11 @@ def test_a_server_that_dies_is_told_in_one_line_and_what_was_final_is_kept() -> 
         raise httpx.ConnectError("refused")
 
     asked: list[Any] = []
-    terminal = talk(RemoteLink("http://test", api_key=None, transport=httpx.MockTransport(answer)), "one", "two")
+    terminal = talk(RemoteLink("http://localhost", api_key=None, transport=httpx.MockTransport(answer)), "one", "two")
     assert terminal.answers == ["12"]
     broken, gone = terminal.complaints
-    assert broken == "The server at http://test broke off its answer. Is it still running?"
-    assert gone.startswith("The server at http://test does not answer")
+    assert broken == "The server at http://localhost broke off its answer. Is it still running?"
+    assert gone.startswith("The server at http://localhost does not answer")
     assert "\n" not in gone
     assert [message["content"] for message in asked[1]] == ["one", "12", "two"]
 

@@ -75,7 +75,7 @@ def test_a_request_that_took_too_long_even_where_its_stream_began(served: Any, s
 def test_a_request_whose_client_left(served: Any, said: pytest.LogCaptureFixture) -> None:
     async def leave() -> None:
         transport = httpx.ASGITransport(app=served.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             asking = asyncio.create_task(client.post("/generate", json=LONG))
             while not served.client.requests:
                 await asyncio.sleep(0.005)
@@ -89,7 +89,7 @@ def test_a_request_whose_client_left(served: Any, said: pytest.LogCaptureFixture
 def test_a_job_that_ended_has_a_line_of_its_own(served: Any, said: pytest.LogCaptureFixture) -> None:
     async def both() -> str:
         transport = httpx.ASGITransport(app=served.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             job: dict[str, Any] = (await client.post("/v1/jobs", json={"prompt": Q})).json()
             while (await client.get(f"/v1/jobs/{job['id']}")).json()["status"] == "running":
                 await asyncio.sleep(0.02)

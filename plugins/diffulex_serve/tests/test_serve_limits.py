@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffulex_serve.engine.spec import EngineSpec
-from diffulex_serve.options import LimitsSection, SecuritySection, ServeOptions
+from diffulex_serve.options import LimitsSection, SecuritySection, ServeOptions, ServerSection
 
 Q = "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?"
 LONG = {"prompt": "Q:", "max_tokens": 440, "ignore_eos": True}
@@ -102,7 +102,7 @@ def test_more_requests_than_may_wait_are_told_to_come_back(narrow: Any) -> None:
         import httpx
 
         transport = httpx.ASGITransport(app=narrow.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             body = {"prompt": Q, "max_tokens": 60, "ignore_eos": True}
             return await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(5)))
 
@@ -215,7 +215,7 @@ def test_a_request_is_ended_by_its_id(narrow: Any) -> None:
         import httpx
 
         transport = httpx.ASGITransport(app=narrow.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             body = {**LONG, "stream": True, "stream_mode": "block_append"}
             asking = asyncio.create_task(client.post("/generate", json=body))
             while not narrow.client.requests:
@@ -239,7 +239,7 @@ def test_the_answers_of_openais_routes_are_ended_by_their_common_id(
         import httpx
 
         transport = httpx.ASGITransport(app=narrow.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             asking = asyncio.create_task(client.post(path, json={**body, "stream": True}))
             while not narrow.desk._named:
                 await asyncio.sleep(0.005)
@@ -289,6 +289,55 @@ def test_pages_of_other_origins_get_no_permission_unless_told(served: Any) -> No
     assert "access-control-allow-origin" not in server.ask("OPTIONS", "/generate", headers=headers).headers
     good = server.ask("OPTIONS", "/generate", headers={**headers, "Origin": "http://good.test"})
     assert (good.status_code, good.headers["access-control-allow-origin"]) == (200, "http://good.test")
+
+
+LOCAL = ["localhost", "LocalHost:8000", "127.0.0.1:8000", "[::1]:8000", "[::1]", "192.168.0.7:80", "app.localhost", ""]
+ELSEWHERE = [
+    "evil.test",
+    "evil.test:8000",
+    "localhost.evil.test",
+    "127.0.0.1.evil.test:80",
+    "[::1].evil.test",
+    "xlocalhost",
+]
+
+
+def _statuses(server: Any, hosts: list[str]) -> set[int]:
+    return {server.get("/health", headers={"Host": host}).status_code for host in hosts}
+
+
+def test_a_page_whose_name_points_here_is_refused_where_only_this_machine_may_ask(served: Any) -> None:
+    for address in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        server = served.with_options(ServeOptions(server=ServerSection(host=address)))
+        assert _statuses(server, LOCAL) == {200}
+        assert _statuses(server, ELSEWHERE) == {403}
+        refused = server.post("/generate", {"prompt": Q}, headers={"Host": "evil.test:8000"})
+        assert refused.json()["error"]["code"] == "host_not_allowed"
+        assert "--allowed-hosts evil.test" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ServeOptions(server=ServerSection(host="0.0.0.0")),
+        ServeOptions(security=SecuritySection(api_key="k")),
+        ServeOptions(security=SecuritySection(allowed_hosts=("*",))),
+    ],
+    ids=["others may ask", "the key keeps strangers out", "told so"],
+)
+def test_elsewhere_every_name_will_do(served: Any, options: ServeOptions) -> None:
+    assert _statuses(served.with_options(options), [*LOCAL, *ELSEWHERE]) == {200}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("api_key", [None, "k"])
+def test_named_hosts_and_local_ones_may_ask_and_no_others(served: Any, address: str, api_key: str | None) -> None:
+    security = SecuritySection(allowed_hosts=("API.example.com", "*.example.org"), api_key=api_key)
+    server = served.with_options(ServeOptions(server=ServerSection(host=address), security=security))
+    assert _statuses(
+        server, ["api.example.com", "api.example.com.:443", "a.example.org", "a.b.example.org", *LOCAL]
+    ) == {200}
+    assert _statuses(server, ["example.com", "b.example.com", "example.org", "aexample.org", *ELSEWHERE]) == {403}
 
 
 def test_a_request_keeps_a_plain_id_of_its_own_and_no_other(served: Any) -> None:

@@ -25,14 +25,13 @@ from diffulex_serve.engine.restarting import RestartingClient
 from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.http.app import create_app
 from diffulex_serve.http.desk import Desk
+from diffulex_serve.http.hosts import is_loopback
 from diffulex_serve.http.listening import HttpServer
 from diffulex_serve.loading import watch_loading
 from diffulex_serve.options import ServeOptions
 from diffulex_serve.texts import Texts
 
 _log = logging.getLogger(__name__)
-
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _ADVICE: Mapping[int, str] = {
     errno.EADDRINUSE: "Another program listens there; end it, or choose another --port (0 takes a free one).",
@@ -71,7 +70,7 @@ async def run(
         EngineDied: the engine could not load.
     """
     listener = listener or listen(options.server.host, options.server.port)
-    if options.server.host not in LOOPBACK and options.security.api_key is None:
+    if not is_loopback(options.server.host) and options.security.api_key is None:
         _log.warning("others can reach %s and no api_key is set: anybody may ask", options.server.host)
     client = make_client(spec, options, replicas)
     desk = Desk(client, texts, options, model=model)

@@ -47,6 +47,11 @@ class SecuritySection:
         None, "Key that all routes but /health and the page demand; better set as DIFFULEX_SERVE__API_KEY than typed."
     )
     cors_origins: tuple[str, ...] = key((), "Web origins whose pages may ask; none = only pages of the server's own.")
+    allowed_hosts: tuple[str, ...] = key(
+        (),
+        "Names under which clients may ask, such as api.example.com or *.example.com; none = only local ones where the "
+        "server listens on a loopback address without an api_key, any elsewhere; * = any.",
+    )
     enable_profiling: bool = key(False, "Offer /start_profile and /stop_profile.")
 
 

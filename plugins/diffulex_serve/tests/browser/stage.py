@@ -50,7 +50,9 @@ def generate(page: Page, prompt: str = Q) -> None:
 
 
 def ask_for_long(page: Page, tokens: int = 440) -> None:
-    """Begin an answer that takes a while."""
+    """Begin an answer that takes a while: a token in each forward."""
+    unfold(page, "Denoising")
+    page.get_by_label("Accept above").fill("1")
     unfold(page, "Sampling")
     page.get_by_label("Most tokens").fill(str(tokens))
     page.get_by_label("Go on past the end of text").check()

@@ -15,6 +15,7 @@ from diffulex_serve.http.desk import Desk
 from diffulex_serve.http.document import Application
 from diffulex_serve.http.errors import add_handlers
 from diffulex_serve.http.health import health_routes
+from diffulex_serve.http.hosts import HostCheck, expected_hosts
 from diffulex_serve.http.jobs import Jobs, job_routes
 from diffulex_serve.http.middleware import OPEN_ROUTES, ApiKey, BodyLimit, Heads, RequestLog
 from diffulex_serve.http.native import native_routes
@@ -38,6 +39,9 @@ def create_app(desk: Desk) -> FastAPI:
 
     # Outermost first. The key comes before the body, so that strangers cannot send any.
     middleware = [Middleware(RequestLog, metrics=desk.metrics)]
+    hosts = expected_hosts(options)
+    if hosts is not None:
+        middleware.append(Middleware(HostCheck, allowed=hosts))
     if options.security.cors_origins:
         middleware.append(
             Middleware(
