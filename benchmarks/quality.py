@@ -3,8 +3,10 @@
 Run: python -m benchmarks.quality --out FOLDER [--models NAME ...] [--add FILE ...] [--problems N] [--seed N]
 [--rounds N] [--quick]. `--add` takes over what earlier runs found, so that models can be run one at a time
 and a run can be gone on with.
-Writes quality.csv, quality.json, quality.md and quality.png. Counts are deterministic; times, which `--rounds` asks
-for, are medians of interleaved rounds. What is not there or does not run is named in the JSON record and the Markdown.
+Writes quality.csv, quality.json, quality.md, quality.png and overview.png. Counts are deterministic; speeds, which
+`--rounds` asks for, are medians of interleaved rounds. One thread computes, and its processor's time counts, so that
+other programs on the machine hardly matter. What is not there or does not run is named in the JSON record and the
+Markdown.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import json
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,8 @@ import attrs
 import torch
 from benchmarks.interleaved import measure
 from benchmarks.quality_curves import comparisons, curves
-from benchmarks.quality_picture import draw
-from benchmarks.quality_results import Edits, EditWatch, Result, counted, is_right
+from benchmarks.quality_picture import draw, draw_overview
+from benchmarks.quality_results import Edits, EditWatch, Result, Speed, counted, is_right
 from benchmarks.quality_sweeps import MODELS, SWEEPS, Settings, Sweep, Trial, trials
 from benchmarks.quality_tables import as_csv, as_markdown, row
 from rich.console import Console
@@ -87,9 +90,11 @@ class Run:
         if earlier != ours or stale:
             raise ValueError(f"{file} holds results of {earlier}, not of {ours}, or of other checkpoints: {stale}")
         self.failed += record["failed"]
-        for fields in record["results"]:
+        whole = (fields for fields in record["results"] if fields["problems"] == self.asked.problems)
+        for fields in whole:
             edits = None if fields["edits"] is None else Edits(**fields["edits"])
-            self.results.append(Result(**{**fields, "edits": edits}))
+            speed = None if fields["speed"] is None else Speed(**fields["speed"])
+            self.results.append(Result(**{**fields, "edits": edits, "speed": speed}))
 
     @property
     def absent(self) -> list[str]:
@@ -100,8 +105,6 @@ class Run:
         """What was run and what was not, in sentences."""
         ran = ", ".join(dict.fromkeys(f"tiny/{each.model}" for each in self.results)) or "nothing"
         yield f"Run: {ran}, on {self.asked.problems} unseen problems of each task (seed {self.asked.seed})."
-        if any(each.problems < self.asked.problems for each in self.results):
-            yield "Points that take a hundred forwards over a whole canvas for each answer: on a fifth of the problems."
         if self.asked.quick:
             yield "Quick: at most three values of each sweep."
         for name in self.absent:
@@ -139,6 +142,7 @@ class Run:
         (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
         if drawn:
             draw(drawn, folder / "quality.png")
+            draw_overview(drawn, folder / "overview.png")
 
 
 def digest(model: str) -> str:
@@ -210,9 +214,8 @@ def run_model(run: Run, sweeps: Sequence[Sweep], tell: Callable[[str], None]) ->
     for trial in planned:
         name = f"tiny/{trial.sweep.model}, {trial.task}, {trial.sweep.way}, {trial.sweep.knob} {trial.value:g}"
         key = key_of(trial.task, trial.settings)
-        count = max(1, round(run.asked.problems * trial.sweep.share))
-        if key not in known or known[key].problems != count:
-            asked = list(problems(run.asked.seed, "eval", count, trial.task))
+        if key not in known:
+            asked = list(problems(run.asked.seed, "eval", run.asked.problems, trial.task))
             try:
                 with open_engine(trial.sweep.model, trial.engine) as engine:
                     known[key] = result_of(engine, trial, asked)
@@ -220,23 +223,19 @@ def run_model(run: Run, sweeps: Sequence[Sweep], tell: Callable[[str], None]) ->
                 run.failed.append(f"{name}: {error}")
                 tell(f"{name}: {error}")
                 continue
-        found = attrs.evolve(
-            known[key], way=trial.sweep.way, knob=trial.sweep.knob, value=trial.value, tokens_per_second=None
-        )
+        found = attrs.evolve(known[key], way=trial.sweep.way, knob=trial.sweep.knob, value=trial.value, speed=None)
         run.results.append(found)
         done.append(trial)
         tell(f"{name}: {found.exact} of {found.problems}, TPF {found.tpf:.2f}")
     if run.asked.rounds:
         speeds = speeds_of(done, run.asked)
         for at, trial in enumerate(done, start=begin):
-            run.results[at] = attrs.evolve(
-                run.results[at], tokens_per_second=speeds[key_of(trial.task, trial.settings)]
-            )
+            run.results[at] = attrs.evolve(run.results[at], speed=speeds[key_of(trial.task, trial.settings)])
 
 
-def speeds_of(done: Sequence[Trial], asked: Asked) -> Mapping[str, float]:
-    """Median tokens per second of each distinct point; those of one task take turns."""
-    speeds: dict[str, float] = {}
+def speeds_of(done: Sequence[Trial], asked: Asked) -> Mapping[str, Speed]:
+    """Speed of each distinct point; those of one task take turns."""
+    speeds: dict[str, Speed] = {}
     for task in dict.fromkeys(trial.task for trial in done):
         chosen = {key_of(task, trial.settings): trial for trial in done if trial.task == task}
         few = list(problems(asked.seed, "eval", min(TIMED, asked.problems), task))
@@ -250,9 +249,27 @@ def speeds_of(done: Sequence[Trial], asked: Asked) -> Mapping[str, float]:
                 key: contender(engines[repr(sorted(trial.engine.items()))], trial, few) for key, trial in chosen.items()
             }
             tokens = {key: answer() for key, answer in contenders.items()}
-            seconds = measure(contenders, asked.rounds)
-        speeds |= {key: statistics.median(tokens[key] / each for each in seconds[key]) for key in chosen}
+            with one_thread():
+                seconds = measure(contenders, asked.rounds, clock=time.process_time)
+        speeds |= {key: speed_of(tokens[key], seconds[key]) for key in chosen}
     return speeds
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Without it a process's time is that of all its threads, waiting ones included."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def speed_of(tokens: int, seconds: Sequence[float]) -> Speed:
+    """How fast so many tokens came in each round."""
+    rates = [tokens / each for each in seconds]
+    return Speed(median=statistics.median(rates), lowest=min(rates), highest=max(rates), rounds=len(rates))
 
 
 def contender(engine: Diffulex, trial: Trial, asked: Sequence[Problem]) -> Callable[[], int]:

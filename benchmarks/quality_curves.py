@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 from benchmarks.quality_results import Result
@@ -13,6 +13,9 @@ LEAST_BLOCKS = 8
 """Blocks that the shortest answer of the comparison must have."""
 WANTED_RATIO, ALLOWED_LOSS = 1.5, 0.02
 """Several blocks are worth it from this TPF, relative to one block, with at most so much accuracy lost."""
+
+GOOD = 0.97
+"""Share of exact answers that a user would not miss more of."""
 
 Point = tuple[float, float]
 """Tokens per forward, and accuracy."""
@@ -27,6 +30,7 @@ class Curve:
         edge: those of them that no other beats in both, by TPF; accuracy falls along it.
         area: see `area`.
         fastest: highest TPF that loses at most 2 points against the way's own best accuracy.
+        good: highest TPF with an accuracy of at least `GOOD`; None = it has none.
     """
 
     model: str
@@ -36,6 +40,7 @@ class Curve:
     edge: tuple[Point, ...]
     area: float
     fastest: float
+    good: float | None
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +50,8 @@ class Comparison:
     Attributes:
         ratio: how many times the TPF of one block; `ratio_stores` with that of one block counted with its stores.
         lost: accuracy lost against one block; below 0 when several are right more often.
+        ratio_as_exact: how many times the TPF of the fastest way with one block that is at least as exact, whatever its
+            accept threshold; None = no such way is.
     """
 
     one: Result
@@ -52,6 +59,13 @@ class Comparison:
     ratio: float
     ratio_stores: float
     lost: float
+    ratio_as_exact: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times the tokens per second of one block; None = not measured."""
+        one, several = self.one.speed, self.several.speed
+        return None if one is None or several is None else several.median / one.median
 
     @property
     def met(self) -> bool:
@@ -90,6 +104,7 @@ def curves(results: Sequence[Result]) -> list[Curve]:
     drawn = []
     for (model, task, way), points in groups.items():
         best = max(accuracy for _, accuracy in points)
+        good = [tpf for tpf, accuracy in points if accuracy >= GOOD - 1e-9]
         drawn.append(
             Curve(
                 model=model,
@@ -99,6 +114,7 @@ def curves(results: Sequence[Result]) -> list[Curve]:
                 edge=edge(points),
                 area=area(points),
                 fastest=max(tpf for tpf, accuracy in points if accuracy >= best - ALLOWED_LOSS - 1e-9),
+                good=max(good, default=None),
             )
         )
     return drawn
@@ -106,34 +122,35 @@ def curves(results: Sequence[Result]) -> list[Curve]:
 
 def comparisons(results: Sequence[Result]) -> list[Comparison]:
     """Several blocks of `multi_bd` against one at block size 4, where nothing but the buffer differs."""
+    able = [each for each in results if _comparable(each)]
+    single = [each for each in able if each.settings["buffer_size"] == 1 and each.tpf]
     found: dict[tuple[str, str], Comparison] = {}
-    for one, several in _pairs(results):
-        if one.tpf and one.tpf_stores:
-            name = (one.model + one.task, repr(sorted(several.settings.items())))
-            found[name] = Comparison(
-                one=one,
-                several=several,
-                ratio=several.tpf / one.tpf,
-                ratio_stores=several.tpf / one.tpf_stores,
-                lost=one.accuracy - several.accuracy,
-            )
+    for several in (each for each in able if each.settings["buffer_size"] > 1):
+        alike = [one for one in single if _rest(one, "accept_threshold") == _rest(several, "accept_threshold")]
+        as_exact = [one.tpf for one in alike if one.accuracy >= several.accuracy]
+        for one in alike:
+            if one.tpf_stores and _rest(one) == _rest(several):
+                name = (one.model + one.task, repr(sorted(several.settings.items())))
+                found[name] = Comparison(
+                    one=one,
+                    several=several,
+                    ratio=several.tpf / one.tpf,
+                    ratio_stores=several.tpf / one.tpf_stores,
+                    lost=one.accuracy - several.accuracy,
+                    ratio_as_exact=several.tpf / max(as_exact) if as_exact else None,
+                )
     return list(found.values())
 
 
-def _pairs(results: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
-    able = [
-        each
-        for each in results
-        if each.strategy == "multi_bd"
-        and each.settings.get("block_size") == SETTLED_BLOCK
-        and each.answer_tokens >= LEAST_BLOCKS * SETTLED_BLOCK
-    ]
-    for several in able:
-        for one in able:
-            if one.settings["buffer_size"] == 1 < several.settings["buffer_size"] and _rest(one) == _rest(several):
-                yield one, several
+def _comparable(result: Result) -> bool:
+    return (
+        result.strategy == "multi_bd"
+        and result.settings.get("block_size") == SETTLED_BLOCK
+        and result.answer_tokens >= LEAST_BLOCKS * SETTLED_BLOCK
+    )
 
 
-def _rest(result: Result) -> tuple[object, ...]:
-    settings = {name: value for name, value in result.settings.items() if name != "buffer_size"}
+def _rest(result: Result, *without: str) -> tuple[object, ...]:
+    """Everything but the buffer, and but the settings that are named."""
+    settings = {name: value for name, value in result.settings.items() if name not in ("buffer_size", *without)}
     return result.model, result.task, settings

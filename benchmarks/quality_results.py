@@ -52,6 +52,16 @@ class EditWatch:
 
 
 @attrs.frozen(kw_only=True)
+class Speed:
+    """Tokens per second of the processor's time, of one thread, over interleaved rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+    rounds: int
+
+
+@attrs.frozen(kw_only=True)
 class Result:
     """One point of a sweep.
 
@@ -70,7 +80,7 @@ class Result:
         rows_per_forward: mean rows of a decode forward that were not known tokens.
         edits: None where nothing is revised.
         reasons: share of the answers that ended for each reason.
-        tokens_per_second: median over interleaved rounds; None = not measured.
+        speed: None = not measured.
     """
 
     model: str
@@ -92,7 +102,7 @@ class Result:
     rows_per_forward: float
     edits: Edits | None
     reasons: Mapping[str, float]
-    tokens_per_second: float | None = None
+    speed: Speed | None = None
 
     @property
     def accuracy(self) -> float:

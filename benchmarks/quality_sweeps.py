@@ -17,8 +17,6 @@ LENGTHS: Mapping[Task, int] = {"two_step": 32, "long": 128}
 ACCEPT = (0.5, 0.7, 0.9, 0.95, 0.99, 0.999, 0.9999)
 HARD = 0.999
 """Threshold at which the other knobs of running blocks are turned: below it the tiny models decide a block at once."""
-COSTLY = 0.2
-"""Share of the problems for points that take a hundred forwards over a whole canvas for each answer."""
 SHORT_AND_LONG: tuple[Task, ...] = ("two_step", "long")
 
 
@@ -34,7 +32,6 @@ class Sweep:
         place: where knobs and settings of that name go: an engine, a request, or a request's sparse cache.
         engine, request: what stays as it is.
         revises: whether decided tokens may be replaced, so that edits are counted.
-        share: of the problems that are asked for, at most so many are put.
     """
 
     model: str
@@ -46,7 +43,6 @@ class Sweep:
     request: Settings = attrs.field(factory=dict)
     place: Place = "engine"
     revises: bool = False
-    share: float = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -117,7 +113,8 @@ def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
     edit = {**fill, "sampling_mode": "edit"}
     dmax = {"decoding_strategy": "dmax"}
     small = {"block_size": 4, "buffer_size": 4}
-    large = {"block_size": 32, "buffer_size": 1}
+    one, two, several = ({"block_size": 32, "buffer_size": count} for count in (1, 2, 4))
+    usual = {**several, "accept_threshold": 0.9}
 
     def sweep(way: str, engine: Settings, knob: str, *values: float) -> Sweep:
         return Sweep(
@@ -130,55 +127,56 @@ def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
             revises=way.startswith(("edit", "dmax")),
         )
 
-    return [
-        sweep("edit, one block", {**edit, **small, "buffer_size": 1}, "accept_threshold", *ACCEPT),
-        sweep("edit", {**edit, **small}, "accept_threshold", *ACCEPT),
-        sweep("dmax", {**dmax, **small}, "accept_threshold", *ACCEPT),
-        sweep("dmax", {**dmax, **small, "accept_threshold": HARD}, "buffer_size", 1, 2, 4, 8),
-        sweep("multi_bd, one block of 32", {**fill, **large}, "accept_threshold", *ACCEPT),
-        sweep("edit, one block of 32", {**edit, **large}, "accept_threshold", *ACCEPT),
-        sweep("edit, one block of 32", {**edit, **large}, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9, 0.99),
-        sweep("dmax, one block of 32", {**dmax, **large}, "accept_threshold", *ACCEPT),
-    ]
+    sweeps = [sweep("edit, one block", {**edit, **small, "buffer_size": 1}, "accept_threshold", *ACCEPT)]
+    for name, kind in {"edit": edit, "dmax": dmax}.items():
+        sweeps += [
+            sweep(name, {**kind, **small}, "accept_threshold", *ACCEPT),
+            sweep(name, {**kind, **small, "accept_threshold": HARD}, "buffer_size", 1, 2, 4, 8),
+            sweep(f"{name}, longer blocks", {**kind, **usual}, "block_size", 4, 8, 16, 32),
+            sweep(f"{name}, longer blocks", {**kind, **usual}, "buffer_size", 1, 2, 3, 4),
+        ]
+    for name, kind in {"multi_bd": fill, "edit": edit, "dmax": dmax}.items():
+        sweeps += [
+            sweep(f"{name}, one block of 32", {**kind, **one}, "accept_threshold", *ACCEPT),
+            sweep(f"{name}, two blocks of 32", {**kind, **two}, "accept_threshold", *ACCEPT),
+        ]
+    sweeps.append(sweep("edit, one block of 32", {**edit, **one}, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9, 0.99))
+    return sweeps
 
 
 def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) -> list[Sweep]:
     """A canvas over steps, guidance and accept thresholds; `quota` chooses positions when steps are given."""
-    engine = {"decoding_strategy": strategy}
-    sweeps = []
-    for task in tasks:
-        length = LENGTHS[task]
-        fixed = {"gen_length": length}
-        steps = tuple(length // each for each in (8, 4, 2, 1))
-        # llada_canvas plans no steps then; under dream_canvas a threshold chooses among the positions that are due.
-        by_threshold = {"alg": "confidence_threshold", "steps": steps[0]}
-        kinds: Sequence[tuple[str, Settings, Settings, str, tuple[float, ...], Place]] = (
-            (strategy, engine, {**fixed, **quota}, "steps", steps, "request"),
-            (f"{strategy}, guided", engine, {**fixed, **quota, "steps": length}, "cfg_scale", (0.5, 1.0), "request"),
-            (
-                f"{strategy}, threshold",
-                engine,
-                {**fixed, **quota, **by_threshold},
-                "accept_threshold",
-                ACCEPT,
-                "engine",
-            ),
+    return [each for task in tasks for each in _canvas(model, task, strategy, quota)]
+
+
+def _canvas(model: str, task: Task, strategy: str, quota: Settings) -> Iterator[Sweep]:
+    length = LENGTHS[task]
+    fixed = {"gen_length": length, **quota}
+    certain = {**fixed, "alg": "confidence_threshold"}
+    # llada_canvas plans no steps then; under dream_canvas a threshold chooses among the positions that are due.
+    few = {**certain, "steps": length // 8}
+
+    def sweep(kind: str, request: Settings, place: Place, knob: str, *values: float, **engine: float) -> Sweep:
+        return Sweep(
+            model=model,
+            tasks=(task,),
+            way=f"{strategy}{kind}",
+            knob=knob,
+            values=values,
+            engine={"decoding_strategy": strategy, **engine},
+            request=request,
+            place=place,
         )
-        for way, given, request, knob, values, place in kinds:
-            sweeps.append(
-                Sweep(
-                    model=model,
-                    tasks=(task,),
-                    way=way,
-                    knob=knob,
-                    values=values,
-                    engine=given,
-                    request=request,
-                    place=place,
-                    share=COSTLY if task == "long" and knob != "accept_threshold" else 1.0,
-                )
-            )
-    return sweeps
+
+    yield sweep("", fixed, "request", "steps", length // 8, length // 4, length // 2, length)
+    yield sweep(", guided", {**fixed, "steps": length}, "request", "cfg_scale", 0.25, 0.5, 1.0)
+    yield sweep(", threshold", few, "engine", "accept_threshold", *ACCEPT)
+    if "block_length" in quota:
+        lengths = (each for each in (4, 8, 16, 32, 64, 128) if each <= length)
+        yield sweep(", threshold", certain, "request", "block_length", *lengths, accept_threshold=0.9)
+    else:
+        steps = (length // each for each in (32, 16, 8, 4, 2, 1))
+        yield sweep(", threshold", certain, "request", "steps", *steps, accept_threshold=0.9)
 
 
 def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
@@ -193,7 +191,6 @@ def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
             engine={"decoding_strategy": "llada_canvas"},
             request={"gen_length": LENGTHS[task], "steps": LENGTHS[task], "block_length": 8},
             place="sparse",
-            share=COSTLY if task == "long" else 1.0,
         )
         for task in tasks
     ]

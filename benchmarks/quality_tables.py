@@ -7,7 +7,15 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.quality_curves import ALLOWED_LOSS, LEAST_BLOCKS, SETTLED_BLOCK, WANTED_RATIO, Comparison, Curve
+from benchmarks.quality_curves import (
+    ALLOWED_LOSS,
+    GOOD,
+    LEAST_BLOCKS,
+    SETTLED_BLOCK,
+    WANTED_RATIO,
+    Comparison,
+    Curve,
+)
 from benchmarks.quality_results import Edits, Result
 
 from diffulex_tiny.evaluate import wilson
@@ -19,7 +27,7 @@ REASONS = ("stop_eos", "length_tokens", "length_context", "nfe_limit", "repetiti
 def row(result: Result) -> dict[str, Any]:
     """The columns of one point; empty where something was not measured or does not exist."""
     low, high = wilson(result.exact, result.problems)
-    edits = result.edits
+    edits, speed = result.edits, result.speed
     return {
         "model": result.model,
         "task": result.task,
@@ -44,7 +52,9 @@ def row(result: Result) -> dict[str, Any]:
         "edits_hurt": "" if edits is None else edits.hurt,
         **{reason: round(result.reasons.get(reason, 0.0), 4) for reason in REASONS},
         "other_reasons": round(sum(share for name, share in result.reasons.items() if name not in REASONS), 4),
-        "tokens_per_second": "" if result.tokens_per_second is None else round(result.tokens_per_second, 1),
+        "tokens_per_second": "" if speed is None else round(speed.median, 1),
+        "slowest_round": "" if speed is None else round(speed.lowest, 1),
+        "fastest_round": "" if speed is None else round(speed.highest, 1),
     }
 
 
@@ -75,18 +85,21 @@ def as_markdown(
 
 _COLUMNS = (
     "Way", "knob", "exact", "95 % interval", "TPF", "with prefill", "with stores", "forwards", "rows", "head rows",
-    "edits, helped, hurt", "ended by", "tokens/s",
+    "edits, helped, hurt", "ended by", "tokens/s of one thread",
 )  # fmt: skip
-_CURVE_COLUMNS = ("Model", "task", "way", "points", "best exact", "highest TPF within 2 points of it", "area")
+_CURVE_COLUMNS = (
+    "Model", "task", "way", "points", "best exact", "highest TPF within 2 points of it",
+    f"highest TPF with {100 * GOOD:g} %", "area",
+)  # fmt: skip
 _COMPARISON_COLUMNS = (
     "Model", "task", "accept", "buffer", "other settings", "TPF of one", "of several", "ratio", "to one with stores",
-    "points lost", "rows in a forward, one and several", "met",
+    "points lost", "to the fastest one that is as exact", "in tokens/s", "rows in a forward, one and several", "met",
 )  # fmt: skip
 
 
 def _cells(result: Result) -> Sequence[str]:
     low, high = wilson(result.exact, result.problems)
-    stores, speed = result.tpf_stores, result.tokens_per_second
+    stores, speed = result.tpf_stores, result.speed
     return (
         result.way,
         f"{result.knob} {result.value:g}",
@@ -100,7 +113,7 @@ def _cells(result: Result) -> Sequence[str]:
         f"{result.head_rows:.0f}",
         "" if result.edits is None else _told_edits(result.edits),
         ", ".join(f"{name} {100 * share:.1f} %" for name, share in result.reasons.items()),
-        "" if speed is None else f"{speed:.0f}",
+        "" if speed is None else f"{speed.median:.0f}, {speed.lowest:.0f} to {speed.highest:.0f}",
     )
 
 
@@ -117,6 +130,7 @@ def _curve_cells(curve: Curve) -> Sequence[str]:
         str(len(curve.points)),
         f"{100 * best:.1f} %",
         f"{curve.fastest:.2f}",
+        "" if curve.good is None else f"{curve.good:.2f}",
         f"{curve.area:.2f}",
     )
 
@@ -136,6 +150,8 @@ def _comparison_cells(pair: Comparison) -> Sequence[str]:
         f"{pair.ratio:.2f}",
         f"{pair.ratio_stores:.2f}",
         f"{100 * pair.lost:.1f}",
+        "" if pair.ratio_as_exact is None else f"{pair.ratio_as_exact:.2f}",
+        "" if pair.speedup is None else f"{pair.speedup:.2f}",
         f"{one.rows_per_forward:.1f}, {several.rows_per_forward:.1f}",
         "yes" if pair.met else "no",
     )

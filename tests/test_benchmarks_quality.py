@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/quality.py: edits, stores, curves, the comparison, tables and the picture."""
+"""The pure parts of benchmarks/quality.py: edits, stores, curves, the comparison and tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
-from benchmarks import quality, quality_curves, quality_picture, quality_results, quality_sweeps, quality_tables
+from benchmarks import quality, quality_curves, quality_results, quality_sweeps, quality_tables
 from benchmarks.nfe import PARITY
-from benchmarks.quality_results import Edits, EditWatch, Result
+from benchmarks.quality_results import Edits, EditWatch, Result, Speed
 from hypothesis import given, strategies as st
 
 from diffulex_core.engine import Diffulex
@@ -168,6 +168,12 @@ def test_a_curve_tells_how_fast_its_way_is_without_losing_more_than_two_points()
     [curve] = quality_curves.curves([result(tpf=tpf, exact=exact) for tpf, exact in points])
     assert curve.fastest == 3.0
     assert curve.edge == ((2.0, 1.0), (3.0, 0.98), (4.0, 0.97))
+    assert curve.good == 4.0
+
+
+def test_a_way_that_is_never_good_enough_has_no_speed_of_being_so() -> None:
+    [curve] = quality_curves.curves([result(exact=96)])
+    assert curve.good is None
 
 
 def test_several_blocks_are_compared_with_one_where_all_else_is_equal() -> None:
@@ -175,6 +181,33 @@ def test_several_blocks_are_compared_with_one_where_all_else_is_equal() -> None:
     assert (pair.ratio, pair.ratio_stores) == (1.5, 3.0 / 1.6)
     assert pair.lost == pytest.approx(0.02)
     assert pair.met
+
+
+def test_several_blocks_are_also_compared_with_the_fastest_one_that_is_as_exact_at_any_threshold() -> None:
+    def one(accept: float, **changes: Any) -> Result:
+        settings = {"block_size": 4, "buffer_size": 1, "accept_threshold": accept}
+        return result(settings=settings, tpf_stores=1.0, **changes)
+
+    singles = [one(0.9, tpf=2.0, exact=100), one(0.8, tpf=2.4, exact=98), one(0.5, tpf=2.9, exact=97)]
+    [pair] = quality_curves.comparisons([*singles, result()])
+    assert (pair.ratio, pair.ratio_as_exact) == (1.5, 3.0 / 2.4)
+    edited = {**singles[1].settings, "sampling_mode": "edit"}
+    [pair] = quality_curves.comparisons([singles[0], attrs.evolve(singles[1], settings=edited), result()])
+    assert pair.ratio_as_exact == 1.5
+    [pair] = quality_curves.comparisons([*singles, result(exact=101)])
+    assert pair.ratio_as_exact is None
+
+
+def test_several_blocks_are_also_compared_by_their_speed_where_it_was_measured() -> None:
+    slow, fast = (Speed(median=median, lowest=1.0, highest=9.0, rounds=3) for median in (2.0, 3.0))
+    [pair] = quality_curves.comparisons([one_block(speed=slow), result(speed=fast)])
+    assert pair.speedup == 1.5
+    [pair] = quality_curves.comparisons([one_block(), result(speed=fast)])
+    assert pair.speedup is None
+
+
+def test_a_speed_is_the_median_of_its_rounds_and_their_range() -> None:
+    assert quality.speed_of(12, [1.0, 4.0, 2.0]) == Speed(median=6.0, lowest=3.0, highest=12.0, rounds=3)
 
 
 @pytest.mark.parametrize("changes", [{"tpf": 2.9}, {"exact": 97}])
@@ -211,11 +244,13 @@ def test_the_interval_ends_where_the_count_is_just_1_96_deviations_off(counts: t
 
 
 def test_the_csv_has_a_line_for_each_point_and_leaves_empty_what_was_not_measured() -> None:
-    edited = result(edits=Edits(made=5, helped=3, hurt=1), tokens_per_second=12.34, reasons={"stop_eos": 0.9, "x": 0.1})
+    speed = Speed(median=12.34, lowest=9.96, highest=13.0, rounds=3)
+    edited = result(edits=Edits(made=5, helped=3, hurt=1), speed=speed, reasons={"stop_eos": 0.9, "x": 0.1})
     plain, told = csv.DictReader(io.StringIO(quality_tables.as_csv([result(), edited])))
     assert (plain["accuracy"], plain["edits"], plain["tokens_per_second"], plain["tpf_stores"]) == ("0.98", "", "", "")
     assert (told["edits"], told["edits_helped"], told["edits_hurt"]) == ("5", "3", "1")
-    assert (told["tokens_per_second"], told["stop_eos"], told["other_reasons"]) == ("12.3", "0.9", "0.1")
+    assert (told["tokens_per_second"], told["slowest_round"], told["fastest_round"]) == ("12.3", "10.0", "13.0")
+    assert (told["stop_eos"], told["other_reasons"]) == ("0.9", "0.1")
 
 
 def test_the_tables_tell_notes_curves_comparison_and_points() -> None:
@@ -226,25 +261,11 @@ def test_the_tables_tell_notes_curves_comparison_and_points() -> None:
     assert "Met by 1 of 1 settings." in text
     assert "| multi_bd | accept_threshold 0.9 | 98 of 100, 98.0 % | 93.0 to 99.4 % | 3.00 |" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.count("|") in {8, 13, 14} for line in lines)
+    assert all(line.count("|") in {9, 14, 15} for line in lines)
 
 
 def test_the_tables_say_when_nothing_can_be_compared() -> None:
     assert "Nothing that was run has both" in quality_tables.as_markdown([], [], [], [])
-
-
-def test_the_picture_is_drawn_for_curves_of_several_models(tmp_path: Path) -> None:
-    results = [result(model=model, way=way) for model in ("a", "b", "c") for way in ("x", "y")]
-    quality_picture.draw(quality_curves.curves(results), tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=16))
-def test_labels_do_not_overlap(heights: list[float]) -> None:
-    placed = sorted(quality_picture.apart(heights))
-    assert all(above - below > 0.05 for below, above in itertools.pairwise(placed))
-    assert placed[0] >= 0
-    assert placed[-1] <= 1
 
 
 def test_every_model_has_sweeps_and_quick_ones_keep_the_ends_of_each() -> None:
@@ -288,11 +309,14 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path, m
     assert first.exact == 4
     assert first.answer_tokens == 18
     assert 0 < (first.tpf_stores or 0) < first.tpf
-    assert (first.tokens_per_second or 0) > 0
+    assert first.speed is not None
+    assert 0 < first.speed.lowest <= first.speed.median <= first.speed.highest
+    assert first.speed.rounds == 1
     assert [each.split(":")[0] for each in run.failed] == ["tiny/llada, two_step, edit, accept_threshold 0.9"]
     run.write(tmp_path)
     assert "Failed: tiny/llada, two_step, edit" in (tmp_path / "quality.md").read_text()
-    assert {path.name for path in tmp_path.iterdir()} == {f"quality.{kind}" for kind in ("csv", "json", "md", "png")}
+    files = {f"quality.{kind}" for kind in ("csv", "json", "md", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == files | {"overview.png"}
 
     joined = quality.Run(asked=attrs.evolve(run.asked, models=(), rounds=0))
     joined.add(tmp_path / "quality.json")
@@ -300,17 +324,7 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path, m
     assert joined.failed == run.failed
     monkeypatch.setattr(quality, "result_of", None)
     quality.run_model(joined, [plain], lambda line: None)
-    assert joined.results == [attrs.evolve(first, reasons=dict(first.reasons), tokens_per_second=None)], (
-        "found, not run"
-    )
+    assert joined.results == [attrs.evolve(first, reasons=dict(first.reasons), speed=None)], "found, not run"
     assert not any("Not asked for: tiny/llada;" in note for note in joined.notes())
     with pytest.raises(ValueError, match="'seed': 2"):
         quality.Run(asked=attrs.evolve(run.asked, seed=2)).add(tmp_path / "quality.json")
-
-
-def test_points_that_cost_a_hundred_forwards_an_answer_are_asked_fewer_problems() -> None:
-    sweep = next(each for each in quality_sweeps.SWEEPS if each.model == "llada" and each.knob == "retention_ratio")
-    run = quality.Run(asked=quality.Asked(models=("llada",), problems=5))
-    quality.run_model(run, [attrs.evolve(sweep, share=0.2, values=(1.0,))], lambda line: None)
-    assert [each.problems for each in run.results] == [1]
-    assert any("on a fifth of the problems" in note for note in run.notes())

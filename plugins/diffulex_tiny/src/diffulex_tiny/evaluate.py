@@ -54,18 +54,28 @@ def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def evaluate(
-    engine: Diffulex, asked: Sequence[Problem], *, max_tokens: int | None = None, use_tqdm: bool = False, **params: Any
+    engine: Diffulex,
+    asked: Sequence[Problem],
+    *,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    use_tqdm: bool = False,
+    **params: Any,
 ) -> Score:
     """Ask every problem greedily and compare the answers exactly.
 
     Args:
         max_tokens: None = what suffices for the problems' task.
+        seed: of the first problem, for strategies that draw; each further one has the next.
         params: further sampling parameters, such as `thresholds`.
     """
     if max_tokens is None:
         long = any(len(problem.results) >= min(LONG_STEPS) for problem in asked)
         max_tokens = MAX_TOKENS["long" if long else "two_step"]
-    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, **params)
+    sampling = [
+        SamplingParams(temperature=0.0, max_tokens=max_tokens, seed=seed + number, **params)
+        for number in range(len(asked))
+    ]
     outputs = engine.generate([problem.prompt for problem in asked], sampling, use_tqdm=use_tqdm)
     exact = sum(
         output.eos_token_generated and output.text == problem.answer

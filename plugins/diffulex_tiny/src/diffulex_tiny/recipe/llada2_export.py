@@ -69,7 +69,7 @@ def export(network: Glm4MoeForCausalLM, folder: Path) -> None:
         folder,
         tensors=dict(_tensors(network)),
         config=described,
-        generation=in_blocks("dmax", max_new_tokens=128, block_size=32, buffer_size=1, page_size=32),
+        generation=in_blocks("dmax", max_new_tokens=128, block_size=32, buffer_size=2, page_size=32),
         mask=MASK,
         dtype=torch.bfloat16,
     )

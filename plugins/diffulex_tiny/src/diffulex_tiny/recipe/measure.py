@@ -40,6 +40,9 @@ SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
 })  # fmt: skip
 """Ways to decode that a card's table shows; an empty one is the checkpoint's own defaults."""
 
+ROWS = 16384
+"""Rows of a forward, enough for all that run at once: an answer then takes as many forwards as it does alone."""
+
 TASKS: Mapping[str, Sequence[problems.Task]] = MappingProxyType({"llada": ("two_step",)})
 """Tasks of checkpoints that were not trained for all."""
 
@@ -52,7 +55,7 @@ def measure(name: str, folder: Path, count: int) -> None:
     for settings in SETTINGS[name]:
         for task in TASKS.get(name, ("two_step", "long")):
             asked = list(problems.problems(1, "eval", count, task))
-            with Diffulex(str(folder), **settings) as engine:
+            with Diffulex(str(folder), max_num_batched_tokens=ROWS, **settings) as engine:
                 score = evaluate(engine, asked)
             told = ", ".join(f"{key}={value}" for key, value in settings.items()) or "recommended"
             low, high = (100 * edge for edge in score.interval())
