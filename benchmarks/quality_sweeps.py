@@ -140,8 +140,8 @@ def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
             sweep(f"{name}, one block of 32", {**kind, **one}, "accept_threshold", *ACCEPT),
             sweep(f"{name}, two blocks of 32", {**kind, **two}, "accept_threshold", *ACCEPT),
         ]
-    sweeps.append(sweep("edit, one block of 32", {**edit, **one}, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9, 0.99))
-    return sweeps
+    alone = {**edit, **one, "accept_threshold": 0.9}
+    return [*sweeps, sweep("edit, one block of 32", alone, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9, 0.99)]
 
 
 def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) -> list[Sweep]:
@@ -197,22 +197,24 @@ def sparse(model: str, tasks: Sequence[Task]) -> list[Sweep]:
 
 
 def noise(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
-    """DiffusionGemma's canvases of noise: when one is accepted, and how much is kept in each step."""
-    engine = {"decoding_strategy": "diffusion_gemma"}
-    return [
-        Sweep(
+    """DiffusionGemma's canvases of noise: when one is accepted, what is kept in a step, and how many steps."""
+    published = {"confidence_threshold": 0.005, "entropy_bound": 0.1, "max_denoising_steps": 48}
+    recommended = {**published, "confidence_threshold": 0.05}
+
+    def sweep(usual: Settings, knob: str, *values: float) -> Sweep:
+        return Sweep(
             model=model,
             tasks=tasks,
             way="diffusion_gemma",
             knob=knob,
             values=values,
-            engine=engine,
+            engine={"decoding_strategy": "diffusion_gemma", **usual},
         )
-        for knob, values in {
-            "confidence_threshold": (0.001, 0.005, 0.02, 0.05, 0.2),
-            "entropy_bound": (0.05, 0.1, 0.3, 1.0, 3.0),
-            "max_denoising_steps": (8, 16, 32, 48),
-        }.items()
+
+    return [
+        sweep(published, "confidence_threshold", 0.001, 0.005, 0.02, 0.05, 0.2),
+        sweep(recommended, "entropy_bound", 0.05, 0.1, 0.3, 1.0, 3.0),
+        sweep(published, "max_denoising_steps", 8, 16, 32, 48),
     ]
 
 

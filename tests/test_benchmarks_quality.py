@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from diffulex_core.outputs import GenerationOutputs, ReqStep, ReqTrajectory
 from diffulex_core.sampling_params import SamplingParams
 from diffulex_core.types import Canvas, CompletionReason
 from diffulex_tiny.evaluate import wilson
+from diffulex_tiny.source import TinySource
 
 MASKED = -1
 POINTS = st.lists(st.tuples(st.floats(0.1, 8), st.integers(0, 20).map(lambda hits: hits / 20)), min_size=1, max_size=8)
@@ -328,3 +330,56 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path, m
     assert not any("Not asked for: tiny/llada;" in note for note in joined.notes())
     with pytest.raises(ValueError, match="'seed': 2"):
         quality.Run(asked=attrs.evolve(run.asked, seed=2)).add(tmp_path / "quality.json")
+
+
+REPORT = Path(__file__).parents[1] / "docs/quality/quality.json"
+SET_BY: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("d2f", "multi_bd", "dmax"), frozenset({"block_size", "buffer_size", "accept_threshold"})),
+    **dict.fromkeys(("llada_canvas", "dream_canvas"), frozenset({"gen_length"})),
+    "diffusion_gemma": frozenset({"confidence_threshold", "entropy_bound", "max_denoising_steps"}),
+}
+"""What a point of a strategy must name, lest it change when a checkpoint recommends something else."""
+
+
+def recommended_by(model: str) -> dict[str, Any]:
+    folder = TinySource().resolve(f"tiny/{model}")
+    assert folder is not None
+    found = json.loads((folder / "generation_config.json").read_text())
+    found |= {"entropy_bound": found.get("sampler_config", {}).get("entropy_bound")}
+    strategy = found.setdefault("decoding_strategy", "diffusion_gemma")
+    return {name: found[name] for name in ("decoding_strategy", *SET_BY[strategy])}
+
+
+def test_no_point_depends_on_what_its_checkpoint_recommends() -> None:
+    for sweep in quality_sweeps.SWEEPS:
+        for trial in quality_sweeps.trials(sweep):
+            settings = trial.settings
+            assert SET_BY[settings["decoding_strategy"]] <= settings.keys()
+            assert settings.get("alg") != "confidence_threshold" or "accept_threshold" in settings
+
+
+def test_the_committed_report_is_of_every_sweep_and_of_the_committed_checkpoints() -> None:
+    record = json.loads(REPORT.read_text())
+    planned = {
+        (sweep.model, trial.task, sweep.way, sweep.knob, trial.value)
+        for sweep in quality_sweeps.SWEEPS
+        for trial in quality_sweeps.trials(sweep)
+    }
+    found = {tuple(each[name] for name in ("model", "task", "way", "knob", "value")) for each in record["results"]}
+    assert found == planned
+    assert record["checkpoints"] == {name: quality.digest(name) for name in quality_sweeps.MODELS}
+    assert {each["problems"] for each in record["results"]} == {500}
+    assert all(each["speed"]["rounds"] >= 3 for each in record["results"])
+
+
+@pytest.mark.parametrize("model", quality_sweeps.MODELS)
+def test_what_a_checkpoint_recommends_loses_at_most_two_points_to_the_best_of_its_report(model: str) -> None:
+    record = json.loads(REPORT.read_text())
+    recommended = recommended_by(model)
+    results = [each for each in record["results"] if each["model"] == model]
+    for task in {each["task"] for each in results}:
+        asked = [each for each in results if each["task"] == task]
+        chosen = [each for each in asked if recommended.items() <= each["settings"].items()]
+        assert chosen, f"{recommended} is not in the report"
+        best = max(each["exact"] for each in asked)
+        assert max(each["exact"] for each in chosen) >= best - 0.02 * 500

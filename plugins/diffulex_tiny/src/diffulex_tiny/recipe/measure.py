@@ -22,8 +22,9 @@ SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
     "llada2": (
         {**SINGLE_BLOCK, "block_size": 4},
         {},
-        {"decoding_strategy": "multi_bd"},
-        {"decoding_strategy": "multi_bd", "sampling_mode": "edit"},
+        {"buffer_size": 1},
+        SINGLE_BLOCK,
+        {"decoding_strategy": "multi_bd", "sampling_mode": "edit", "block_size": 16, "buffer_size": 4},
         {"decoding_strategy": "multi_bd", "block_size": 4, "buffer_size": 4},
         {"decoding_strategy": "multi_bd", "block_size": 8, "buffer_size": 4},
         {"block_size": 4, "buffer_size": 4},
