@@ -115,7 +115,7 @@ def test_a_server_and_an_engine_answer_alike_as_it_becomes_final(served: Any) ->
         Session(link, terminal, served.runner, settings=Settings(values={"temperature": 0.0})).run()
         assert "".join(terminal.answers) == ANSWER
         assert len(terminal.answers) > 1
-        assert terminal.notes[-1].strip().startswith("17 tokens, 5 forwards, TPF ")
+        assert terminal.notes[-1].strip().startswith("17 tokens, 3 forwards, TPF ")
         assert terminal.complaints == []
 
 

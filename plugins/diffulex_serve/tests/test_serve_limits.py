@@ -15,7 +15,8 @@ from diffulex_serve.engine.spec import EngineSpec
 from diffulex_serve.options import LimitsSection, SecuritySection, ServeOptions, ServerSection
 
 Q = "Q: Ann has 12 apples, buys 30 more and gives away 7. How many are left?"
-LONG = {"prompt": "Q:", "max_tokens": 440, "ignore_eos": True}
+LONG = {"prompt": "Q:", "max_tokens": 440, "ignore_eos": True, "thresholds": {"accept_threshold": 1}}
+"""A token in a forward, or little more."""
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_a_client_that_leaves_a_stream_ends_its_request_and_frees_its_pages(narr
     narrow.run(leave(narrow.app, path, {**LONG, "stream": True}, a_few))
     assert all_free(narrow)
     assert aborts(narrow) == aborted + 1
-    assert narrow.client.load.step - before < 100  # of the 110 blocks of the whole answer
+    assert narrow.client.load.step - before < 100  # of some 400 for the whole answer
     assert narrow.desk.inside == 0
 
 

@@ -69,7 +69,7 @@ def export(network: LlamaForCausalLM, folder: Path) -> None:
         folder,
         tensors={checkpoint_name(name): weight for name, weight in network.named_parameters()},
         config=described,
-        generation=in_blocks("d2f", max_new_tokens=64),
+        generation=in_blocks("d2f", max_new_tokens=64, block_size=8),
         mask=vocabulary.MASK,
         dtype=torch.float32,
     )

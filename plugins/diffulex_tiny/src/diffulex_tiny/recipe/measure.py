@@ -18,7 +18,14 @@ Settings = Mapping[str, Any]
 SINGLE_BLOCK: Settings = MappingProxyType({"decoding_strategy": "multi_bd", "buffer_size": 1})
 
 SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
-    "llada": ({}, {"buffer_size": 1}, {"block_size": 8}, {"decoding_strategy": "multi_bd"}, SINGLE_BLOCK),
+    "llada": (
+        {},
+        {"buffer_size": 1},
+        {"block_size": 4},
+        {"block_size": 4, "buffer_size": 1},
+        {"decoding_strategy": "multi_bd", "block_size": 4},
+        {**SINGLE_BLOCK, "block_size": 4},
+    ),
     "llada2": (
         {**SINGLE_BLOCK, "block_size": 4},
         {},
@@ -35,7 +42,7 @@ SETTINGS: Mapping[str, Sequence[Settings]] = MappingProxyType({
         {},
         {"buffer_size": 1},
         {"block_size": 8},
-        {"decoding_strategy": "dream_canvas", "alg": "confidence_threshold"},
+        {"decoding_strategy": "dream_canvas", "alg": "confidence_threshold", "steps": 16},
     ),
     "gemma": ({}, {"confidence_threshold": 0.005}),
 })  # fmt: skip
