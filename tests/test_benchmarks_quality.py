@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -383,3 +384,15 @@ def test_what_a_checkpoint_recommends_loses_at_most_two_points_to_the_best_of_it
         assert chosen, f"{recommended} is not in the report"
         best = max(each["exact"] for each in asked)
         assert max(each["exact"] for each in chosen) >= best - 0.02 * 500
+
+
+def test_every_pair_of_accuracy_and_tpf_that_the_reading_names_is_a_point_of_the_report() -> None:
+    record = json.loads(REPORT.read_text())
+    points = {
+        (f"{100 * each['exact'] / each['problems']:.1f}", f"{each['tpf']:.{digits}f}")
+        for each in record["results"]
+        for digits in (1, 2)
+    }
+    named = re.findall(r"(\d+(?:\.\d)?) %, (\d+\.\d+)", (REPORT.parents[1] / "quality.md").read_text())
+    assert len(named) > 60
+    assert {(f"{float(accuracy):.1f}", tpf) for accuracy, tpf in named} <= points

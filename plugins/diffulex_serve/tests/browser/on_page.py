@@ -54,7 +54,7 @@ def test_an_answer_is_seen_with_what_gave_it_and_how_fast(context: BrowserContex
     assert shown["ttft"].endswith("s")
     assert page.locator(".canvas .cell.final:not(.beyond)").count() == 17
     assert page.locator(".canvas .cell.mask:not(.beyond)").count() == 0
-    assert page.locator(".canvas .block[data-state=complete]").count() == 4
+    assert page.locator(".canvas .block[data-state=complete]").count() == 2
     drawn = page.locator(".canvas .cell.final:not(.beyond)").all_text_contents()
     assert "".join(drawn).startswith(ANSWER)
     assert problems == []
