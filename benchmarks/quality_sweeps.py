@@ -144,12 +144,19 @@ def revising(model: str, tasks: tuple[Task, ...]) -> list[Sweep]:
     return [*sweeps, sweep("edit, one block of 32", alone, "edit_threshold", 0.0, 0.3, 0.5, 0.7, 0.9, 0.99)]
 
 
-def canvas(model: str, tasks: Sequence[Task], strategy: str, quota: Settings) -> list[Sweep]:
-    """A canvas over steps, guidance and accept thresholds; `quota` chooses positions when steps are given."""
-    return [each for task in tasks for each in _canvas(model, task, strategy, quota)]
+def canvas(
+    model: str, tasks: Sequence[Task], strategy: str, quota: Settings, *, guided: Sequence[Task] = SHORT_AND_LONG
+) -> list[Sweep]:
+    """A canvas over steps, guidance and accept thresholds.
+
+    Args:
+        quota: chooses positions when steps are given.
+        guided: tasks on which guidance is tried, which takes two canvases in every step.
+    """
+    return [each for task in tasks for each in _canvas(model, task, strategy, quota, guided=task in guided)]
 
 
-def _canvas(model: str, task: Task, strategy: str, quota: Settings) -> Iterator[Sweep]:
+def _canvas(model: str, task: Task, strategy: str, quota: Settings, *, guided: bool) -> Iterator[Sweep]:
     length = LENGTHS[task]
     fixed = {"gen_length": length, **quota}
     certain = {**fixed, "alg": "confidence_threshold"}
@@ -169,7 +176,8 @@ def _canvas(model: str, task: Task, strategy: str, quota: Settings) -> Iterator[
         )
 
     yield sweep("", fixed, "request", "steps", length // 8, length // 4, length // 2, length)
-    yield sweep(", guided", {**fixed, "steps": length}, "request", "cfg_scale", 0.25, 0.5, 1.0)
+    if guided:
+        yield sweep(", guided", {**fixed, "steps": length}, "request", "cfg_scale", 0.25, 0.5, 1.0)
     yield sweep(", threshold", few, "engine", "accept_threshold", *ACCEPT)
     if "block_length" in quota:
         lengths = (each for each in (4, 8, 16, 32, 64, 128) if each <= length)
@@ -232,7 +240,7 @@ SWEEPS: tuple[Sweep, ...] = (
     *blocks("dream", SHORT_AND_LONG, "d2f"),
     *blocks("dream", SHORT_AND_LONG, "multi_bd"),
     *canvas("dream", SHORT_AND_LONG, "dream_canvas", DREAM_QUOTA),
-    *canvas("dream", SHORT_AND_LONG, "llada_canvas", LLADA_QUOTA),
+    *canvas("dream", SHORT_AND_LONG, "llada_canvas", LLADA_QUOTA, guided=("two_step",)),
     *sparse("dream", SHORT_AND_LONG),
     *noise("gemma", SHORT_AND_LONG),
 )
