@@ -232,7 +232,7 @@ def _name(axis: Axes, edges: Mapping[str, Sequence[Point]]) -> None:
         low, high = middles - half, middles + half
         covered = ((taken > low[:, None]) & (taken < high[:, None])).all(axis=2).sum(axis=1)
         outside = np.maximum(axis.bbox.min - low, 0) + np.maximum(high - axis.bbox.max, 0)
-        best = np.argmin(10 * covered + outside.sum(axis=1) + np.arange(len(middles)))
+        best = np.argmin(10 * (covered + outside.sum(axis=1)) + np.arange(len(middles)))
         text.set_position((middles[best, 0], middles[best, 1]))
         taken = np.concatenate([taken, _filled(low[best], high[best])])
 
