@@ -535,7 +535,7 @@ def test_every_line_of_a_table_has_a_cell_for_each_column() -> None:
     spread = {"median": 1.0, "low": 0.5, "high": 2.0}
     trained = [
         {"model": "tiny/x", "name": "way", "problems": 4, "right": 3, "tokens": 60, "forwards": 30, "rows": 600,
-         "head_rows": 60, "tokens_per_second": spread, "faster": spread, "citable": True}
+         "head_rows": 60, "tokens_per_second": spread, "faster": spread, "citable": True, "commit": "abc"}
     ]  # fmt: skip
     text = render.page(
         report(outcome(), limits=limits, imports=imports, trained=trained), results="cpu.json", picture="p.png"
@@ -544,6 +544,7 @@ def test_every_line_of_a_table_has_a_cell_for_each_column() -> None:
     assert len(tables) == 4
     for table in tables:
         assert len({line.count(" | ") for line in table.splitlines() if "---" not in line}) == 1
+    assert "At commit `abc`." in text
     assert "![Tokens per second of each cell](p.png)" in text
 
 

@@ -141,7 +141,8 @@ def measure(cells: Sequence[Cell], settings: Settings, arguments: argparse.Names
 
     trained = list[dict[str, Any]]()
     for model in () if arguments.no_trained or arguments.smoke else MODELS:
-        trained += patient(functools.partial(measure_trained, settings, model))
+        ways = patient(functools.partial(measure_trained, settings, model))
+        trained += [{**way, "commit": commit(ROOT)} for way in ways]
     gemma = [] if arguments.no_gemma or arguments.smoke else patient(lambda: measure_gemma(settings))
 
     def report() -> Report:

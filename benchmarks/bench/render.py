@@ -200,10 +200,12 @@ def _trained(report: Report) -> str:
         )
         for each in report.trained
     ]
+    commits = ", ".join(f"`{each}`" for each in sorted({each["commit"] for each in report.trained}))
     note = "" if all(each["citable"] for each in report.trained) else "\n\nMeasured on a busy machine; not citable."
     return (
         "## Trained networks, the same unseen problems\n\nTokens are those of the answers, without what stands behind "
-        f"their end; *faster* compares with the first way of the same model.\n\n{table(columns, rows)}{note}"
+        f"their end; *faster* compares with the first way of the same model. At commit {commits}.\n\n"
+        f"{table(columns, rows)}{note}"
     )
 
 
