@@ -90,8 +90,7 @@ class Run:
         if earlier != ours or stale:
             raise ValueError(f"{file} holds results of {earlier}, not of {ours}, or of other checkpoints: {stale}")
         self.failed += record["failed"]
-        whole = (fields for fields in record["results"] if fields["problems"] == self.asked.problems)
-        for fields in whole:
+        for fields in record["results"]:
             edits = None if fields["edits"] is None else Edits(**fields["edits"])
             speed = None if fields["speed"] is None else Speed(**fields["speed"])
             self.results.append(Result(**{**fields, "edits": edits, "speed": speed}))
