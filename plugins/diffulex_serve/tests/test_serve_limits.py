@@ -333,7 +333,7 @@ def test_elsewhere_every_name_will_do(served: Any, options: ServeOptions) -> Non
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize("api_key", [None, "k"])
 def test_named_hosts_and_local_ones_may_ask_and_no_others(served: Any, address: str, api_key: str | None) -> None:
-    security = SecuritySection(allowed_hosts=("API.example.com", "*.example.org"), api_key=api_key)
+    security = SecuritySection(allowed_hosts=("API.example.com:8443", "*.example.org"), api_key=api_key)
     server = served.with_options(ServeOptions(server=ServerSection(host=address), security=security))
     assert _statuses(
         server, ["api.example.com", "api.example.com.:443", "a.example.org", "a.b.example.org", *LOCAL]

@@ -29,7 +29,7 @@ def expected_hosts(options: ServeOptions) -> frozenset[str] | None:
     Without `allowed_hosts` it looks where nothing but being local keeps strangers out: on a loopback address without
     a key.
     """
-    named = frozenset(host.lower() for host in options.security.allowed_hosts)
+    named = frozenset(_name_in(host) for host in options.security.allowed_hosts)
     if ANY in named:
         return None
     open_to_local = is_loopback(options.server.host) and options.security.api_key is None
@@ -52,8 +52,7 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             for key, value in scope["headers"]:
-                name = _name_in(value.decode("latin-1"))
-                if key == b"host" and not self._answers_to(name):
+                if key == b"host" and not self._answers_to(name := _name_in(value.decode("latin-1"))):
                     shown = name[:_LONGEST_NAME]
                     error = ApiError(
                         403,
