@@ -81,7 +81,7 @@ class Run:
         """Take over the results of an earlier run of the same problems.
 
         Raises:
-            ValueError: it asked other problems, or a checkpoint has changed since.
+            ValueError: it asked other problems, a checkpoint has changed since, or it is of another version of this.
         """
         record = json.loads(file.read_text())
         earlier = {name: record["asked"][name] for name in ("problems", "seed", "quick")}
@@ -91,6 +91,8 @@ class Run:
             raise ValueError(f"{file} holds results of {earlier}, not of {ours}, or of other checkpoints: {stale}")
         self.failed += record["failed"]
         for fields in record["results"]:
+            if fields.keys() != attrs.fields_dict(Result).keys():
+                raise ValueError(f"{file} was written by another version of this benchmark; run it again.")
             edits = None if fields["edits"] is None else Edits(**fields["edits"])
             speed = None if fields["speed"] is None else Speed(**fields["speed"])
             self.results.append(Result(**{**fields, "edits": edits, "speed": speed}))

@@ -331,6 +331,9 @@ def test_points_of_tiny_llada_are_run_timed_and_failures_named(tmp_path: Path, m
     assert not any("Not asked for: tiny/llada;" in note for note in joined.notes())
     with pytest.raises(ValueError, match="'seed': 2"):
         quality.Run(asked=attrs.evolve(run.asked, seed=2)).add(tmp_path / "quality.json")
+    (tmp_path / "quality.json").write_text((tmp_path / "quality.json").read_text().replace('"speed"', '"pace"'))
+    with pytest.raises(ValueError, match="another version"):
+        quality.Run(asked=run.asked).add(tmp_path / "quality.json")
 
 
 REPORT = Path(__file__).parents[1] / "docs/quality/quality.json"
